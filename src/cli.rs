@@ -1,0 +1,69 @@
+//! Every command and option.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{RunnerConfig, RunnerOptions};
+use crate::sim::demo::DemoOptions;
+use crate::sim::mock::MockOptions;
+
+/// Sends paced jobs to a Livepeer BYOC gateway, at the rate that a GPU agent's uptime has earned
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = false,
+    override_usage = "uptime-runner --agent <ID>... [OPTIONS]\n       uptime-runner <COMMAND> [OPTIONS]",
+    after_help = AFTER_HELP
+)]
+pub struct Cli {
+    /// Without one, this is the job runner.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The job runner's options.
+    #[command(flatten)]
+    pub runner: RunnerArgs,
+}
+
+const AFTER_HELP: &str = "\
+Uptime and job rate: 99 % and over earn the whole rate, 95 % half, 90 % a tenth, below nothing.
+A length of time T is a number of seconds, or as in 500ms, 2m, 1h30m.
+Each option is also UPTIME_RUNNER_<NAME> in the environment, and a key in the file of --config:
+flag beats environment beats file beats default. RUST_LOG sets what is logged to standard error.
+
+Exit status: 0 ended as asked; 1 failed while running, or a --require threshold was missed;
+2 bad input; 130 second interrupt.";
+
+/// What else this binary is.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Play a ping system and a gateway on one port, by a script
+    Mock(MockOptions),
+    /// See it all at work: the runner against the mock, nothing else needed
+    Demo(DemoOptions),
+}
+
+/// The job runner's command line.
+#[derive(Debug, Args)]
+pub struct RunnerArgs {
+    /// TOML file with any of these options, further capabilities and agents
+    #[arg(long, value_name = "FILE", env = "UPTIME_RUNNER_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// What can stand in the file, too.
+    #[command(flatten)]
+    pub options: RunnerOptions,
+}
+
+impl RunnerArgs {
+    /// Reads the file, where there is one, and checks everything.
+    ///
+    /// # Errors
+    /// Bad input, in a message that names the option or the file's line.
+    pub fn resolve(self) -> anyhow::Result<RunnerConfig> {
+        match &self.config {
+            Some(file) => self.options.resolve_with_file(file),
+            None => self.options.resolve(),
+        }
+    }
+}

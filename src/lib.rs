@@ -1,0 +1,33 @@
+//! `uptime-runner` sends paced jobs to a Livepeer BYOC gateway at the rate that a GPU agent's uptime
+//! has earned, and accounts for every one.
+//!
+//! In the order in which data flows:
+//! - [`wire`]: what crosses the network, with its limits; no I/O.
+//! - [`runner`]: the job runner: pings → uptime → rate → paced jobs → outcomes → accounts → output.
+//! - [`sim`]: scripted counterparts, for `mock` and `demo`.
+//!
+//! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] are
+//! values that carry their unit, [`shutdown`], [`telemetry`] and [`terminal`] are the edges.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        clippy::duration_suboptimal_units,
+        clippy::float_cmp,
+        clippy::needless_pass_by_value,
+        reason = "a test's small, exact numbers, written as its table needs them"
+    )
+)]
+
+pub mod cli;
+pub mod config;
+pub mod runner;
+pub mod shutdown;
+pub mod sim;
+pub mod telemetry;
+pub mod terminal;
+pub mod units;
+pub mod wire;

@@ -1,0 +1,135 @@
+//! Sleeps until an instant, more precisely than the runtime's timer, whose grain of a millisecond
+//! would put jobs at over 100 a second visibly off their slots.
+
+use tokio::time::Instant;
+
+/// One sleeper's alarm clock.
+#[derive(Debug)]
+pub struct Alarm(Clock);
+
+#[derive(Debug)]
+enum Clock {
+    #[cfg(target_os = "linux")]
+    Kernel(kernel::Timer),
+    Runtime,
+}
+
+impl Alarm {
+    /// The most precise that this machine has.
+    #[must_use]
+    pub fn precise() -> Self {
+        #[cfg(target_os = "linux")]
+        match kernel::Timer::new() {
+            Ok(timer) => return Self(Clock::Kernel(timer)),
+            Err(error) => tracing::warn!(
+                %error,
+                "no kernel timer to be had: jobs may leave up to 2 ms after their slots"
+            ),
+        }
+        Self::of_runtime()
+    }
+
+    /// The runtime's, which follows a paused clock.
+    #[must_use]
+    pub fn of_runtime() -> Self {
+        Self(Clock::Runtime)
+    }
+
+    /// Returns at `deadline` or, should it have passed, as soon as other tasks had their turn.
+    /// Cancelling it is safe.
+    pub async fn until(&mut self, deadline: Instant) {
+        match &mut self.0 {
+            #[cfg(target_os = "linux")]
+            Clock::Kernel(timer) => {
+                if let Err(error) = timer.until(deadline).await {
+                    tracing::warn!(%error, "the kernel timer failed: jobs may leave up to 2 ms after their slots");
+                    self.0 = Clock::Runtime;
+                    tokio::time::sleep_until(deadline).await;
+                }
+            }
+            Clock::Runtime => tokio::time::sleep_until(deadline).await,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod kernel {
+    use std::io;
+    use std::os::fd::OwnedFd;
+    use std::time::Duration;
+
+    use rustix::time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    };
+    use tokio::io::unix::AsyncFd;
+    use tokio::time::Instant;
+
+    #[derive(Debug)]
+    pub struct Timer(AsyncFd<OwnedFd>);
+
+    impl Timer {
+        pub fn new() -> io::Result<Self> {
+            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+            let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+            #[expect(
+                deprecated,
+                reason = "its successor is unsafe, for types whose descriptor changes; an OwnedFd's does not"
+            )]
+            AsyncFd::new(timer).map(Self)
+        }
+
+        pub async fn until(&mut self, deadline: Instant) -> io::Result<()> {
+            // A timer of 0 would be one that never rings.
+            let wait = deadline
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_nanos(1));
+            let once = Itimerspec {
+                it_interval: Timespec::default(),
+                it_value: Timespec {
+                    tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+                    tv_nsec: wait.subsec_nanos().into(),
+                },
+            };
+            timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)?;
+            loop {
+                let mut ready = self.0.readable().await?;
+                // Setting the timer forgot earlier rings, but not that the runtime saw them: only
+                // a ring that can be read is one of this wait.
+                match rustix::io::read(&self.0, &mut [0; 8]) {
+                    Ok(_) => return Ok(()),
+                    Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn never_rings_early_even_after_a_cancelled_wait() {
+        let mut alarm = Alarm::precise();
+        for micros in [0, 50, 300, 1500, 20] {
+            tokio::select! {
+                biased;
+                () = alarm.until(Instant::now() + Duration::from_micros(100)) => {}
+                () = tokio::task::yield_now() => {}
+            }
+            let deadline = Instant::now() + Duration::from_micros(micros);
+            alarm.until(deadline).await;
+            assert!(Instant::now() >= deadline);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_has_passed_rings() {
+        let now = Instant::now();
+        let passed = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
+        Alarm::precise().until(passed).await;
+    }
+}

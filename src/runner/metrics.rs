@@ -1,0 +1,179 @@
+//! The runner's Prometheus metrics, fed with the same events as the accounts.
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, TextEncoder,
+};
+
+use super::event::{AgentIndex, Event, Roster};
+use crate::wire::gateway::Outcome;
+
+/// From a busy GPU's shortest answers to the longest wait that is usual, in seconds.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 120.0,
+];
+
+/// Counters and gauges of one run.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    agents: Vec<AgentMetrics>,
+    in_flight: IntGauge,
+}
+
+/// One agent's share, looked up once, for a look-up by label in every job would cost more than the
+/// count.
+#[derive(Debug)]
+struct AgentMetrics {
+    rate: Gauge,
+    uptime: Gauge,
+    uptime_age: Gauge,
+    capabilities: Vec<CapabilityMetrics>,
+}
+
+#[derive(Debug)]
+struct CapabilityMetrics {
+    outcomes: Vec<IntCounter>,
+    duration: Histogram,
+    delayed: IntCounter,
+    dropped: IntCounter,
+}
+
+impl Metrics {
+    /// All series of a run, at 0; those of the uptime are not a number until it is known.
+    ///
+    /// # Errors
+    /// When a name is not valid or registered twice.
+    pub fn new(roster: &Roster) -> prometheus::Result<Self> {
+        let by_capability = ["agent", "capability"];
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels)
+        };
+        let gauge = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["agent"]);
+        let jobs = counter(
+            "uptime_runner_jobs_total",
+            "Jobs answered or given up, by outcome.",
+            &["agent", "capability", "outcome"],
+        )?;
+        let duration = HistogramVec::new(
+            HistogramOpts::new(
+                "uptime_runner_job_duration_seconds",
+                "From a job's slot to its answer's last byte.",
+            )
+            .buckets(DURATION_BUCKETS.to_vec()),
+            &by_capability,
+        )?;
+        let delayed = counter(
+            "uptime_runner_delayed_total",
+            "Slots of the base rate that the policy withheld.",
+            &by_capability,
+        )?;
+        let dropped = counter(
+            "uptime_runner_dropped_total",
+            "Slots without a place for a job, or overdue.",
+            &by_capability,
+        )?;
+        let rate = gauge("uptime_runner_job_rate_per_minute", "Jobs per minute now.")?;
+        let uptime = gauge(
+            "uptime_runner_agent_uptime_percent",
+            "The last known uptime.",
+        )?;
+        let age = gauge(
+            "uptime_runner_uptime_age_seconds",
+            "Time since the ping system last told the uptime.",
+        )?;
+        let in_flight = IntGauge::new(
+            "uptime_runner_in_flight",
+            "Jobs waiting for an answer, over all agents.",
+        )?;
+
+        let registry = Registry::new();
+        registry.register(Box::new(jobs.clone()))?;
+        registry.register(Box::new(duration.clone()))?;
+        registry.register(Box::new(delayed.clone()))?;
+        registry.register(Box::new(dropped.clone()))?;
+        registry.register(Box::new(rate.clone()))?;
+        registry.register(Box::new(uptime.clone()))?;
+        registry.register(Box::new(age.clone()))?;
+        registry.register(Box::new(in_flight.clone()))?;
+
+        let agents = roster.agents.iter().map(|agent| {
+            let agent: &str = agent;
+            let capabilities = roster.capabilities.iter().map(|capability| {
+                let labels = [agent, capability];
+                CapabilityMetrics {
+                    outcomes: Outcome::ALL
+                        .iter()
+                        .map(|o| jobs.with_label_values(&[agent, capability, o.name()]))
+                        .collect(),
+                    duration: duration.with_label_values(&labels),
+                    delayed: delayed.with_label_values(&labels),
+                    dropped: dropped.with_label_values(&labels),
+                }
+            });
+            let metrics = AgentMetrics {
+                rate: rate.with_label_values(&[agent]),
+                uptime: uptime.with_label_values(&[agent]),
+                uptime_age: age.with_label_values(&[agent]),
+                capabilities: capabilities.collect(),
+            };
+            metrics.uptime.set(f64::NAN);
+            metrics.uptime_age.set(f64::NAN);
+            metrics
+        });
+        Ok(Self {
+            agents: agents.collect(),
+            registry,
+            in_flight,
+        })
+    }
+
+    /// Takes in what happened.
+    pub fn apply(&self, event: &Event) {
+        match event {
+            Event::Started { .. } | Event::Sent(..) => {}
+            Event::Uptime(polled) => {
+                let percent = polled.uptime.map_or(f64::NAN, crate::units::Percent::get);
+                self.agents[polled.agent.0].uptime.set(percent);
+            }
+            Event::RateChanged(changed) => {
+                self.agents[changed.agent.0]
+                    .rate
+                    .set(changed.to.get().into());
+            }
+            Event::Job(job) => {
+                let metrics = &self.agents[job.agent.0].capabilities[job.capability.0];
+                metrics.outcomes[job.answer.outcome as usize].inc();
+                metrics.duration.observe(job.latency.as_secs_f64());
+            }
+            Event::Delayed(agent, capability) => {
+                self.agents[agent.0].capabilities[capability.0]
+                    .delayed
+                    .inc();
+            }
+            Event::Dropped(agent, capability) => {
+                self.agents[agent.0].capabilities[capability.0]
+                    .dropped
+                    .inc();
+            }
+        }
+    }
+
+    /// Sets how old an agent's last known uptime is; not a number where none is known.
+    pub fn set_uptime_age(&self, agent: AgentIndex, seconds: f64) {
+        self.agents[agent.0].uptime_age.set(seconds);
+    }
+
+    /// Sets how many jobs wait for an answer.
+    pub fn set_in_flight(&self, jobs: usize) {
+        self.in_flight.set(i64::try_from(jobs).unwrap_or(i64::MAX));
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be written as text.
+    pub fn text(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

@@ -1,0 +1,348 @@
+//! The job runner: asks for agents' uptimes, turns them into job rates, sends paced jobs to the
+//! gateway and accounts for every one.
+
+pub mod accounts;
+pub mod alarm;
+pub mod capability;
+pub mod client;
+pub mod event;
+pub mod gateway;
+pub mod metrics;
+pub mod monitor;
+pub mod open_files;
+pub mod output;
+pub mod pacer;
+pub mod ping_client;
+pub mod policy;
+pub mod recorder;
+pub mod require;
+pub mod submitter;
+pub mod uptime;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use chrono::Utc;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::alarm::Alarm;
+use self::capability::Chooser;
+use self::event::{AgentIndex, Event, Roster};
+use self::gateway::Gateway;
+use self::monitor::Monitor;
+use self::output::Output;
+use self::output::json::JsonOutput;
+use self::output::text::TextOutput;
+use self::output::writer::Writer;
+use self::ping_client::PingSystem;
+use self::recorder::Recorder;
+use self::require::Missed;
+use self::submitter::{JobBudget, Shared, Submitter};
+use crate::config::{OutputFormat, RunnerConfig, with_path};
+use crate::shutdown::Shutdown;
+use crate::wire::gateway::same_orchestrator_form;
+use crate::{telemetry, terminal};
+
+/// The longest wait for an answer of the ping system (CONTRACT.md section 1).
+const LONGEST_QUESTION: Duration = Duration::from_secs(10);
+/// The time between two status lines.
+const STATUS_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a second signal waits for standard output to take the final accounts.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// As asked, with the requirements that were missed.
+    AsAsked(Vec<Missed>),
+    /// By a second signal.
+    AtOnce,
+}
+
+/// Runs until the first signal, `--duration` or `--max-jobs`.
+///
+/// # Errors
+/// What cannot be set up, standard output that takes no more, a task that panicked.
+pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ended> {
+    let stop = shutdown.gently.child_token();
+    let output_failed = CancellationToken::new();
+    let mut run = Run::set_up(config, stop.clone(), output_failed.clone()).await?;
+
+    let mut broken = None;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = output_failed.cancelled() => {}
+        () = sleep(run.config.duration) => {}
+        Some(Err(panic)) = run.tasks.join_next() => broken = Some(panic),
+    }
+    stop.cancel();
+
+    run.tracker.close();
+    let mut at_once = false;
+    tokio::select! {
+        () = run.finished() => {}
+        () = output_failed.cancelled() => {}
+        () = shutdown.at_once.cancelled() => at_once = true,
+    }
+    let total = tokio::select! {
+        closed = run.recorder.close() => closed.context("standard output takes no more")?,
+        () = last_words(at_once, shutdown) => return Ok(Ended::AtOnce),
+    };
+    if let Some(panic) = broken {
+        bail!("a task of the runner failed: {panic}");
+    }
+    if at_once {
+        return Ok(Ended::AtOnce);
+    }
+    let missed = run
+        .config
+        .requirements
+        .iter()
+        .filter_map(|required| required.missed(&total));
+    Ok(Ended::AsAsked(missed.collect()))
+}
+
+/// All that lives as long as a run.
+struct Run {
+    config: RunnerConfig,
+    recorder: Arc<Recorder>,
+    /// Jobs under way.
+    tracker: TaskTracker,
+    /// Submitters, which end by themselves once stopped.
+    tasks: JoinSet<()>,
+    /// Monitors, metrics and status line: ended when dropped.
+    helpers: JoinSet<()>,
+}
+
+impl Run {
+    async fn set_up(
+        config: RunnerConfig,
+        stop: CancellationToken,
+        output_failed: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let metrics_listener = match config.metrics_listen {
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("--metrics-listen {address}: cannot listen there"))?,
+            ),
+            None => None,
+        };
+        let with_tls = [&config.ping.url, &config.gateway.url]
+            .iter()
+            .any(|u| u.scheme() == "https");
+        let client = client::new(with_tls, config.extra_roots.clone())
+            .context("the HTTP client cannot be set up")?;
+
+        let text = TextOutput {
+            colour: terminal::wants_colour(&std::io::stdout()),
+        };
+        let recorder = Arc::new(recorder(&config, text, output_failed)?);
+        recorder.record(&Event::Started { ts: Utc::now() });
+        warn_of_short_timeouts(&config);
+
+        let routes = config.capabilities.iter().map(|capability| {
+            let path = format!(
+                "process/request/{}",
+                capability.route.trim_start_matches('/')
+            );
+            with_path(&config.gateway.url, &path)
+        });
+        let shared = Arc::new(Shared {
+            gateway: Gateway::new(
+                client.clone(),
+                routes.collect(),
+                config.gateway.authorization.clone(),
+            ),
+            capabilities: config.capabilities.clone(),
+            timeout: config.timeout,
+            places: Arc::new(Semaphore::new(config.max_in_flight)),
+            budget: JobBudget::new(config.max_jobs),
+            recorder: Arc::clone(&recorder),
+            jobs: TaskTracker::new(),
+            stop: stop.clone(),
+        });
+        let ping_system = Arc::new(PingSystem {
+            client,
+            url: config.ping.url.clone(),
+            authorization: config.ping.authorization.clone(),
+            window: config.uptime_window,
+            patience: config.uptime_interval.min(LONGEST_QUESTION),
+        });
+
+        let mut run = Self {
+            recorder: Arc::clone(&recorder),
+            tracker: shared.jobs.clone(),
+            tasks: JoinSet::new(),
+            helpers: JoinSet::new(),
+            config,
+        };
+        let in_flight = {
+            let (places, bound) = (Arc::clone(&shared.places), run.config.max_in_flight);
+            move || bound.saturating_sub(places.available_permits())
+        };
+        if let Some(listener) = metrics_listener {
+            let (recorder, in_flight) = (Arc::clone(&recorder), in_flight.clone());
+            run.helpers.spawn(async move {
+                let text = move || recorder.metrics_text(in_flight());
+                if let Err(error) = telemetry::serve_metrics(listener, text).await {
+                    tracing::error!(%error, "metrics are no longer served");
+                }
+            });
+        }
+        if run.config.output == OutputFormat::Text && terminal::columns().is_some() {
+            let ends_at = run
+                .config
+                .duration
+                .map(|duration| Instant::now() + duration);
+            run.helpers
+                .spawn(show_status(recorder, text, in_flight, ends_at));
+        }
+        run.start_agents(&shared, &ping_system, &stop);
+        Ok(run)
+    }
+
+    /// Each agent has its own monitor, watch channel, pacer and submitter.
+    fn start_agents(
+        &mut self,
+        shared: &Arc<Shared<Gateway>>,
+        ping_system: &Arc<PingSystem>,
+        stop: &CancellationToken,
+    ) {
+        let seed = self.config.random_seed.unwrap_or_else(|| fastrand::u64(..));
+        for (index, agent) in self.config.agents.iter().enumerate() {
+            let agent_id: Arc<str> = agent.id.as_str().into();
+            let (verdicts, verdict) = watch::channel(None);
+            let weights = self
+                .config
+                .capabilities
+                .iter()
+                .map(|capability| capability.weight);
+            let submitter = Submitter {
+                agent: AgentIndex(index),
+                agent_id: Arc::clone(&agent_id),
+                parameters: capability::parameters(&agent.orchestrators),
+                orchestrators: agent
+                    .orchestrators
+                    .iter()
+                    .map(|address| same_orchestrator_form(address))
+                    .collect(),
+                base_rate: self.config.base_rate,
+                chooser: Chooser::new(weights, seed.wrapping_add(index as u64)),
+                alarm: Alarm::precise(),
+                shared: Arc::clone(shared),
+            };
+            self.tasks.spawn(submitter.run(verdict));
+
+            let (recorder, source) = (Arc::clone(&self.recorder), Arc::clone(ping_system));
+            let stop = stop.clone();
+            let (base_rate, uptime_interval, stale_after) = (
+                self.config.base_rate,
+                self.config.uptime_interval,
+                self.config.stale_after,
+            );
+            self.tasks.spawn(async move {
+                let monitor = Monitor {
+                    agent: AgentIndex(index),
+                    agent_id: &agent_id,
+                    base_rate,
+                    uptime_interval,
+                    stale_after,
+                    recorder: &recorder,
+                };
+                monitor.run(source.as_ref(), verdicts, stop).await;
+            });
+        }
+    }
+
+    /// Waits for the submitters, then for the jobs that they have sent, each at most its timeout.
+    async fn finished(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+        self.tracker.wait().await;
+    }
+}
+
+fn recorder(
+    config: &RunnerConfig,
+    text: TextOutput,
+    output_failed: CancellationToken,
+) -> anyhow::Result<Recorder> {
+    let output = match config.output {
+        OutputFormat::Text => Output::Text(text),
+        OutputFormat::Json => Output::Json(JsonOutput),
+    };
+    let roster = Roster {
+        agents: config
+            .agents
+            .iter()
+            .map(|agent| agent.id.as_str().into())
+            .collect(),
+        capabilities: config
+            .capabilities
+            .iter()
+            .map(|c| c.name.as_str().into())
+            .collect(),
+        base_rate: config.base_rate,
+    };
+    let writer = Writer::start(std::io::stdout(), output_failed)
+        .context("the output thread cannot be started")?;
+    Ok(Recorder::new(
+        Arc::new(roster),
+        output,
+        config.stats_every,
+        writer,
+    )?)
+}
+
+fn warn_of_short_timeouts(config: &RunnerConfig) {
+    let Some(timeout) = config.timeout else {
+        return;
+    };
+    for capability in config
+        .capabilities
+        .iter()
+        .filter(|c| timeout < c.patience())
+    {
+        tracing::warn!(
+            capability = capability.name,
+            "--timeout {timeout:?} is shorter than the job's timeout_seconds + 10 s ({:?}): a job given up early never frees its place at the orchestrator",
+            capability.patience(),
+        );
+    }
+}
+
+async fn show_status(
+    recorder: Arc<Recorder>,
+    text: TextOutput,
+    in_flight: impl Fn() -> usize,
+    ends_at: Option<Instant>,
+) {
+    let mut ticks = tokio::time::interval(STATUS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let left = ends_at.map(|at| at.saturating_duration_since(Instant::now()));
+        // Asked for each time: a window's width changes.
+        recorder.show_status(text, terminal::columns().unwrap_or(80), in_flight(), left);
+    }
+}
+
+async fn sleep(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns when no more can be waited for standard output.
+async fn last_words(at_once: bool, shutdown: &Shutdown) {
+    if !at_once {
+        shutdown.at_once.cancelled().await;
+    }
+    tokio::time::sleep(LAST_WORDS).await;
+}

@@ -1,0 +1,246 @@
+//! Writes lines to standard output from a thread of its own, so that a slow terminal, pipe or disk
+//! cannot hold up the pace; keeps a terminal's status line below them.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::terminal;
+
+/// Lines waiting to be written beyond which there is no room for more.
+const ROOM_BYTES: usize = 4 << 20;
+/// Lines of this time are written together.
+const BATCH: Duration = Duration::from_millis(5);
+/// A queue of lines and the thread that writes them.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+    written: Notify,
+    /// Cancelled when standard output takes no more.
+    failed: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    lines: Vec<u8>,
+    status: Option<String>,
+    closed: bool,
+    error: Option<io::Error>,
+}
+
+impl Writer {
+    /// Starts the thread. `failed` is cancelled when `out` cannot be written to.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(out: impl Write + Send + 'static, failed: CancellationToken) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            written: Notify::new(),
+            failed,
+        });
+        let thread = std::thread::Builder::new().name("output".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.write_all_to(out)
+        })?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Queues lines.
+    pub fn write(&self, lines: &[u8]) {
+        let mut queue = self.shared.lock();
+        if queue.error.is_none() {
+            queue.lines.extend_from_slice(lines);
+            self.shared.filled.notify_one();
+        }
+    }
+
+    /// Shows a status line below the lines, in place of the last one.
+    pub fn set_status(&self, status: String) {
+        self.shared.lock().status = Some(status);
+        self.shared.filled.notify_one();
+    }
+
+    /// Whether more lines can wait.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.shared.lock().lines.len() < ROOM_BYTES
+    }
+
+    /// Waits until more lines can wait.
+    pub async fn room(&self) {
+        loop {
+            // Before the look at the queue: a batch written in between must not be missed.
+            let written = self.shared.written.notified();
+            if self.has_room() {
+                return;
+            }
+            written.await;
+        }
+    }
+
+    /// Waits until all lines are written; no more can be.
+    ///
+    /// # Errors
+    /// What standard output answered when it took no more.
+    pub async fn close(&self) -> io::Result<()> {
+        self.shared.lock().closed = true;
+        self.shared.filled.notify_one();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            let joined = tokio::task::spawn_blocking(|| thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                return Err(io::Error::other("the output thread panicked"));
+            }
+        }
+        self.shared.lock().error.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_all_to(&self, mut out: impl Write) {
+        let mut batch = Vec::new();
+        let mut status = String::new();
+        loop {
+            let mut queue = self.lock();
+            while queue.lines.is_empty() && queue.status.is_none() && !queue.closed {
+                queue = self
+                    .filled
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            let closed = queue.closed;
+            batch.clear();
+            std::mem::swap(&mut batch, &mut queue.lines);
+            if let Some(new) = queue.status.take() {
+                status = new;
+            }
+            if closed {
+                status.clear();
+            }
+            drop(queue);
+            if let Err(error) = write_batch(&mut out, &batch, &status) {
+                let mut queue = self.lock();
+                queue.lines = Vec::new();
+                queue.error = Some(error);
+                self.failed.cancel();
+                self.written.notify_waiters();
+                return;
+            }
+            self.written.notify_waiters();
+            if closed {
+                return;
+            }
+            let queue = self.lock();
+            let _ = self
+                .filled
+                .wait_timeout_while(queue, BATCH, |queue| !queue.closed);
+        }
+    }
+}
+
+fn write_batch(out: &mut impl Write, batch: &[u8], status: &str) -> io::Result<()> {
+    out.write_all(terminal::clear_status())?;
+    out.write_all(batch)?;
+    if !status.is_empty() {
+        out.write_all(status.as_bytes())?;
+        terminal::status_shown();
+    }
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Blocks in every write until it is let go on.
+    struct Gate {
+        go: mpsc::Receiver<()>,
+        seen: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.go.recv();
+            self.seen.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stalled_output_leaves_no_room_but_loses_nothing() {
+        let (go, gate) = mpsc::channel();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let out = Gate {
+            go: gate,
+            seen: Arc::clone(&seen),
+        };
+        let writer = Writer::start(out, CancellationToken::new()).unwrap();
+        let line = vec![b'x'; 1 << 20];
+        while writer.has_room() {
+            writer.write(&line);
+            tokio::task::yield_now().await;
+        }
+        let mut room = std::pin::pin!(writer.room());
+        let stalled =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(room.as_mut().poll(cx).is_pending()));
+        assert!(stalled.await);
+        drop(go);
+        room.await;
+        writer.write(b"end\n");
+        writer.close().await.unwrap();
+        let seen = seen.lock().unwrap();
+        assert!(seen.len() > ROOM_BYTES && seen.ends_with(b"xend\n"));
+    }
+
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_output_that_takes_no_more_is_told() {
+        let failed = CancellationToken::new();
+        let writer = Writer::start(Full, failed.clone()).unwrap();
+        writer.write(b"line\n");
+        failed.cancelled().await;
+        writer.room().await;
+        let error = writer.close().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+}

@@ -1,0 +1,362 @@
+//! When jobs are due: open-loop, evenly spaced, whatever becomes of the jobs.
+//!
+//! ```text
+//! 60/min          60 → 30/min after a third of a gap        → 0    → 60/min
+//! |─────|─────|─────|──┆──────────|───────────|──────────────┆──────|─────|─────|
+//! 0     1     2     3   ⅔ of the new gap remain               none   at once
+//! ```
+//!
+//! Slot k of a constant stretch is due at start + k × gap, computed from the stretch's start, so
+//! that errors cannot add up. What the policy withholds, the slots of the base rate that are not
+//! slots of the current one, is counted beside it.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::units::JobsPerMinute;
+
+const MINUTE_NANOS: u128 = 60_000_000_000;
+
+/// Decides when jobs are due at a rate that changes.
+#[derive(Debug)]
+pub struct Pacer {
+    base: JobsPerMinute,
+    /// `None` at rate 0.
+    stretch: Option<Stretch>,
+    withheld: Withheld,
+}
+
+/// Evenly spaced slots, of which `taken` are gone.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    start: Instant,
+    rate: JobsPerMinute,
+    taken: u64,
+}
+
+/// The integral of (base − current) over time, of which whole slots are taken out.
+#[derive(Debug, Default)]
+struct Withheld {
+    counted_until: Option<Instant>,
+    /// In jobs per minute × nanoseconds, less than one slot's worth.
+    rest: u128,
+}
+
+/// What has become due at one wake.
+#[derive(Debug)]
+#[must_use = "slots that are not accounted for are lost"]
+pub struct Due {
+    stretch: Option<Stretch>,
+    slots: Range<u64>,
+    /// Slots so late that sending them would be a burst.
+    pub overdue: u64,
+    /// Slots of the base rate that the policy withheld.
+    pub withheld: u64,
+}
+
+impl Due {
+    /// The instants at which the jobs to send now were due, oldest first.
+    pub fn slots(&self) -> impl Iterator<Item = Instant> + use<> {
+        let slots = self.slots.clone();
+        self.stretch
+            .into_iter()
+            .flat_map(move |stretch| slots.clone().map(move |k| stretch.due(k)))
+    }
+}
+
+impl Pacer {
+    /// Nothing is due, and nothing counted as withheld, before the first [`Self::change_rate`].
+    #[must_use]
+    pub fn new(base: JobsPerMinute) -> Self {
+        Self {
+            base,
+            stretch: None,
+            withheld: Withheld::default(),
+        }
+    }
+
+    /// The current rate.
+    #[must_use]
+    pub fn rate(&self) -> JobsPerMinute {
+        self.stretch
+            .map_or(JobsPerMinute::ZERO, |stretch| stretch.rate)
+    }
+
+    /// When the next job is due; `None` at rate 0.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.stretch.map(|stretch| stretch.due(stretch.taken))
+    }
+
+    /// Takes what is due at `now`. Late slots are due at once, but never more than one second's
+    /// worth: a machine that slept must not burst.
+    pub fn advance(&mut self, now: Instant) -> Due {
+        let withheld_rate = self.base.get().saturating_sub(self.rate().get());
+        let withheld = self.withheld.count(withheld_rate, now);
+        let Some(stretch) = &mut self.stretch else {
+            return Due {
+                stretch: None,
+                slots: 0..0,
+                overdue: 0,
+                withheld,
+            };
+        };
+        let end = stretch.due_until(now).max(stretch.taken);
+        let second_worth = u64::from(stretch.rate.get().div_ceil(60));
+        let begin = stretch.taken.max(end.saturating_sub(second_worth));
+        let overdue = begin - stretch.taken;
+        stretch.taken = end;
+        Due {
+            stretch: Some(*stretch),
+            slots: begin..end,
+            overdue,
+            withheld,
+        }
+    }
+
+    /// Takes what is due at `now`, then goes on at `rate`: of the gap in progress the part that
+    /// has passed stays passed. From 0, the first slot is due at once.
+    pub fn change_rate(&mut self, now: Instant, rate: JobsPerMinute) -> Due {
+        let due = self.advance(now);
+        self.withheld.counted_until.get_or_insert(now);
+        let start = match self.stretch {
+            _ if rate == JobsPerMinute::ZERO => None,
+            None => Some(now),
+            Some(old) => {
+                let remaining = old.due(old.taken).saturating_duration_since(now).as_nanos();
+                let rescaled =
+                    (remaining * u128::from(old.rate.get())).div_ceil(u128::from(rate.get()));
+                Some(now + nanos(rescaled))
+            }
+        };
+        self.stretch = start.map(|start| Stretch {
+            start,
+            rate,
+            taken: 0,
+        });
+        due
+    }
+}
+
+impl Stretch {
+    /// When slot `k` is due; rounded up, so that no slot is early.
+    fn due(&self, k: u64) -> Instant {
+        self.start + nanos((u128::from(k) * MINUTE_NANOS).div_ceil(u128::from(self.rate.get())))
+    }
+
+    /// How many slots are due at `now`.
+    fn due_until(&self, now: Instant) -> u64 {
+        now.checked_duration_since(self.start).map_or(0, |passed| {
+            let whole_gaps = passed.as_nanos() * u128::from(self.rate.get()) / MINUTE_NANOS;
+            u64::try_from(whole_gaps).map_or(u64::MAX, |gaps| gaps + 1)
+        })
+    }
+}
+
+impl Withheld {
+    fn count(&mut self, rate: u32, now: Instant) -> u64 {
+        let Some(until) = self.counted_until else {
+            return 0;
+        };
+        self.rest += now.saturating_duration_since(until).as_nanos() * u128::from(rate);
+        self.counted_until = Some(now.max(until));
+        let whole = self.rest / MINUTE_NANOS;
+        self.rest %= MINUTE_NANOS;
+        u64::try_from(whole).unwrap_or(u64::MAX)
+    }
+}
+
+fn nanos(nanos: u128) -> Duration {
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn jobs(rate: u32) -> JobsPerMinute {
+        JobsPerMinute::new(rate)
+    }
+
+    /// The milliseconds after `start` at which slots were due, and the two counts.
+    fn millis(due: &Due, start: Instant) -> (Vec<u128>, u64, u64) {
+        let slots = due.slots().map(|slot| (slot - start).as_millis()).collect();
+        (slots, due.overdue, due.withheld)
+    }
+
+    struct Run {
+        pacer: Pacer,
+        start: Instant,
+    }
+
+    impl Run {
+        fn new(base: u32) -> Self {
+            Self {
+                pacer: Pacer::new(jobs(base)),
+                start: Instant::now(),
+            }
+        }
+
+        fn change(&mut self, at_ms: u64, rate: u32) -> (Vec<u128>, u64, u64) {
+            let at = self.start + Duration::from_millis(at_ms);
+            millis(&self.pacer.change_rate(at, jobs(rate)), self.start)
+        }
+
+        fn advance(&mut self, at_ms: u64) -> (Vec<u128>, u64, u64) {
+            millis(
+                &self
+                    .pacer
+                    .advance(self.start + Duration::from_millis(at_ms)),
+                self.start,
+            )
+        }
+
+        fn next_ms(&self) -> Option<u128> {
+            self.pacer
+                .next_due()
+                .map(|due| (due - self.start).as_millis())
+        }
+    }
+
+    #[test]
+    fn nothing_is_due_or_withheld_before_the_first_rate() {
+        let mut run = Run::new(60);
+        assert_eq!(run.advance(10_000), (vec![], 0, 0));
+        assert_eq!(run.next_ms(), None);
+        assert_eq!(run.change(10_000, 60), (vec![], 0, 0));
+        assert_eq!(run.next_ms(), Some(10_000));
+    }
+
+    #[test]
+    fn slots_are_evenly_spaced_from_the_start() {
+        let mut run = Run::new(60);
+        let _ = run.change(0, 60);
+        assert_eq!(run.advance(999), (vec![0], 0, 0));
+        assert_eq!(run.advance(1000), (vec![1000], 0, 0));
+        assert_eq!(run.advance(1000), (vec![], 0, 0));
+        assert_eq!(run.next_ms(), Some(2000));
+    }
+
+    #[test]
+    fn a_new_rate_keeps_the_part_of_the_gap_that_has_passed() {
+        for (rate, next) in [(30, 1750), (120, 625), (60, 1000), (6, 7750)] {
+            let mut run = Run::new(120);
+            let _ = run.change(0, 60);
+            assert_eq!(run.change(250, rate).0, vec![0]);
+            assert_eq!(run.next_ms(), Some(next), "to {rate}");
+        }
+    }
+
+    #[test]
+    fn several_changes_within_one_gap_keep_all_that_has_passed() {
+        let mut run = Run::new(60);
+        let _ = run.change(0, 60);
+        let _ = run.change(500, 30);
+        assert_eq!(run.next_ms(), Some(1500));
+        let _ = run.change(1000, 60);
+        assert_eq!(run.next_ms(), Some(1250));
+    }
+
+    #[test]
+    fn zero_sends_nothing_and_its_end_sends_at_once() {
+        let mut run = Run::new(60);
+        let _ = run.change(0, 60);
+        assert_eq!(run.advance(0).0, vec![0]);
+        assert_eq!(run.change(1500, 0), (vec![1000], 0, 0));
+        assert_eq!(run.next_ms(), None);
+        assert_eq!(run.advance(61_500), (vec![], 0, 60));
+        let _ = run.change(61_600, 60);
+        assert_eq!(run.next_ms(), Some(61_600));
+    }
+
+    #[test]
+    fn a_late_wake_sends_one_seconds_worth_and_drops_the_rest() {
+        let mut run = Run::new(600);
+        let _ = run.change(0, 600);
+        let (slots, overdue, _) = run.advance(10_000);
+        assert_eq!(slots.len(), 10);
+        assert_eq!((slots[0], slots[9], overdue), (9100, 10_000, 91));
+    }
+
+    #[test]
+    fn withheld_slots_are_the_difference_to_the_base_rate() {
+        let mut run = Run::new(60);
+        let _ = run.change(0, 30);
+        assert_eq!(run.advance(1999).2, 0);
+        assert_eq!(run.advance(2000).2, 1);
+        assert_eq!(run.change(62_000, 6).2, 30);
+        assert_eq!(run.change(122_000, 60).2, 54);
+        assert_eq!(run.advance(182_000).2, 0);
+    }
+
+    proptest! {
+        /// Wakes and rate changes at any instants: no slot is early, none is forgotten, none is
+        /// taken twice, and no window holds more than its rate allows.
+        #[test]
+        fn any_run_keeps_the_laws_of_pacing(
+            base in 1..=6_000_000_u32,
+            steps in prop::collection::vec((1..2_000_000_000_u64, prop::option::of(0..=100_u8)), 1..60),
+        ) {
+            let start = Instant::now();
+            let mut pacer = Pacer::new(jobs(base));
+            let mut now = start;
+            let mut rate = jobs(base);
+            let mut changes = 1_u64;
+            let (mut taken, mut overdue, mut withheld) = (0_u64, 0, 0);
+            let mut owed = 0.0_f64;
+            let mut last_slot = None;
+            let _ = pacer.change_rate(now, rate);
+            for (step_nanos, share) in steps {
+                // Long runs at high rates would take long to walk through: as many slots a step.
+                let step = Duration::from_nanos(step_nanos.min(200 * 60_000_000_000 / u64::from(base)));
+                now += step;
+                owed += step.as_secs_f64() * f64::from(rate.get()) / 60.0;
+                let due = match share {
+                    None => pacer.advance(now),
+                    Some(share) => {
+                        changes += 1;
+                        let due = pacer.change_rate(now, jobs(base).share(share));
+                        rate = jobs(base).share(share);
+                        due
+                    }
+                };
+                for slot in due.slots() {
+                    prop_assert!(slot <= now, "early");
+                    prop_assert!(last_slot.is_none_or(|last| last <= slot), "out of order");
+                    last_slot = Some(slot);
+                    taken += 1;
+                }
+                overdue += due.overdue;
+                withheld += due.withheld;
+                let slack = changes as f64;
+                prop_assert!(((taken + overdue) as f64) <= owed + slack + 1e-6, "too many");
+                prop_assert!(((taken + overdue) as f64) >= owed - slack - 1e-6, "forgotten");
+            }
+            let base_slots = (now - start).as_secs_f64() * f64::from(base) / 60.0;
+            let all = (taken + overdue + withheld) as f64;
+            prop_assert!((all - base_slots).abs() <= changes as f64 + 1.0, "{} of {}", all, base_slots);
+        }
+
+        /// At a constant rate the gap between any two slots is that of the rate, to a nanosecond.
+        #[test]
+        fn constant_slots_keep_their_distance(rate in 1..=6_000_000_u32, wakes in prop::collection::vec(1..5_u32, 1..50)) {
+            let start = Instant::now();
+            let mut pacer = Pacer::new(jobs(rate));
+            let _ = pacer.change_rate(start, jobs(rate));
+            let gap = 60e9 / f64::from(rate);
+            let mut k = 0_u32;
+            let mut now = start;
+            for wake in wakes {
+                now += Duration::from_secs_f64(gap * f64::from(wake) / 2e9);
+                let due = pacer.advance(now);
+                k += u32::try_from(due.overdue).unwrap();
+                for slot in due.slots() {
+                    let ideal = gap * f64::from(k);
+                    prop_assert!(((slot - start).as_nanos() as f64 - ideal).abs() <= 1.0 + ideal * 1e-12);
+                    k += 1;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Where events go: one place that feeds accounts, metrics and output in the same order.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::time::Instant;
+
+use super::accounts::{Accounts, CapabilityStatistics};
+use super::event::{AgentIndex, Event, Roster};
+use super::metrics::Metrics;
+use super::output::text::TextOutput;
+use super::output::writer::Writer;
+use super::output::{AgentProgress, Output, Progress};
+use super::uptime::State;
+use crate::units::Percent;
+
+/// Takes in events from all tasks of a run.
+#[derive(Debug)]
+pub struct Recorder {
+    roster: Arc<Roster>,
+    started: Instant,
+    output: Output,
+    stats_every: u64,
+    writer: Writer,
+    metrics: Metrics,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug)]
+struct Books {
+    accounts: Accounts,
+    /// By agent: the last known uptime, and when a good answer told it.
+    uptimes: Vec<Option<(Percent, Instant)>>,
+    lines: Vec<u8>,
+    lines_skipped: u64,
+}
+
+impl Recorder {
+    /// Nothing has happened yet. A block of statistics comes after every `stats_every` jobs, never
+    /// for 0.
+    ///
+    /// # Errors
+    /// When the metrics cannot be set up.
+    pub fn new(
+        roster: Arc<Roster>,
+        output: Output,
+        stats_every: u64,
+        writer: Writer,
+    ) -> prometheus::Result<Self> {
+        Ok(Self {
+            metrics: Metrics::new(&roster)?,
+            books: Mutex::new(Books {
+                accounts: Accounts::new(Arc::clone(&roster)),
+                uptimes: vec![None; roster.agents.len()],
+                lines: Vec::new(),
+                lines_skipped: 0,
+            }),
+            roster,
+            started: Instant::now(),
+            output,
+            stats_every,
+            writer,
+        })
+    }
+
+    /// Takes in what happened.
+    pub fn record(&self, event: &Event) {
+        self.metrics.apply(event);
+        let mut books = self.books();
+        books.accounts.apply(event);
+        if let Event::Uptime(polled) = event {
+            match polled.uptime {
+                Some(uptime) if polled.answered => {
+                    books.uptimes[polled.agent.0] = Some((uptime, Instant::now()));
+                }
+                None if polled.state == State::Unknown => books.uptimes[polled.agent.0] = None,
+                _ => {}
+            }
+        }
+        let Books {
+            accounts,
+            lines,
+            lines_skipped,
+            ..
+        } = &mut *books;
+        lines.clear();
+        let is_job = matches!(event, Event::Job(_));
+        if is_job && self.may_skip_lines() && !self.writer.has_room() {
+            *lines_skipped += 1;
+        } else {
+            if *lines_skipped > 0 {
+                tracing::warn!(
+                    lines = *lines_skipped,
+                    "standard output was too slow: jobs were counted, but their lines left out"
+                );
+                *lines_skipped = 0;
+            }
+            self.output.event(event, &self.roster, lines);
+        }
+        if is_job && self.stats_every > 0 && accounts.jobs_done().is_multiple_of(self.stats_every) {
+            let statistics = accounts.statistics(Utc::now(), self.started.elapsed());
+            self.output.statistics(&statistics, lines);
+        }
+        if !lines.is_empty() {
+            self.writer.write(lines);
+        }
+    }
+
+    /// Whether a line that a person would have read may be left out rather than waited for.
+    fn may_skip_lines(&self) -> bool {
+        matches!(self.output, Output::Text(_))
+    }
+
+    /// Waits until standard output has taken enough lines that no more than a bounded number wait.
+    /// Whoever holds a place for a job waits here before giving it back: where records must not be
+    /// lost, an output that stalls ends up dropping slots, not lines.
+    pub async fn room(&self) {
+        if !self.may_skip_lines() {
+            self.writer.room().await;
+        }
+    }
+
+    /// Writes the final accounts and waits until all is written. What they sum up to is returned.
+    ///
+    /// # Errors
+    /// When standard output did not take all lines.
+    pub async fn close(&self) -> std::io::Result<CapabilityStatistics> {
+        let total = {
+            let books = self.books();
+            let statistics = books
+                .accounts
+                .statistics(Utc::now(), self.started.elapsed());
+            let mut lines = Vec::new();
+            self.output.summary(&statistics, &mut lines);
+            self.writer.write(&lines);
+            books.accounts.total()
+        };
+        self.writer.close().await?;
+        Ok(total)
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be written as text.
+    pub fn metrics_text(&self, in_flight: usize) -> prometheus::Result<String> {
+        for (index, known) in self.books().uptimes.iter().enumerate() {
+            let age = known.map_or(f64::NAN, |(_, at)| at.elapsed().as_secs_f64());
+            self.metrics.set_uptime_age(AgentIndex(index), age);
+        }
+        self.metrics.set_in_flight(in_flight);
+        self.metrics.text()
+    }
+
+    /// Shows what is going on below the lines of a terminal that is `columns` wide.
+    pub fn show_status(
+        &self,
+        text: TextOutput,
+        columns: usize,
+        in_flight: usize,
+        left: Option<Duration>,
+    ) {
+        let progress = {
+            let books = self.books();
+            let agents = self.roster.agents.iter().zip(&books.uptimes);
+            let agents = agents.map(|(id, known)| AgentProgress {
+                id: Arc::clone(id),
+                uptime: known.map(|(uptime, at)| (uptime, at.elapsed())),
+            });
+            Progress {
+                rate: books.accounts.current_rate(),
+                agents: agents.collect(),
+                in_flight,
+                sent: books.accounts.jobs_sent(),
+                p50_p99_ms: books.accounts.total().latency_ms.map(|l| (l.p50, l.p99)),
+                left,
+            }
+        };
+        self.writer.set_status(text.status(&progress, columns));
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

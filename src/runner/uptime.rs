@@ -1,0 +1,385 @@
+//! Pings to uptime: what an agent's history says of it now, and for how long that may be acted on
+//! (CONTRACT.md section 5).
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+
+use crate::units::Percent;
+use crate::wire::ping_system::{Agent, Ping};
+
+/// Intervals are spread by up to ±5 % (CONTRACT.md section 2), so a ping covers that much more.
+const INTERVAL_SPREAD: f64 = 1.05;
+
+/// What a good answer says of an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// The uptime now; `None` where no ping says anything of now.
+    pub uptime: Option<Percent>,
+    /// How many pings the window holds.
+    pub pings: usize,
+    /// What else the ping system tells.
+    pub standing: Standing,
+}
+
+/// What the ping system tells of an agent beside its uptime; only shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Standing {
+    /// Poor pings in a row.
+    pub consecutive_poor: Option<u64>,
+    /// Minutes between pings.
+    pub ping_interval_minutes: Option<f64>,
+    /// Pings so far.
+    pub total_pings: Option<u64>,
+}
+
+impl From<&Agent> for Standing {
+    fn from(agent: &Agent) -> Self {
+        Self {
+            consecutive_poor: agent.consecutive_poor_uptime,
+            ping_interval_minutes: agent.ping_interval_minutes,
+            total_pings: agent.total_pings,
+        }
+    }
+}
+
+/// The mean of the pings in the window, each weighted by the time that it covers, and how many
+/// there are. `history` is sorted oldest first and may begin before the window.
+///
+/// First pings prove only that a GPU exists: they count only where there is nothing better.
+#[must_use]
+pub fn mean_in_window(
+    history: &[Ping],
+    now: DateTime<Utc>,
+    window: Duration,
+) -> (Option<Percent>, usize) {
+    let begin = back_from(now, window);
+    let in_window = history.partition_point(|ping| ping.timestamp < begin);
+    let weighted = |first_pings: bool| -> Vec<(Percent, Option<f64>)> {
+        (in_window..history.len())
+            .filter(|&index| history[index].first_ping == first_pings)
+            .filter_map(|index| {
+                let before = index.checked_sub(1).map(|before| &history[before]);
+                let ping = &history[index];
+                percent_of(ping).map(|percent| (percent, covered_seconds(ping, before)))
+            })
+            .collect()
+    };
+    let mean = weighted_mean(&weighted(false)).or_else(|| weighted_mean(&weighted(true)));
+    (mean, history.len() - in_window)
+}
+
+/// The newest ping, for as long as its own interval covers now: for agents that are pinged so
+/// seldom that the window holds nothing.
+#[must_use]
+pub fn newest_if_covering(
+    newest: Option<(Percent, DateTime<Utc>)>,
+    ping_interval_minutes: Option<f64>,
+    now: DateTime<Utc>,
+) -> Option<Percent> {
+    let (percent, at) = newest?;
+    let interval =
+        Duration::try_from_secs_f64(ping_interval_minutes? * 60.0 * INTERVAL_SPREAD).ok()?;
+    (back_from(now, interval) <= at).then_some(percent)
+}
+
+/// The newest ping as the list of agents tells it.
+#[must_use]
+pub fn newest_in_list(agent: &Agent) -> Option<(Percent, DateTime<Utc>)> {
+    Some((agent.last_uptime_percent?, agent.last_ping_at?))
+}
+
+/// The newest ping of a history sorted oldest first.
+#[must_use]
+pub fn newest_in_history(history: &[Ping]) -> Option<(Percent, DateTime<Utc>)> {
+    history
+        .iter()
+        .rev()
+        .find_map(|ping| Some((percent_of(ping)?, ping.timestamp)))
+}
+
+/// What a ping says; `None` for an answer that says nothing about uptime.
+fn percent_of(ping: &Ping) -> Option<Percent> {
+    let gone = ping.gpu_available == Some(false);
+    match ping.uptime_percent {
+        _ if !ping.success => Some(Percent::ZERO),
+        reported if ping.first_ping => {
+            let there = ping
+                .gpu_available
+                .unwrap_or(reported != Some(Percent::ZERO));
+            Some(if there { Percent::FULL } else { Percent::ZERO })
+        }
+        None if gone => Some(Percent::ZERO),
+        reported => reported,
+    }
+}
+
+fn covered_seconds(ping: &Ping, before: Option<&Ping>) -> Option<f64> {
+    ping.window_seconds.or_else(|| {
+        let since = ping.timestamp - before?.timestamp;
+        Some(since.as_seconds_f64())
+    })
+}
+
+/// `None` without any; all weigh the same where a weight is missing or all are 0.
+fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
+    let (origin, _) = pings.first()?;
+    let known: Option<Vec<f64>> = pings.iter().map(|(_, seconds)| *seconds).collect();
+    let heaviest = known.iter().flatten().copied().fold(0.0, f64::max);
+    let weights = match known {
+        // Shares of the heaviest cannot overflow when they are added up.
+        Some(seconds) if heaviest > 0.0 => seconds.iter().map(|s| s / heaviest).collect(),
+        _ => vec![1.0; pings.len()],
+    };
+    let total: f64 = weights.iter().sum();
+    // Counted from one of the values and rounded to a billionth, so that equal pings have exactly
+    // that value as their mean: a 99.0 must not fall out of its tier by a rounding error.
+    let above: f64 = pings
+        .iter()
+        .zip(&weights)
+        .map(|((percent, _), weight)| (percent.get() - origin.get()) * weight)
+        .sum();
+    let mean = ((origin.get() + above / total) * 1e9).round() / 1e9;
+    Percent::new(mean.clamp(0.0, 100.0)).ok()
+}
+
+/// `now - span`, as early as times go.
+fn back_from(now: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
+    TimeDelta::from_std(span)
+        .ok()
+        .and_then(|span| now.checked_sub_signed(span))
+        .unwrap_or(DateTime::<Utc>::MIN_UTC)
+}
+
+/// How far what is known of an agent's uptime can be trusted now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Known, and recently enough to be acted on.
+    Fresh,
+    /// Known once, but no good answer came for too long.
+    Stale,
+    /// Never known, or the ping system answers that it knows nothing of now.
+    Unknown,
+}
+
+/// What is known of an agent's uptime, over all good and bad answers so far.
+#[derive(Debug, Clone)]
+pub struct Knowledge {
+    stale_after: Duration,
+    last: Option<(Percent, Instant)>,
+}
+
+impl Knowledge {
+    /// Nothing is known yet; later, a known uptime may be acted on for `stale_after`.
+    #[must_use]
+    pub fn new(stale_after: Duration) -> Self {
+        Self {
+            stale_after,
+            last: None,
+        }
+    }
+
+    /// Takes in a good answer at `now`. One that knows no uptime is knowledge too: it ends the
+    /// last one. (Bad answers and silence change nothing but let the last one age.)
+    pub fn answered(&mut self, uptime: Option<Percent>, now: Instant) {
+        self.last = uptime.map(|percent| (percent, now));
+    }
+
+    /// The state and the last known uptime.
+    #[must_use]
+    pub fn at(&self, now: Instant) -> (State, Option<Percent>) {
+        match (self.last, self.stale_at()) {
+            (Some((percent, _)), Some(stale_at)) if now < stale_at => (State::Fresh, Some(percent)),
+            (Some((percent, _)), _) => (State::Stale, Some(percent)),
+            (None, _) => (State::Unknown, None),
+        }
+    }
+
+    /// When the known uptime may no longer be acted on, unless a good answer comes before.
+    #[must_use]
+    pub fn stale_at(&self) -> Option<Instant> {
+        self.last.map(|(_, known_at)| known_at + self.stale_after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_000_000_000 + seconds, 0).unwrap()
+    }
+
+    fn percent(value: f64) -> Percent {
+        Percent::new(value).unwrap()
+    }
+
+    fn ping(seconds: i64, uptime: f64, window_seconds: Option<f64>) -> Ping {
+        Ping {
+            timestamp: at(seconds),
+            success: true,
+            uptime_percent: Some(percent(uptime)),
+            window_seconds,
+            gpu_available: Some(true),
+            first_ping: false,
+        }
+    }
+
+    fn mean(history: &[Ping]) -> Option<f64> {
+        mean_in_window(history, at(0), HOUR).0.map(Percent::get)
+    }
+
+    #[test]
+    fn pings_weigh_by_the_time_that_they_cover() {
+        let history = [
+            ping(-900, 100.0, Some(900.0)),
+            ping(-100, 90.0, Some(300.0)),
+        ];
+        assert_eq!(mean(&history), Some(97.5));
+    }
+
+    #[test]
+    fn a_missing_window_is_the_time_since_the_ping_before() {
+        let before_the_window = ping(-3700, 0.0, None);
+        let history = [
+            before_the_window,
+            ping(-3400, 90.0, None),
+            ping(-2500, 98.0, None),
+        ];
+        assert_eq!(mean(&history), Some(96.0));
+    }
+
+    #[test]
+    fn all_weigh_the_same_where_a_weight_is_unknown() {
+        let history = [ping(-1000, 90.0, None), ping(-100, 100.0, Some(900.0))];
+        assert_eq!(mean(&history), Some(95.0));
+        let zero = [ping(-1000, 90.0, Some(0.0)), ping(-100, 100.0, Some(0.0))];
+        assert_eq!(mean(&zero), Some(95.0));
+    }
+
+    #[test]
+    fn an_unanswered_ping_counts_as_zero() {
+        let mut missed = ping(-100, 100.0, Some(900.0));
+        missed.success = false;
+        missed.uptime_percent = None;
+        assert_eq!(mean(&[ping(-1000, 100.0, Some(900.0)), missed]), Some(50.0));
+    }
+
+    #[test]
+    fn first_pings_count_only_while_there_is_nothing_better() {
+        let mut first = ping(-1000, 37.0, None);
+        first.first_ping = true;
+        assert_eq!(mean(&[first.clone()]), Some(100.0));
+        assert_eq!(mean(&[first.clone(), ping(-100, 96.0, None)]), Some(96.0));
+        first.gpu_available = Some(false);
+        assert_eq!(mean(&[first.clone()]), Some(0.0));
+        first.gpu_available = None;
+        assert_eq!(mean(&[first.clone()]), Some(100.0));
+        first.success = false;
+        assert_eq!(mean(&[first]), Some(0.0));
+    }
+
+    #[test]
+    fn pings_before_the_window_do_not_count() {
+        assert_eq!(
+            mean(&[ping(-3601, 0.0, None), ping(-3600, 99.0, None)]),
+            Some(99.0)
+        );
+        assert_eq!(
+            mean_in_window(&[ping(-3601, 50.0, None)], at(0), HOUR),
+            (None, 0)
+        );
+    }
+
+    #[test]
+    fn an_answer_without_uptime_says_nothing_unless_the_gpu_is_gone() {
+        let mut silent = ping(-100, 0.0, None);
+        silent.uptime_percent = None;
+        assert_eq!(mean(&[ping(-1000, 99.0, None), silent.clone()]), Some(99.0));
+        silent.gpu_available = Some(false);
+        assert_eq!(mean(&[silent]), Some(0.0));
+    }
+
+    #[test]
+    fn the_newest_ping_counts_while_its_interval_covers_now() {
+        let newest = |ago: i64| Some((percent(96.0), at(-ago)));
+        assert_eq!(
+            newest_if_covering(newest(86_400), Some(1440.0), at(0)),
+            Some(percent(96.0))
+        );
+        assert_eq!(
+            newest_if_covering(newest(95_000), Some(1440.0), at(0)),
+            None
+        );
+        assert_eq!(newest_if_covering(newest(10), None, at(0)), None);
+        assert_eq!(newest_if_covering(newest(10), Some(1e300), at(0)), None);
+        assert_eq!(newest_if_covering(None, Some(15.0), at(0)), None);
+    }
+
+    #[test]
+    fn knowledge_ages_until_it_is_stale_and_comes_back() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut knowledge = Knowledge::new(Duration::from_secs(300));
+        assert_eq!(knowledge.at(start), (State::Unknown, None));
+        knowledge.answered(Some(percent(99.5)), start);
+        assert_eq!(
+            knowledge.at(after(299)),
+            (State::Fresh, Some(percent(99.5)))
+        );
+        assert_eq!(
+            knowledge.at(after(300)),
+            (State::Stale, Some(percent(99.5)))
+        );
+        knowledge.answered(Some(percent(96.0)), after(400));
+        assert_eq!(
+            knowledge.at(after(500)),
+            (State::Fresh, Some(percent(96.0)))
+        );
+        knowledge.answered(None, after(501));
+        assert_eq!(knowledge.at(after(501)), (State::Unknown, None));
+    }
+
+    prop_compose! {
+        fn any_ping()(
+            seconds in -7200..100_i64, success in any::<bool>(), first_ping in any::<bool>(),
+            uptime in prop::option::of(0.0..=100.0_f64), gpu_available in any::<Option<bool>>(),
+            window_seconds in prop::option::of(0.0..1e308_f64),
+        ) -> Ping {
+            Ping {
+                timestamp: at(seconds), success, first_ping, gpu_available, window_seconds,
+                uptime_percent: uptime.map(percent),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_mean_lies_between_its_pings(mut history in prop::collection::vec(any_ping(), 0..20)) {
+            history.sort_by_key(|ping| ping.timestamp);
+            let (mean, count) = mean_in_window(&history, at(0), HOUR);
+            let percents: Vec<f64> = history[history.len() - count..]
+                .iter().filter_map(percent_of).map(Percent::get).collect();
+            prop_assert_eq!(mean.is_none(), percents.is_empty());
+            if let Some(mean) = mean {
+                let least = percents.iter().copied().fold(f64::MAX, f64::min);
+                let most = percents.iter().copied().fold(0.0, f64::max);
+                prop_assert!(least - 1e-6 <= mean.get() && mean.get() <= most + 1e-6);
+            }
+        }
+
+        #[test]
+        fn equal_pings_have_exactly_their_value_as_mean(
+            tenths in 0..=1000_u32, windows in prop::collection::vec(0.001..1e6_f64, 1..30),
+        ) {
+            let value = f64::from(tenths) / 10.0;
+            let history: Vec<Ping> = windows.iter().map(|w| ping(-10, value, Some(*w))).collect();
+            prop_assert_eq!(mean(&history), Some(value));
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! A ping system and a gateway on one port, steered by scripts. As a gateway it is strict about the
+//! job header, as CONTRACT.md section 4 describes it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Path, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use axum::{Json, serve::ListenerExt};
+use chrono::{SecondsFormat, TimeDelta, Utc};
+use fastrand::Rng;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::script::{Failure, FailureShare, Latency, UptimeScript};
+use crate::config::ListenAddress;
+use crate::runner::Ended;
+use crate::shutdown::Shutdown;
+use crate::units::Percent;
+use crate::wire::gateway::{BALANCE_HEADER, JOB_HEADER, JobHeader, ORCHESTRATOR_HEADER};
+
+const PING_INTERVAL_MINUTES: u32 = 15;
+/// What the mock's agents have answered within the last hour.
+const PINGS: i32 = 4;
+const ORCHESTRATOR: &str = "https://orchestrator.mock.example:8935";
+const BALANCE_WEI: i64 = 1_000_000_000_000_000_000;
+const PRICE_WEI: i64 = 1_000_000_000_000;
+
+/// `uptime-runner mock`.
+#[derive(Debug, clap::Args)]
+pub struct MockOptions {
+    /// Where both are reached
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8888")]
+    listen: ListenAddress,
+    /// Agent that the ping system knows; may be repeated
+    #[arg(long = "agent", value_name = "ID", default_value = "agent-001")]
+    agents: Vec<String>,
+    /// Uptime of the agents from given times on, such as 99.5@0s,96.2@30s,85@1m
+    #[arg(long, value_name = "SCRIPT", default_value = "99.5")]
+    uptime: UptimeScript,
+    /// How long the gateway takes for a job, such as 45ms±10
+    #[arg(long, value_name = "T", default_value = "45ms±10")]
+    latency: Latency,
+    /// Share of jobs that fail, such as 500:2%; may be repeated. Beside statuses there are empty
+    /// (200 without a body), no-supply, unpaid, hang and reset
+    #[arg(long = "fail", value_name = "KIND:SHARE")]
+    failures: Vec<FailureShare>,
+}
+
+impl MockOptions {
+    /// Checks what no single option tells.
+    ///
+    /// # Errors
+    /// Shares of failures over 100 %.
+    pub fn resolve(self) -> anyhow::Result<Mock> {
+        let all: f64 = self.failures.iter().map(|each| each.share.get()).sum();
+        if all > 100.0 {
+            return Err(anyhow!(
+                "--fail: the shares add up to {all} %, expected at most 100 %"
+            ));
+        }
+        let ListenAddress(listen) = self.listen;
+        let Self {
+            agents,
+            uptime,
+            latency,
+            failures,
+            ..
+        } = self;
+        Ok(Mock {
+            listen,
+            agents,
+            uptime,
+            latency,
+            failures,
+        })
+    }
+}
+
+/// What the mock is to do.
+#[derive(Debug)]
+pub struct Mock {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Whom the ping system knows.
+    pub agents: Vec<String>,
+    /// Their uptime.
+    pub uptime: UptimeScript,
+    /// The gateway's.
+    pub latency: Latency,
+    /// How often and how jobs fail.
+    pub failures: Vec<FailureShare>,
+}
+
+/// A mock that listens.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+    mock: Mock,
+}
+
+/// Plays both until the first signal.
+///
+/// # Errors
+/// When it cannot listen.
+pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Ended> {
+    let (listening, address) = mock.bind().await?;
+    println!(
+        "mock ping system and gateway at http://{address}, until Ctrl-C; in another terminal:\n  \
+         uptime-runner --agent {} --ping-url http://{address} --gateway-url http://{address}",
+        listening
+            .mock
+            .agents
+            .first()
+            .map_or("agent-001", String::as_str),
+    );
+    listening.serve(shutdown.gently.clone()).await?;
+    Ok(Ended::AsAsked(Vec::new()))
+}
+
+impl Mock {
+    /// Listens, and tells where.
+    ///
+    /// # Errors
+    /// When the address is not to be had.
+    pub async fn bind(self) -> anyhow::Result<(Listening, SocketAddr)> {
+        let listener = TcpListener::bind(self.listen).await.with_context(|| {
+            format!(
+                "--listen {}: cannot listen there, expected a free ADDRESS:PORT",
+                self.listen
+            )
+        })?;
+        let address = listener.local_addr()?;
+        Ok((
+            Listening {
+                listener,
+                mock: self,
+            },
+            address,
+        ))
+    }
+}
+
+impl Listening {
+    /// Answers until `stop`.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn serve(self, stop: CancellationToken) -> io::Result<()> {
+        let state = Arc::new(Playing {
+            started: Instant::now(),
+            balance_wei: AtomicI64::new(BALANCE_WEI),
+            rng: Mutex::new(Rng::new()),
+            mock: self.mock,
+        });
+        let router = Router::new()
+            .route("/ping-system/agents", get(agents))
+            .route("/ping-system/agents/{agent_id}/history", get(history))
+            .route("/process/request/{*route}", post(job))
+            .route("/gateway/process/request/{*route}", post(job))
+            .fallback(async || error(StatusCode::NOT_FOUND, "the mock has no such path"))
+            .layer(middleware::from_fn(redirect_double_slashes))
+            .with_state(state);
+        let listener = self.listener.tap_io(|connection| {
+            // An answer must not wait for more to be sent with it; without, it is only slower.
+            let _ = connection.set_nodelay(true);
+        });
+        tokio::select! {
+            served = axum::serve(listener, router) => served,
+            () = stop.cancelled() => Ok(()),
+        }
+    }
+}
+
+struct Playing {
+    mock: Mock,
+    started: Instant,
+    balance_wei: AtomicI64,
+    rng: Mutex<Rng>,
+}
+
+impl Playing {
+    fn uptime(&self) -> Percent {
+        self.mock.uptime.at(self.started.elapsed())
+    }
+
+    fn draw(&self) -> (Duration, Option<Failure>) {
+        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        (
+            self.mock.latency.draw(&mut rng),
+            FailureShare::draw(&self.mock.failures, &mut rng),
+        )
+    }
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
+/// What Go's `ServeMux` does, which turns a POST into a GET.
+async fn redirect_double_slashes(request: Request, next: Next) -> Response {
+    let mut path = request.uri().path().to_owned();
+    if !path.contains("//") {
+        return next.run(request).await;
+    }
+    while path.contains("//") {
+        path = path.replace("//", "/");
+    }
+    Redirect::permanent(&path).into_response()
+}
+
+fn minutes_ago(minutes: u32) -> String {
+    (Utc::now() - TimeDelta::minutes(minutes.into())).to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+async fn agents(State(playing): State<Arc<Playing>>) -> Json<Value> {
+    let uptime = playing.uptime();
+    let agents: Vec<Value> = playing.mock.agents.iter().map(|id| {
+        json!({
+            "agent_id": id,
+            "agent_url": "http://127.0.0.1:8001",
+            "capabilities": ["gpu-check", "text-to-image", "prompt-enhance"],
+            "metadata": {},
+            "status": "active",
+            "registered_at": minutes_ago(60),
+            "last_ping_at": minutes_ago(0),
+            "next_ping_at": (Utc::now() + TimeDelta::minutes(PING_INTERVAL_MINUTES.into())).to_rfc3339_opts(SecondsFormat::Millis, true),
+            "total_pings": PINGS,
+            "consecutive_poor_uptime": i32::from(uptime.get() < 99.0),
+            "ping_interval_minutes": PING_INTERVAL_MINUTES,
+            "last_uptime_percent": uptime,
+        })
+    }).collect();
+    Json(json!({ "count": agents.len(), "agents": agents }))
+}
+
+/// All pings of the last hour say what the script says now, so that a new step shows at once.
+async fn history(State(playing): State<Arc<Playing>>, Path(agent_id): Path<String>) -> Response {
+    if !playing.mock.agents.contains(&agent_id) {
+        return error(StatusCode::NOT_FOUND, "no such agent");
+    }
+    let pings: Vec<Value> = (0..PINGS.unsigned_abs())
+        .rev()
+        .map(|back| {
+            json!({
+                "timestamp": minutes_ago(back * PING_INTERVAL_MINUTES),
+                "success": true,
+                "uptime_percent": playing.uptime(),
+                "window_seconds": PING_INTERVAL_MINUTES * 60,
+                "gpu_available": true,
+                "first_ping": false,
+                "response_time_ms": 12.5,
+                "error": null,
+            })
+        })
+        .collect();
+    Json(json!({ "agent_id": agent_id, "hours": 1, "count": pings.len(), "pings": pings }))
+        .into_response()
+}
+
+async fn job(
+    State(playing): State<Arc<Playing>>,
+    Path(route): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let header = match read_header(&headers) {
+        Ok(header) => header,
+        // As text, which is how a gateway says it.
+        Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
+    };
+    let (latency, failure) = playing.draw();
+    // A timer of no length would still wait for the next millisecond.
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+    match failure {
+        None => success(&playing, &header, &route, body.len()),
+        Some(failure) => fail(failure).await,
+    }
+}
+
+fn read_header(headers: &HeaderMap) -> Result<JobHeader, String> {
+    let mut values = headers.get_all(JOB_HEADER).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err("Unable to parse job request: expected one Livepeer header".to_owned());
+    };
+    if headers
+        .get(CONTENT_TYPE)
+        .is_none_or(|content_type| content_type != "application/json")
+    {
+        return Err(
+            "Unable to parse job request: expected Content-Type application/json".to_owned(),
+        );
+    }
+    JobHeader::decode(value.as_bytes()).map_err(|error| error.to_string())
+}
+
+fn success(playing: &Playing, header: &JobHeader, route: &str, body_bytes: usize) -> Response {
+    let parameters: Value = serde_json::from_str(&header.parameters).unwrap_or_default();
+    let orchestrator = parameters["orchestrators"]["include"][0]
+        .as_str()
+        .unwrap_or(ORCHESTRATOR);
+    let balance = playing.balance_wei.fetch_sub(PRICE_WEI, Ordering::Relaxed) - PRICE_WEI;
+    let headers = [
+        (ORCHESTRATOR_HEADER, orchestrator.to_owned()),
+        (BALANCE_HEADER, balance.to_string()),
+    ];
+    let body = json!({
+        "status": "success", "job_id": header.id, "route": route, "body_bytes": body_bytes,
+    });
+    (headers, Json(body)).into_response()
+}
+
+async fn fail(failure: Failure) -> Response {
+    let bad_request = |text: &'static str| (StatusCode::BAD_REQUEST, text).into_response();
+    match failure {
+        Failure::Status(status) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            (status, "the mock was told to fail").into_response()
+        }
+        Failure::Empty => StatusCode::OK.into_response(),
+        Failure::NoSupply => bad_request("No orchestrators found for capability"),
+        Failure::Unpaid => bad_request("Insufficient balance for job"),
+        Failure::Hang => std::future::pending().await,
+        Failure::Reset => Body::new(Cut { begun: false }).into_response(),
+    }
+}
+
+/// A body that breaks off after its first bytes.
+struct Cut {
+    begun: bool,
+}
+
+impl HttpBody for Cut {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, io::Error>>> {
+        let piece = if self.begun {
+            Err(io::ErrorKind::ConnectionReset.into())
+        } else {
+            Ok(http_body::Frame::data(Bytes::from_static(b"{\"status\":")))
+        };
+        self.begun = true;
+        Poll::Ready(Some(piece))
+    }
+}

@@ -1,0 +1,5 @@
+//! Scripted counterparts, for `mock` and `demo`.
+
+pub mod demo;
+pub mod mock;
+pub mod script;

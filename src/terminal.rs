@@ -1,0 +1,47 @@
+//! The terminal that results and log may share: colour, width, and the status line that both must
+//! clear before they write.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Goes to the line's begin and clears it.
+const CLEAR_LINE: &[u8] = b"\r\x1b[2K";
+
+/// Whether the cursor stands behind a status line.
+static STATUS_SHOWN: AtomicBool = AtomicBool::new(false);
+
+/// Notes that the cursor stands behind a status line now.
+pub fn status_shown() {
+    STATUS_SHOWN.store(true, Ordering::Relaxed);
+}
+
+/// What must be written first, so that what follows does not run on behind the status line.
+#[must_use]
+pub fn clear_status() -> &'static [u8] {
+    if STATUS_SHOWN.swap(false, Ordering::Relaxed) {
+        CLEAR_LINE
+    } else {
+        b""
+    }
+}
+
+/// Whether `stream` is a terminal whose user wants colour (`NO_COLOR` is empty or not set).
+#[must_use]
+pub fn wants_colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// How many columns standard output has, where it is a terminal that can move its cursor.
+#[must_use]
+pub fn columns() -> Option<usize> {
+    let stdout = std::io::stdout();
+    if !stdout.is_terminal() || std::env::var_os("TERM").is_some_and(|term| term == "dumb") {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(stdout).ok()?;
+    Some(if size.ws_col == 0 {
+        80
+    } else {
+        size.ws_col.into()
+    })
+}

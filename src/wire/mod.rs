@@ -1,0 +1,4 @@
+//! What crosses the network: types, how they are read and written, and their limits. No I/O.
+
+pub mod gateway;
+pub mod ping_system;

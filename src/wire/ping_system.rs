@@ -1,0 +1,309 @@
+//! Answers of a ping system, read liberally (CONTRACT.md section 2): other ping systems exist, and
+//! the Python one writes times without a zone. What could corrupt a decision makes the whole answer
+//! invalid.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer};
+use serde_json::Value;
+
+use crate::units::Percent;
+
+/// The longest answer that is read.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
+
+/// What the list of agents says about one of them, as far as the runner needs it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Agent {
+    /// The agent's name.
+    pub agent_id: String,
+    /// When it was last asked.
+    #[serde(default, deserialize_with = "time_or_null")]
+    pub last_ping_at: Option<DateTime<Utc>>,
+    /// How often it was asked.
+    #[serde(default, deserialize_with = "count_or_nothing")]
+    pub total_pings: Option<u64>,
+    /// How many of the latest pings were poor.
+    #[serde(default, deserialize_with = "count_or_nothing")]
+    pub consecutive_poor_uptime: Option<u64>,
+    /// Minutes between two pings now.
+    #[serde(default, deserialize_with = "length_or_null")]
+    pub ping_interval_minutes: Option<f64>,
+    /// What the last ping said.
+    #[serde(default, alias = "last_uptime_percentage")]
+    pub last_uptime_percent: Option<Percent>,
+}
+
+/// One question to an agent and what came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ping {
+    /// When the agent was asked.
+    pub timestamp: DateTime<Utc>,
+    /// Whether it answered.
+    pub success: bool,
+    /// The uptime that it reported for its window.
+    pub uptime_percent: Option<Percent>,
+    /// The seconds that the report covers.
+    pub window_seconds: Option<f64>,
+    /// Whether a GPU was there.
+    pub gpu_available: Option<bool>,
+    /// Whether it was the first one, which proves only that a GPU exists.
+    pub first_ping: bool,
+}
+
+/// Why an answer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidAnswer {
+    /// Not JSON, or not of the agreed form.
+    #[error("not a valid answer: {0}")]
+    Form(#[from] serde_json::Error),
+    /// The history of somebody else.
+    #[error("the history is that of agent '{got}', expected '{expected}'")]
+    OtherAgent {
+        /// Whose history came.
+        got: String,
+        /// Whose history was asked for.
+        expected: String,
+    },
+}
+
+/// Reads the list of agents: `{"agents": […]}` or a bare array.
+///
+/// # Errors
+/// Anything that is not such a list, or holds a percentage or time that is none.
+pub fn read_agents(body: &[u8]) -> Result<Vec<Agent>, InvalidAnswer> {
+    #[derive(Deserialize)]
+    struct Agents {
+        agents: Vec<Agent>,
+    }
+    Ok(object_or_array(body, |object: Agents| object.agents)?)
+}
+
+/// Reads the history of `agent_id`, sorted oldest first: `{"pings": […]}`, `{"history": […]}` or a
+/// bare array.
+///
+/// # Errors
+/// Anything that is not such a history, that of another agent, or one with a percentage, time or
+/// window that is none.
+pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<Ping>, InvalidAnswer> {
+    #[derive(Deserialize)]
+    struct History {
+        agent_id: Option<String>,
+        #[serde(alias = "history")]
+        pings: Vec<PingForm>,
+    }
+    let mut owner = None;
+    let forms = object_or_array(body, |object: History| {
+        owner = object.agent_id;
+        object.pings
+    })?;
+    if let Some(got) = owner.filter(|got| got != agent_id) {
+        return Err(InvalidAnswer::OtherAgent {
+            got,
+            expected: agent_id.to_owned(),
+        });
+    }
+    let mut pings: Vec<Ping> = forms.into_iter().map(Ping::from).collect();
+    pings.sort_by_key(|ping| ping.timestamp);
+    Ok(pings)
+}
+
+/// The fields of a ping under all the names that they go by.
+#[derive(Deserialize)]
+struct PingForm {
+    #[serde(deserialize_with = "time")]
+    timestamp: DateTime<Utc>,
+    success: Option<bool>,
+    uptime_percent: Option<Percent>,
+    uptime_percentage: Option<Percent>,
+    #[serde(default, deserialize_with = "length_or_null")]
+    window_seconds: Option<f64>,
+    gpu_available: Option<bool>,
+    first_ping: Option<bool>,
+}
+
+impl From<PingForm> for Ping {
+    fn from(form: PingForm) -> Self {
+        let uptime_percent = form.uptime_percent.or(form.uptime_percentage);
+        Self {
+            timestamp: form.timestamp,
+            success: form.success.unwrap_or(uptime_percent.is_some()),
+            uptime_percent,
+            window_seconds: form.window_seconds,
+            gpu_available: form.gpu_available,
+            first_ping: form.first_ping.unwrap_or(false),
+        }
+    }
+}
+
+fn object_or_array<T: DeserializeOwned, O: DeserializeOwned>(
+    body: &[u8],
+    items: impl FnOnce(O) -> Vec<T>,
+) -> Result<Vec<T>, serde_json::Error> {
+    if body.trim_ascii_start().starts_with(b"[") {
+        serde_json::from_slice(body)
+    } else {
+        serde_json::from_slice(body).map(items)
+    }
+}
+
+/// RFC 3339, the same without a zone (UTC then), or seconds since 1970.
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
+    time_or_null(deserializer)?.ok_or_else(|| de::Error::custom("a time is missing"))
+}
+
+fn time_or_null<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<DateTime<Utc>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Text(String),
+        Seconds(f64),
+    }
+    let parsed = match Option::<Form>::deserialize(deserializer)? {
+        None => return Ok(None),
+        Some(Form::Text(text)) => DateTime::parse_from_rfc3339(&text)
+            .map(|time| time.to_utc())
+            .or_else(|_| text.parse::<NaiveDateTime>().map(|time| time.and_utc()))
+            .map_err(|_| format!("'{text}'")),
+        Some(Form::Seconds(seconds)) => {
+            // Saturates, and from_timestamp_micros refuses what lies beyond its years.
+            #[expect(clippy::cast_possible_truncation)]
+            let micros = (seconds * 1e6) as i64;
+            DateTime::from_timestamp_micros(micros).ok_or_else(|| seconds.to_string())
+        }
+    };
+    parsed.map(Some).map_err(|got| {
+        de::Error::custom(format!(
+            "{got} is not a time: expected RFC 3339 or seconds since 1970"
+        ))
+    })
+}
+
+/// A number of seconds or minutes that weighs in a decision: finite and not negative.
+fn length_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    match Option::<f64>::deserialize(deserializer)? {
+        Some(length) if !length.is_finite() || length < 0.0 => Err(de::Error::custom(format!(
+            "{length} is not a length of time: expected a finite number from 0"
+        ))),
+        length => Ok(length),
+    }
+}
+
+/// A count that is only shown: what is no count is left out.
+fn count_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(Value::deserialize(deserializer)?.as_u64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn utc(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_list_is_read_in_all_its_forms() {
+        let full = br#"{"agents":[{"agent_id":"a","agent_url":"http://x","capabilities":[],
+            "metadata":{},"status":"active","last_ping_at":"2026-01-01T00:00:00Z","total_pings":8,
+            "consecutive_poor_uptime":1,"ping_interval_minutes":15,"last_uptime_percent":96.25,
+            "something_new":{"x":[1]}}],"count":1}"#;
+        let agent = &read_agents(full).unwrap()[0];
+        assert_eq!(agent.last_uptime_percent, Percent::new(96.25).ok());
+        assert_eq!(agent.last_ping_at, Some(utc("2026-01-01T00:00:00Z")));
+        assert_eq!(
+            (agent.total_pings, agent.consecutive_poor_uptime),
+            (Some(8), Some(1))
+        );
+
+        let bare = br#" [{"agent_id":"a","last_uptime_percentage":5,"last_ping_at":1767225600.5}]"#;
+        let agent = &read_agents(bare).unwrap()[0];
+        assert_eq!(agent.last_uptime_percent, Percent::new(5.0).ok());
+        assert_eq!(agent.last_ping_at, Some(utc("2026-01-01T00:00:00.5Z")));
+        assert_eq!(agent.ping_interval_minutes, None);
+    }
+
+    #[test]
+    fn the_history_is_read_in_all_its_forms() {
+        let newest = "2026-01-01T00:15:00+00:00";
+        for body in [
+            format!(
+                r#"{{"agent_id":"a","pings":[{{"timestamp":"{newest}","success":true,"uptime_percent":99.5}}]}}"#
+            ),
+            format!(
+                r#"{{"history":[{{"timestamp":"{newest}","success":true,"uptime_percentage":99.5}}]}}"#
+            ),
+            r#"[{"timestamp":1767226500,"uptime_percent":99.5,"first_ping":null}]"#.to_owned(),
+            r#"[{"timestamp":"2026-01-01T00:15:00.000000","uptime_percent":99.5}]"#.to_owned(),
+        ] {
+            let pings = read_history(body.as_bytes(), "a").unwrap();
+            assert_eq!(pings[0].timestamp, utc(newest), "{body}");
+            assert_eq!(pings[0].uptime_percent, Percent::new(99.5).ok());
+            assert!(pings[0].success && !pings[0].first_ping);
+        }
+    }
+
+    #[test]
+    fn history_is_sorted_oldest_first() {
+        let body = br#"[{"timestamp":30},{"timestamp":10},{"timestamp":20}]"#;
+        let seconds: Vec<i64> = read_history(body, "a")
+            .unwrap()
+            .iter()
+            .map(|p| p.timestamp.timestamp())
+            .collect();
+        assert_eq!(seconds, [10, 20, 30]);
+    }
+
+    #[test]
+    fn what_would_corrupt_a_decision_makes_the_answer_invalid() {
+        for bad in [
+            "",
+            "<html>",
+            "null",
+            "{}",
+            r#"{"agents":{}}"#,
+            r#"{"agents":[{}]}"#,
+            r#"{"agents":[{"agent_id":"a"}"#,
+            r#"[{"agent_id":"a","last_uptime_percent":-1}]"#,
+            r#"[{"agent_id":"a","last_uptime_percent":100.01}]"#,
+            r#"[{"agent_id":"a","last_uptime_percent":1e400}]"#,
+            r#"[{"agent_id":"a","last_uptime_percent":NaN}]"#,
+            r#"[{"agent_id":"a","last_uptime_percent":"99"}]"#,
+            r#"[{"agent_id":"a"},{"agent_id":"b","last_uptime_percent":101}]"#,
+            r#"[{"agent_id":"a","ping_interval_minutes":-5}]"#,
+            r#"[{"agent_id":"a","last_ping_at":"yesterday"}]"#,
+            r#"[{"agent_id":"a","last_ping_at":1e300}]"#,
+        ] {
+            assert!(read_agents(bad.as_bytes()).is_err(), "{bad}");
+        }
+        for bad in [
+            r#"{"pings":null}"#,
+            r#"[{"uptime_percent":99}]"#,
+            r#"[{"timestamp":10,"uptime_percent":-0.5}]"#,
+            r#"[{"timestamp":10,"uptime_percent":1e400}]"#,
+            r#"[{"timestamp":10,"window_seconds":-900}]"#,
+            r#"{"agent_id":"b","pings":[]}"#,
+        ] {
+            assert!(read_history(bad.as_bytes(), "a").is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read_agents(&body);
+            let _ = read_history(&body, "a");
+        }
+
+        #[test]
+        fn any_number_read_as_a_percentage_is_one(number in any::<f64>()) {
+            let body = format!(r#"[{{"timestamp":10,"uptime_percent":{number}}}]"#);
+            if let Ok(pings) = read_history(body.as_bytes(), "a") {
+                prop_assert!((0.0..=100.0).contains(&pings[0].uptime_percent.unwrap().get()));
+            }
+        }
+    }
+}
