@@ -97,7 +97,10 @@ mod kernel {
                 // Setting the timer forgot earlier rings, but not that the runtime saw them: only
                 // a ring that can be read is one of this wait.
                 match rustix::io::read(&self.0, &mut [0; 8]) {
-                    Ok(_) => return Ok(()),
+                    Ok(_) => {
+                        ready.clear_ready();
+                        return Ok(());
+                    }
                     Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
                     Err(error) => return Err(error.into()),
                 }

@@ -1,5 +1,6 @@
 //! What a job of each capability looks like, and which one is next.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -7,22 +8,11 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::event::CapabilityIndex;
+use super::template::{PlaceholderValues, Template};
 use crate::wire::gateway::JobHeader;
 
 /// The capability that is asked for where nobody says otherwise.
 pub const DEFAULT: &str = "gpu-check";
-
-/// One of them takes the place of `{prompt}`.
-const PROMPTS: [&str; 8] = [
-    "A lighthouse on a cliff in a storm, oil painting",
-    "A red fox in fresh snow, photograph, soft morning light",
-    "The inside of a clockwork city, isometric drawing",
-    "An astronaut tending a garden on the moon",
-    "A bowl of ramen, studio light, high detail",
-    "A quiet library in a hollow tree, watercolour",
-    "A sailing boat under the aurora borealis",
-    "A street market in the rain at night, neon reflections",
-];
 
 /// The least that a job's timeout is exceeded by, so that an orchestrator gives up first.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
@@ -101,28 +91,54 @@ impl Capability {
         Duration::from_secs(self.timeout_seconds.into()) + TIMEOUT_MARGIN
     }
 
+    /// Everything of a job that is the same for all of an agent's, `parameters` included.
+    #[must_use]
+    pub fn prepare(&self, parameters: &str) -> JobForm {
+        JobForm {
+            header: JobHeader {
+                id: Uuid::nil(),
+                request: json!({ "run": self.run }).to_string().into(),
+                parameters: parameters.to_owned().into(),
+                capability: self.capability.clone().into(),
+                timeout_seconds: self.timeout_seconds,
+            },
+            payload: Template::new(&Value::Object(self.payload.clone())),
+        }
+    }
+}
+
+/// What a capability's jobs for one agent have in common.
+#[derive(Debug, Clone)]
+pub struct JobForm {
+    header: JobHeader<'static>,
+    payload: Template,
+}
+
+impl JobForm {
     /// The value of the job header.
     #[must_use]
-    pub fn header(&self, job_id: Uuid, parameters: &str) -> String {
+    pub fn header(&self, job_id: Uuid) -> String {
+        let JobHeader {
+            request,
+            parameters,
+            capability,
+            timeout_seconds,
+            ..
+        } = &self.header;
         JobHeader {
             id: job_id,
-            request: json!({ "run": self.run }).to_string(),
-            parameters: parameters.to_owned(),
-            capability: self.capability.clone(),
-            timeout_seconds: self.timeout_seconds,
+            request: Cow::Borrowed(request),
+            parameters: Cow::Borrowed(parameters),
+            capability: Cow::Borrowed(capability),
+            timeout_seconds: *timeout_seconds,
         }
         .encode()
     }
 
     /// The body with its placeholders filled.
     #[must_use]
-    pub fn body(&self, values: &Placeholders) -> Vec<u8> {
-        let filled: Map<String, Value> = self
-            .payload
-            .iter()
-            .map(|(key, template)| (key.clone(), values.fill(template)))
-            .collect();
-        serde_json::to_vec(&filled).expect("a JSON value can always be written")
+    pub fn body(&self, values: &PlaceholderValues) -> Vec<u8> {
+        self.payload.fill(values)
     }
 }
 
@@ -133,72 +149,6 @@ pub fn parameters(orchestrators: &[String]) -> String {
         return "{}".to_owned();
     }
     json!({ "orchestrators": { "include": orchestrators } }).to_string()
-}
-
-/// What takes the place of `{agent_id}`, `{job_id}`, `{seed}`, `{timestamp}` and `{prompt}`.
-#[derive(Debug)]
-pub struct Placeholders {
-    values: [(&'static str, Value); 5],
-}
-
-impl Placeholders {
-    /// The values of one job. The prompt follows from the seed.
-    #[must_use]
-    pub fn new(agent_id: &str, job_id: Uuid, seed: u32, timestamp: f64) -> Self {
-        Self {
-            values: [
-                ("{agent_id}", agent_id.into()),
-                ("{job_id}", job_id.to_string().into()),
-                ("{seed}", seed.into()),
-                ("{timestamp}", timestamp.into()),
-                ("{prompt}", PROMPTS[seed as usize % PROMPTS.len()].into()),
-            ],
-        }
-    }
-
-    /// A placeholder that is the whole string becomes its value with its type; inside a longer
-    /// string, text.
-    fn fill(&self, template: &Value) -> Value {
-        match template {
-            Value::String(text) if text.contains('{') => self.fill_text(text),
-            Value::Array(items) => items.iter().map(|item| self.fill(item)).collect(),
-            Value::Object(fields) => fields
-                .iter()
-                .map(|(key, field)| (key.clone(), self.fill(field)))
-                .collect(),
-            other => other.clone(),
-        }
-    }
-
-    fn fill_text(&self, text: &str) -> Value {
-        if let Some((_, value)) = self.values.iter().find(|(name, _)| *name == text) {
-            return value.clone();
-        }
-        // In one pass, so that a value that looks like a placeholder stays what it is.
-        let mut filled = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some(open) = rest.find('{') {
-            let (plain, tail) = rest.split_at(open);
-            filled.push_str(plain);
-            let (name, value) = self
-                .values
-                .iter()
-                .find(|(name, _)| tail.starts_with(name))
-                .map_or(("{", "{".to_owned()), |(name, value)| {
-                    (*name, as_text(value))
-                });
-            filled.push_str(&value);
-            rest = &tail[name.len()..];
-        }
-        filled.push_str(rest);
-        Value::String(filled)
-    }
-}
-
-fn as_text(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The repeatable random choice of an agent's capabilities and payloads.
@@ -258,42 +208,6 @@ fn draw(cumulated_weights: &[f64], rng: &mut Rng) -> CapabilityIndex {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn values() -> Placeholders {
-        Placeholders::new("agent-001", Uuid::from_u128(7), 42, 1_767_225_600.25)
-    }
-
-    fn body(payload: Value) -> Value {
-        let payload = payload.as_object().unwrap().clone();
-        let capability = Capability {
-            payload,
-            ..Capability::named("x")
-        };
-        serde_json::from_slice(&capability.body(&values())).unwrap()
-    }
-
-    #[test]
-    fn a_placeholder_alone_keeps_its_type_and_inside_text_is_text() {
-        assert_eq!(
-            body(json!({
-                "agent": "{agent_id}", "seed": "{seed}", "at": "{timestamp}", "job": "{job_id}",
-                "name": "{agent_id}-{seed}.png", "list": ["{seed}", 1, {"x": "{seed}"}],
-                "other": "{unknown} {", "flag": true,
-            })),
-            json!({
-                "agent": "agent-001", "seed": 42, "at": 1_767_225_600.25,
-                "job": "00000000-0000-0000-0000-000000000007",
-                "name": "agent-001-42.png", "list": [42, 1, {"x": 42}],
-                "other": "{unknown} {", "flag": true,
-            })
-        );
-    }
-
-    #[test]
-    fn a_value_that_looks_like_a_placeholder_is_not_filled_again() {
-        let values = Placeholders::new("{seed}", Uuid::nil(), 42, 0.0);
-        assert_eq!(values.fill(&json!("a {agent_id}")), json!("a {seed}"));
-    }
 
     #[test]
     fn built_in_capabilities_are_those_of_the_contract() {

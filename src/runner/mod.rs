@@ -17,6 +17,7 @@ pub mod policy;
 pub mod recorder;
 pub mod require;
 pub mod submitter;
+pub mod template;
 pub mod uptime;
 
 use std::sync::Arc;
@@ -160,8 +161,11 @@ impl Run {
                 routes.collect(),
                 config.gateway.authorization.clone(),
             ),
-            capabilities: config.capabilities.clone(),
-            timeout: config.timeout,
+            timeouts: config
+                .capabilities
+                .iter()
+                .map(|capability| config.timeout.unwrap_or(capability.patience()))
+                .collect(),
             places: Arc::new(Semaphore::new(config.max_in_flight)),
             budget: JobBudget::new(config.max_jobs),
             recorder: Arc::clone(&recorder),
@@ -224,10 +228,16 @@ impl Run {
                 .capabilities
                 .iter()
                 .map(|capability| capability.weight);
+            let parameters = capability::parameters(&agent.orchestrators);
             let submitter = Submitter {
                 agent: AgentIndex(index),
                 agent_id: Arc::clone(&agent_id),
-                parameters: capability::parameters(&agent.orchestrators),
+                forms: self
+                    .config
+                    .capabilities
+                    .iter()
+                    .map(|capability| capability.prepare(&parameters))
+                    .collect(),
                 orchestrators: agent
                     .orchestrators
                     .iter()

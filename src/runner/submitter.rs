@@ -12,12 +12,13 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::alarm::Alarm;
-use super::capability::{Capability, Chooser, Placeholders};
+use super::capability::{Chooser, JobForm};
 use super::event::{AgentIndex, Event, JobDone, RateChanged};
 use super::gateway::{Job, SendJob};
 use super::monitor::Verdict;
 use super::pacer::{Due, Pacer};
 use super::recorder::Recorder;
+use super::template::PlaceholderValues;
 use crate::units::{JobsPerMinute, Percent};
 
 /// Slots closer than this leave together: above 2000 jobs a second, waking for each would cost
@@ -31,10 +32,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 pub struct Shared<G> {
     /// Where jobs go.
     pub gateway: G,
-    /// What jobs look like.
-    pub capabilities: Vec<Capability>,
-    /// The longest wait for a job's answer, in place of the capability's own.
-    pub timeout: Option<Duration>,
+    /// By capability: the longest wait for a job's answer.
+    pub timeouts: Vec<Duration>,
     /// The bound on jobs in flight.
     pub places: Arc<Semaphore>,
     /// How many jobs may still be sent.
@@ -75,8 +74,8 @@ pub struct Submitter<G> {
     pub agent: AgentIndex,
     /// That agent's name.
     pub agent_id: Arc<str>,
-    /// The job header's `parameters`.
-    pub parameters: String,
+    /// By capability: what jobs look like.
+    pub forms: Vec<JobForm>,
     /// Who may do the jobs; empty for anybody.
     pub orchestrators: Arc<[String]>,
     /// The rate at full uptime.
@@ -191,16 +190,20 @@ impl<G: SendJob> Submitter<G> {
         let shared = Arc::clone(&self.shared);
         let agent = self.agent;
         let (index, seed) = self.chooser.next_sent();
-        let capability = &shared.capabilities[index.0];
-        let ts = Utc::now();
+        let form = &self.forms[index.0];
         let job_id = Uuid::new_v4();
-        let values = Placeholders::new(&self.agent_id, job_id, seed, unix_seconds(ts));
+        let body = form.body(&PlaceholderValues {
+            agent_id: &self.agent_id,
+            job_id,
+            seed,
+            timestamp: unix_seconds(Utc::now()),
+        });
         let job = Job {
             id: job_id,
             capability: index,
-            header: capability.header(job_id, &self.parameters),
-            body: capability.body(&values),
-            timeout: shared.timeout.unwrap_or_else(|| capability.patience()),
+            header: form.header(job_id),
+            body,
+            timeout: shared.timeouts[index.0],
             orchestrators: Arc::clone(&self.orchestrators),
         };
         shared.recorder.record(&Event::Sent(agent, index));

@@ -294,7 +294,7 @@ async fn job(
     }
 }
 
-fn read_header(headers: &HeaderMap) -> Result<JobHeader, String> {
+fn read_header(headers: &HeaderMap) -> Result<JobHeader<'static>, String> {
     let mut values = headers.get_all(JOB_HEADER).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return Err("Unable to parse job request: expected one Livepeer header".to_owned());
@@ -310,7 +310,7 @@ fn read_header(headers: &HeaderMap) -> Result<JobHeader, String> {
     JobHeader::decode(value.as_bytes()).map_err(|error| error.to_string())
 }
 
-fn success(playing: &Playing, header: &JobHeader, route: &str, body_bytes: usize) -> Response {
+fn success(playing: &Playing, header: &JobHeader<'_>, route: &str, body_bytes: usize) -> Response {
     let parameters: Value = serde_json::from_str(&header.parameters).unwrap_or_default();
     let orchestrator = parameters["orchestrators"]["include"][0]
         .as_str()

@@ -1,5 +1,7 @@
 //! What a Livepeer BYOC gateway is sent and what its answers mean (CONTRACT.md section 4).
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
@@ -18,15 +20,15 @@ pub const METADATA_HEADER: &str = "x-metadata";
 
 /// The job as the `Livepeer` header carries it: base64 of this as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobHeader {
+pub struct JobHeader<'a> {
     /// The only key by which a job is found in both nodes' logs.
     pub id: Uuid,
     /// A JSON object as text: `{"run": …}`.
-    pub request: String,
+    pub request: Cow<'a, str>,
     /// A JSON object as text, which may limit the orchestrators.
-    pub parameters: String,
+    pub parameters: Cow<'a, str>,
     /// What an orchestrator must offer.
-    pub capability: String,
+    pub capability: Cow<'a, str>,
     /// The longest that the job may run, never 0.
     pub timeout_seconds: u32,
 }
@@ -48,7 +50,7 @@ pub enum InvalidJobHeader {
     NoTimeout,
 }
 
-impl JobHeader {
+impl JobHeader<'_> {
     /// The header's value.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -61,11 +63,11 @@ impl JobHeader {
     ///
     /// # Errors
     /// What deviates from CONTRACT.md section 4.
-    pub fn decode(value: &[u8]) -> Result<Self, InvalidJobHeader> {
+    pub fn decode(value: &[u8]) -> Result<JobHeader<'static>, InvalidJobHeader> {
         let json = STANDARD
             .decode(value)
             .map_err(|error| InvalidJobHeader::Base64(error.to_string()))?;
-        let header: Self = serde_json::from_slice(&json)
+        let header: JobHeader<'static> = serde_json::from_slice(&json)
             .map_err(|error| InvalidJobHeader::Json(error.to_string()))?;
         for (name, text) in [
             ("request", &header.request),
@@ -221,7 +223,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn header() -> JobHeader {
+    fn header() -> JobHeader<'static> {
         JobHeader {
             id: Uuid::from_u128(7),
             request: r#"{"run":"agent-net"}"#.into(),

@@ -14,7 +14,7 @@ use crate::terminal;
 /// Lines waiting to be written beyond which there is no room for more.
 const ROOM_BYTES: usize = 4 << 20;
 /// Lines of this time are written together.
-const BATCH: Duration = Duration::from_millis(5);
+const BATCH: Duration = Duration::from_millis(25);
 /// A queue of lines and the thread that writes them.
 #[derive(Debug)]
 pub struct Writer {
@@ -36,6 +36,8 @@ struct Queue {
     lines: Vec<u8>,
     status: Option<String>,
     closed: bool,
+    /// Whether the thread waits to be told of more.
+    idle: bool,
     error: Option<io::Error>,
 }
 
@@ -66,14 +68,15 @@ impl Writer {
         let mut queue = self.shared.lock();
         if queue.error.is_none() {
             queue.lines.extend_from_slice(lines);
-            self.shared.filled.notify_one();
+            self.shared.tell(&queue);
         }
     }
 
     /// Shows a status line below the lines, in place of the last one.
     pub fn set_status(&self, status: String) {
-        self.shared.lock().status = Some(status);
-        self.shared.filled.notify_one();
+        let mut queue = self.shared.lock();
+        queue.status = Some(status);
+        self.shared.tell(&queue);
     }
 
     /// Whether more lines can wait.
@@ -99,8 +102,11 @@ impl Writer {
     /// # Errors
     /// What standard output answered when it took no more.
     pub async fn close(&self) -> io::Result<()> {
-        self.shared.lock().closed = true;
-        self.shared.filled.notify_one();
+        {
+            let mut queue = self.shared.lock();
+            queue.closed = true;
+            self.shared.tell(&queue);
+        }
         let thread = self
             .thread
             .lock()
@@ -121,17 +127,27 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes the thread if it waits. Between two batches it does not: to be woken for each line
+    /// would cost more than the line.
+    fn tell(&self, queue: &Queue) {
+        if queue.idle {
+            self.filled.notify_one();
+        }
+    }
+
     fn write_all_to(&self, mut out: impl Write) {
         let mut batch = Vec::new();
         let mut status = String::new();
         loop {
             let mut queue = self.lock();
+            queue.idle = true;
             while queue.lines.is_empty() && queue.status.is_none() && !queue.closed {
                 queue = self
                     .filled
                     .wait(queue)
                     .unwrap_or_else(PoisonError::into_inner);
             }
+            queue.idle = false;
             let closed = queue.closed;
             batch.clear();
             std::mem::swap(&mut batch, &mut queue.lines);
@@ -154,10 +170,7 @@ impl Shared {
             if closed {
                 return;
             }
-            let queue = self.lock();
-            let _ = self
-                .filled
-                .wait_timeout_while(queue, BATCH, |queue| !queue.closed);
+            std::thread::sleep(BATCH);
         }
     }
 }
