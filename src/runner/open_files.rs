@@ -18,7 +18,7 @@ pub struct TooFewFiles {
 }
 
 /// Sees to it that `max_in_flight` connections for so many agents can be open at once, by raising
-/// the soft limit where it is too low.
+/// the soft limit where it is too low. To be called before any thread starts.
 ///
 /// # Errors
 /// When the hard limit is too low.
@@ -27,6 +27,7 @@ pub fn allow(max_in_flight: usize, agents: usize) -> Result<(), TooFewFiles> {
     let needed = (max_in_flight as u64).saturating_add(own);
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|soft| soft >= needed) {
+        reserve(needed);
         return Ok(());
     }
     let raised = Rlimit {
@@ -42,5 +43,16 @@ pub fn allow(max_in_flight: usize, agents: usize) -> Result<(), TooFewFiles> {
         needed,
         hard,
         carried: hard.saturating_sub(own),
-    })
+    })?;
+    reserve(needed);
+    Ok(())
+}
+
+/// Lets the kernel make its table of open files as large as it may become. Once there are threads,
+/// each doubling of it would hold up the sending for over 10 ms (`expand_fdtable` in fs/file.c
+/// waits for all processors).
+fn reserve(files: u64) {
+    let last = i32::try_from(files - 1).unwrap_or(i32::MAX);
+    // Only the attempt matters: without it jobs are late a few times, not wrong.
+    let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last);
 }
