@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{RunnerConfig, RunnerOptions};
+use crate::config::RunnerConfig;
+use crate::config::options::RunnerOptions;
 use crate::sim::demo::DemoOptions;
 use crate::sim::mock::MockOptions;
 
@@ -13,7 +14,7 @@ use crate::sim::mock::MockOptions;
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    arg_required_else_help = false,
+    allow_negative_numbers = true,
     override_usage = "uptime-runner --agent <ID>... [OPTIONS]\n       uptime-runner <COMMAND> [OPTIONS]",
     after_help = AFTER_HELP
 )]

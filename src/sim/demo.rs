@@ -6,7 +6,8 @@ use anyhow::Context;
 
 use super::mock::Mock;
 use super::script::UptimeScript;
-use crate::config::{RunnerConfig, with_path};
+use crate::config::options::RunnerOptions;
+use crate::config::with_path;
 use crate::runner::{self, Ended};
 use crate::shutdown::Shutdown;
 use crate::units::{JobsPerMinute, Percent, Span};
@@ -55,7 +56,7 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
         .parse()
         .context("an address is a valid host")?;
 
-    let mut config = RunnerConfig::for_agent(AGENT)?;
+    let mut config = RunnerOptions::for_agent(AGENT).resolve()?;
     config.ping.url = url;
     config.gateway.url = with_path(&config.ping.url, "gateway");
     config.duration = Some(duration);

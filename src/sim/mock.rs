@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::script::{Failure, FailureShare, Latency, UptimeScript};
-use crate::config::ListenAddress;
+use crate::config::values::ListenAddress;
 use crate::runner::Ended;
 use crate::shutdown::Shutdown;
 use crate::units::Percent;

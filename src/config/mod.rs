@@ -1,0 +1,97 @@
+//! Options from flags, environment and the TOML file to one checked value. Flag beats environment
+//! beats file beats default (CONTRACT.md section 1).
+
+mod checks;
+mod file;
+pub mod options;
+pub mod values;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use reqwest::Certificate;
+use reqwest::header::HeaderValue;
+use url::Url;
+
+use self::values::OutputFormat;
+use crate::runner::capability::Capability;
+use crate::runner::require::Requirement;
+use crate::units::JobsPerMinute;
+
+/// Everything that a run of the job runner needs, checked.
+#[derive(Debug, Clone)]
+pub struct RunnerConfig {
+    /// Whom to follow; at least one, each once.
+    pub agents: Vec<AgentConfig>,
+    /// Each agent's rate at full uptime.
+    pub base_rate: JobsPerMinute,
+    /// What to ask for; at least one.
+    pub capabilities: Vec<Capability>,
+    /// The ping system.
+    pub ping: Endpoint,
+    /// The gateway, prefix included.
+    pub gateway: Endpoint,
+    /// Further roots for https.
+    pub extra_roots: Vec<Certificate>,
+    /// How often to ask for the uptime.
+    pub uptime_interval: Duration,
+    /// How much history counts.
+    pub uptime_window: Duration,
+    /// How long the last known uptime may be acted on.
+    pub stale_after: Duration,
+    /// The longest wait for one job's answer, in place of the capability's own.
+    pub timeout: Option<Duration>,
+    /// The bound on jobs waiting for an answer.
+    pub max_in_flight: usize,
+    /// When to stop.
+    pub duration: Option<Duration>,
+    /// After how many jobs to stop.
+    pub max_jobs: Option<u64>,
+    /// The form of the results.
+    pub output: OutputFormat,
+    /// Jobs between blocks of statistics; 0 for none.
+    pub stats_every: u64,
+    /// What makes the random choices repeatable.
+    pub random_seed: Option<u64>,
+    /// What must hold at the end.
+    pub requirements: Vec<Requirement>,
+    /// Where metrics are served.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// An agent to follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Its name.
+    pub id: String,
+    /// Who may do its jobs; empty for anybody.
+    pub orchestrators: Vec<String>,
+}
+
+/// A program that is asked over HTTP.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Its address, to whose path more is added.
+    pub url: Url,
+    /// The bearer token, marked as sensitive so that it is never shown.
+    pub authorization: Option<HeaderValue>,
+}
+
+/// `base` with `path` added by exactly one slash: a gateway redirects what has two of them, or none
+/// at the end.
+#[must_use]
+pub fn with_path(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    let before = base.path().trim_end_matches('/');
+    let slash = if path.trim_matches('/').is_empty() {
+        ""
+    } else {
+        "/"
+    };
+    let after = path.trim_start_matches('/');
+    url.set_path(&format!(
+        "{before}{slash}{}",
+        if slash.is_empty() { "" } else { after }
+    ));
+    url
+}
