@@ -18,6 +18,8 @@ pub mod recorder;
 pub mod require;
 pub mod submitter;
 pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod uptime;
 
 use std::sync::Arc;

@@ -204,3 +204,138 @@ async fn until(instant: Option<std::time::Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Said, ScriptedPings, percent, recorder};
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+    const STALE_AFTER: Duration = Duration::from_secs(25);
+
+    /// What is published over time, as (seconds after the start, rate, reason), and the states of
+    /// the `uptime` events.
+    async fn published(
+        script: &[Said],
+        seconds: u64,
+    ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
+        let (recorder, sink) = recorder(60);
+        let (sender, mut receiver) = watch::channel(None);
+        let stop = CancellationToken::new();
+        let monitor = Monitor {
+            agent: AgentIndex(0),
+            agent_id: "agent-001",
+            base_rate: JobsPerMinute::new(60),
+            uptime_interval: INTERVAL,
+            stale_after: STALE_AFTER,
+            recorder: &recorder,
+        };
+        let start = Instant::now();
+        let source = ScriptedPings::new(script.iter().copied());
+        let mut seen = Vec::new();
+        let watching = async {
+            while receiver.changed().await.is_ok() {
+                let verdict: Verdict = receiver.borrow_and_update().unwrap();
+                seen.push((
+                    start.elapsed().as_secs(),
+                    verdict.rate().get(),
+                    verdict.reason(),
+                ));
+            }
+        };
+        let ending = async {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            stop.cancel();
+        };
+        tokio::join!(monitor.run(&source, sender, stop.clone()), watching, ending);
+        recorder.close().await.unwrap();
+        let events = sink.events("uptime");
+        let states = events
+            .iter()
+            .map(|event| event["state"].as_str().unwrap().to_owned());
+        (seen, states.collect())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_uptime_is_published_within_one_poll() {
+        let script = [99.5, 96.2, 92.0, 85.0, 99.0].map(Said::Uptime);
+        let (seen, states) = published(&script, 45).await;
+        let expected = [(0, 60), (10, 30), (20, 6), (30, 0), (40, 60)];
+        assert_eq!(
+            seen,
+            expected.map(|(at, rate)| (at, rate, RateReason::Uptime))
+        );
+        assert_eq!(states, ["fresh"; 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bad_answers_change_nothing_until_the_last_good_one_is_stale() {
+        use Said::{Error, Uptime};
+        let script = [Uptime(99.5), Error, Error, Error, Error, Uptime(99.5)];
+        let (seen, states) = published(&script, 55).await;
+        assert_eq!(
+            seen,
+            [
+                (0, 60, RateReason::Uptime),
+                (25, 0, RateReason::Stale),
+                (50, 60, RateReason::Uptime)
+            ]
+        );
+        assert_eq!(
+            states,
+            ["fresh", "fresh", "fresh", "stale", "stale", "fresh"]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn staleness_takes_hold_while_a_question_hangs() {
+        let (seen, states) = published(&[Said::Uptime(96.0), Said::Nothing], 60).await;
+        assert_eq!(
+            seen,
+            [(0, 30, RateReason::Uptime), (25, 0, RateReason::Stale)]
+        );
+        assert_eq!(states, ["fresh"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_published_before_the_first_uptime_is_known() {
+        use Said::{Error, NothingOfNow, Uptime};
+        let (seen, states) = published(&[Error, NothingOfNow, Error, Uptime(85.0)], 35).await;
+        assert_eq!(seen, [(30, 0, RateReason::Uptime)]);
+        assert_eq!(states, ["unknown", "unknown", "unknown", "fresh"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_without_a_ping_that_covers_now_is_suspended_at_once() {
+        use Said::{NothingOfNow, Uptime};
+        let (seen, _) = published(&[Uptime(100.0), NothingOfNow, Uptime(100.0)], 25).await;
+        assert_eq!(
+            seen,
+            [
+                (0, 60, RateReason::Uptime),
+                (10, 0, RateReason::Unknown),
+                (20, 60, RateReason::Uptime)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_verdict_knows_its_rate_and_why() {
+        let earns = Verdict::Earns {
+            uptime: percent(96.0),
+            rate: JobsPerMinute::new(30),
+        };
+        assert_eq!(
+            (earns.rate().get(), earns.reason()),
+            (30, RateReason::Uptime)
+        );
+        let suspended = Verdict::Suspended {
+            last_uptime: Some(percent(96.0)),
+            reason: RateReason::Stale,
+        };
+        assert_eq!(
+            (suspended.rate().get(), suspended.uptime()),
+            (0, Some(percent(96.0)))
+        );
+    }
+}

@@ -236,3 +236,202 @@ impl<G: SendJob> Submitter<G> {
 fn unix_seconds(ts: chrono::DateTime<Utc>) -> f64 {
     ts.timestamp_micros() as f64 / 1e6
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::capability::Capability;
+    use super::super::event::RateReason;
+    use super::super::policy;
+    use super::super::testing::{Sink, SlowGateway, percent, recorder};
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct Bench {
+        gateway: SlowGateway,
+        shared: Arc<Shared<SlowGateway>>,
+        sink: Sink,
+        verdicts: watch::Sender<Option<Verdict>>,
+        running: tokio::task::JoinHandle<()>,
+        start: Instant,
+    }
+
+    impl Bench {
+        fn start(rate: u32, latency: Duration, places: usize, max_jobs: Option<u64>) -> Self {
+            let (recorder, sink) = recorder(rate);
+            let gateway = SlowGateway::new(latency);
+            let shared = Arc::new(Shared {
+                gateway: gateway.clone(),
+                timeouts: vec![SECOND],
+                places: Arc::new(Semaphore::new(places)),
+                budget: JobBudget::new(max_jobs),
+                recorder,
+                jobs: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            });
+            let submitter = Submitter {
+                agent: AgentIndex(0),
+                agent_id: "agent-001".into(),
+                forms: vec![Capability::built_in()[0].prepare("{}")],
+                orchestrators: Arc::new([]),
+                base_rate: JobsPerMinute::new(rate),
+                chooser: Chooser::new([1.0], 1),
+                alarm: Alarm::of_runtime(),
+                shared: Arc::clone(&shared),
+            };
+            let (verdicts, receiver) = watch::channel(None);
+            let running = tokio::spawn(submitter.run(receiver));
+            Self {
+                gateway,
+                shared,
+                sink,
+                verdicts,
+                running,
+                start: Instant::now(),
+            }
+        }
+
+        fn uptime(&self, uptime: f64, base: u32) {
+            let uptime = percent(uptime);
+            let rate = policy::job_rate(JobsPerMinute::new(base), uptime);
+            self.verdicts
+                .send_replace(Some(Verdict::Earns { uptime, rate }));
+        }
+
+        /// Stops, waits for all answers, and gives the accounts.
+        async fn finish(self) -> (Value, SlowGateway, Sink) {
+            self.shared.stop.cancel();
+            self.running.await.unwrap();
+            self.shared.jobs.close();
+            self.shared.jobs.wait().await;
+            self.shared.recorder.close().await.unwrap();
+            let summary = self.sink.events("summary").remove(0);
+            (
+                summary["capabilities"]["gpu-check"].clone(),
+                self.gateway,
+                self.sink,
+            )
+        }
+    }
+
+    fn counts(account: &Value) -> [u64; 3] {
+        ["attempts", "delayed", "dropped"].map(|name| account[name].as_u64().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_leave_at_their_slots_whatever_the_latency() {
+        for latency in [Duration::ZERO, 10 * SECOND] {
+            let bench = Bench::start(60, latency, 100, None);
+            bench.uptime(100.0, 60);
+            tokio::time::sleep(Duration::from_millis(29_500)).await;
+            let start = bench.start;
+            let (account, gateway, _) = bench.finish().await;
+            let arrivals = gateway.arrivals_ms(start);
+            assert_eq!(counts(&account), [30, 0, 0]);
+            for (k, at) in arrivals.into_iter().enumerate() {
+                let slot = k as u128 * 1000;
+                assert!((slot..slot + 3).contains(&at), "job {k} left at {at} ms");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_without_a_place_is_dropped_and_counted() {
+        let bench = Bench::start(60, 1000 * SECOND, 3, None);
+        bench.uptime(100.0, 60);
+        tokio::time::sleep(Duration::from_millis(9_500)).await;
+        let (account, gateway, _) = bench.finish().await;
+        assert_eq!(gateway.arrivals.lock().unwrap().len(), 3);
+        assert_eq!(counts(&account), [3, 0, 7]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rates_take_hold_at_once_and_keep_the_gap_that_has_passed() {
+        let bench = Bench::start(60, Duration::ZERO, 100, None);
+        bench.uptime(100.0, 60);
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        bench.uptime(96.0, 60);
+        tokio::time::sleep(Duration::from_millis(4_000)).await;
+        bench.uptime(85.0, 60);
+        tokio::time::sleep(Duration::from_millis(10_000)).await;
+        bench.uptime(99.0, 60);
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let start = bench.start;
+        let (account, gateway, sink) = bench.finish().await;
+        let expected = [0, 1000, 2000, 3500, 5500, 16_500, 17_500];
+        let arrivals = gateway.arrivals_ms(start);
+        assert_eq!(arrivals.len(), expected.len(), "{arrivals:?}");
+        for (at, slot) in arrivals.iter().zip(expected) {
+            assert!((slot..slot + 5).contains(at), "{arrivals:?}");
+        }
+        let changes: Vec<(u64, u64)> = sink
+            .events("rate_changed")
+            .iter()
+            .map(|event| {
+                (
+                    event["from"].as_u64().unwrap(),
+                    event["to"].as_u64().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(changes, [(0, 60), (60, 30), (30, 0), (0, 60)]);
+        assert_eq!(counts(&account), [7, 12, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspended_agent_gets_nothing_and_its_slots_count_as_delayed() {
+        let bench = Bench::start(60, Duration::ZERO, 100, None);
+        bench.verdicts.send_replace(Some(Verdict::Suspended {
+            last_uptime: None,
+            reason: RateReason::Stale,
+        }));
+        tokio::time::sleep(Duration::from_millis(10_500)).await;
+        let (account, ..) = bench.finish().await;
+        assert_eq!(counts(&account), [0, 10, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_of_jobs_ends_the_run() {
+        let bench = Bench::start(6000, SECOND, 1000, Some(25));
+        bench.uptime(100.0, 6000);
+        bench.shared.stop.cancelled().await;
+        let (account, ..) = bench.finish().await;
+        assert_eq!(counts(&account), [25, 0, 0]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Under any sequence of uptimes every slot of the base rate is sent, delayed or dropped.
+        #[test]
+        fn the_accounts_add_up(
+            base in 1..=60_000_u32, places in 1..200_usize, latency_ms in 0..3000_u64,
+            steps in prop::collection::vec((1..3000_u64, 80.0..=100.0_f64), 1..12),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let latency = Duration::from_millis(latency_ms);
+                let bench = Bench::start(base, latency, places, None);
+                let mut changes = 1;
+                for (milliseconds, uptime) in steps {
+                    bench.uptime(uptime, base);
+                    changes += 1;
+                    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                }
+                let elapsed = bench.start.elapsed().as_secs_f64();
+                let (account, gateway, _) = bench.finish().await;
+                let [attempts, delayed, dropped] = counts(&account);
+                let expected = elapsed * f64::from(base) / 60.0;
+                let all = (attempts + delayed + dropped) as f64;
+                prop_assert_eq!(attempts as usize, gateway.arrivals.lock().unwrap().len());
+                prop_assert!((all - expected).abs() <= f64::from(changes) + 1.0, "{all} of {expected}");
+                Ok(())
+            })?;
+        }
+    }
+}
