@@ -64,6 +64,13 @@ impl Due {
     }
 }
 
+impl Due {
+    fn withhold_slots(&mut self) {
+        self.withheld += self.slots.end - self.slots.start;
+        self.slots.start = self.slots.end;
+    }
+}
+
 impl Pacer {
     /// Nothing is due, and nothing counted as withheld, before the first [`Self::change_rate`].
     #[must_use]
@@ -115,9 +122,13 @@ impl Pacer {
     }
 
     /// Takes what is due at `now`, then goes on at `rate`: of the gap in progress the part that
-    /// has passed stays passed. From 0, the first slot is due at once.
+    /// has passed stays passed. From 0, the first slot is due at once; to 0, what is due just now is
+    /// withheld, for nothing is sent at rate 0.
     pub fn change_rate(&mut self, now: Instant, rate: JobsPerMinute) -> Due {
-        let due = self.advance(now);
+        let mut due = self.advance(now);
+        if rate == JobsPerMinute::ZERO {
+            due.withhold_slots();
+        }
         self.withheld.counted_until.get_or_insert(now);
         let start = match self.stretch {
             _ if rate == JobsPerMinute::ZERO => None,
@@ -263,7 +274,7 @@ mod tests {
         let mut run = Run::new(60);
         let _ = run.change(0, 60);
         assert_eq!(run.advance(0).0, vec![0]);
-        assert_eq!(run.change(1500, 0), (vec![1000], 0, 0));
+        assert_eq!(run.change(1500, 0), (vec![], 0, 1));
         assert_eq!(run.next_ms(), None);
         assert_eq!(run.advance(61_500), (vec![], 0, 60));
         let _ = run.change(61_600, 60);
@@ -329,6 +340,10 @@ mod tests {
                 }
                 overdue += due.overdue;
                 withheld += due.withheld;
+                if rate == JobsPerMinute::ZERO {
+                    // What was due just then is withheld, which the law below counts.
+                    owed = (taken + overdue) as f64;
+                }
                 let slack = changes as f64;
                 prop_assert!(((taken + overdue) as f64) <= owed + slack + 1e-6, "too many");
                 prop_assert!(((taken + overdue) as f64) >= owed - slack - 1e-6, "forgotten");

@@ -1,0 +1,371 @@
+//! Starting things and waiting for them.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Far longer than anything takes on the slowest machine: only a defect waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary, with an environment that cannot change what it does.
+pub fn binary() -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("uptime-runner"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("UPTIME_RUNNER_") || name == "RUST_LOG" || name == "NO_COLOR" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A job runner whose JSON events can be waited for.
+pub struct Runner {
+    child: Child,
+    lines: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+    pub events: Vec<Value>,
+}
+
+impl Runner {
+    pub fn start(ping: &str, gateway: &str, arguments: &[&str]) -> Self {
+        let mut command = binary();
+        command.args([
+            "--ping-url",
+            ping,
+            "--gateway-url",
+            gateway,
+            "--output",
+            "json",
+        ]);
+        if !arguments.contains(&"--config") && !arguments.contains(&"--agent") {
+            command.args(["--agent", "agent-001"]);
+        }
+        command.args(arguments);
+        Self::spawn(command)
+    }
+
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut pipe = child.stderr.take().unwrap();
+        let stderr = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = pipe.read_to_string(&mut text);
+            text
+        });
+        Self {
+            child,
+            lines,
+            stderr: Some(stderr),
+            events: Vec::new(),
+        }
+    }
+
+    /// The next event that fits, while all are kept.
+    pub fn wait_for(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                let _ = self.child.kill();
+                let stderr = self.stderr.take().map(|thread| thread.join().unwrap());
+                panic!(
+                    "no {what} among {:#?}\n{}",
+                    self.events,
+                    stderr.unwrap_or_default()
+                );
+            };
+            let event: Value = serde_json::from_str(&line).expect("each line is one JSON object");
+            self.events.push(event.clone());
+            if fits(&event) {
+                return event;
+            }
+        }
+    }
+
+    pub fn wait_for_event(&mut self, kind: &str) -> Value {
+        self.wait_for(kind, |event| event["event"] == kind)
+    }
+
+    pub fn wait_for_rate(&mut self, to: u64) -> Value {
+        self.wait_for(&format!("rate of {to}"), |event| {
+            event["event"] == "rate_changed" && event["to"] == to
+        })
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end.
+    pub fn finish(mut self) -> Finished {
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(line) = self
+            .lines
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            self.events
+                .push(serde_json::from_str(&line).expect("each line is one JSON object"));
+        }
+        let status = self.child.wait().unwrap();
+        let stderr = self.stderr.take().unwrap().join().unwrap();
+        Finished {
+            status,
+            events: std::mem::take(&mut self.events),
+            stderr,
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All that a run has left.
+pub struct Finished {
+    pub status: ExitStatus,
+    pub events: Vec<Value>,
+    pub stderr: String,
+}
+
+impl Finished {
+    pub fn of_kind(&self, kind: &str) -> Vec<&Value> {
+        self.events
+            .iter()
+            .filter(|event| event["event"] == kind)
+            .collect()
+    }
+
+    pub fn summary(&self) -> &Value {
+        let last = self.events.last().expect("some output");
+        assert_eq!(last["event"], "summary", "the summary comes last");
+        last
+    }
+
+    /// Checks that all counts agree with each other and with the slots of the base rate, and gives
+    /// the sums over capabilities: attempts, delayed, dropped.
+    pub fn assert_accounts_add_up(&self, base_rate: u32) -> [u64; 3] {
+        let count = |value: &Value| value.as_u64().expect("a count");
+        let summary = self.summary();
+        let mut sums = [0; 3];
+        for (name, account) in summary["capabilities"].as_object().unwrap() {
+            let [attempts, successful, failed, delayed, dropped] =
+                ["attempts", "successful", "failed", "delayed", "dropped"]
+                    .map(|field| count(&account[field]));
+            assert_eq!(attempts, successful + failed, "{name}");
+            let outcomes = account["outcomes"].as_object().unwrap();
+            assert_eq!(
+                outcomes.values().map(count).sum::<u64>(),
+                attempts,
+                "{name}"
+            );
+            let jobs = self
+                .of_kind("job")
+                .into_iter()
+                .filter(|job| job["capability"] == **name);
+            assert_eq!(jobs.count() as u64, attempts, "{name}");
+            sums = [sums[0] + attempts, sums[1] + delayed, sums[2] + dropped];
+        }
+        assert_eq!(count(&summary["jobs_sent"]), sums[0]);
+
+        let changes = self.of_kind("rate_changed");
+        let Some(first) = changes.first() else {
+            assert_eq!(sums, [0; 3]);
+            return sums;
+        };
+        let before_the_end = &self.events[self.events.len().saturating_sub(2)];
+        let slots = |until: &Value| {
+            let milliseconds = (instant(&until["ts"]) - instant(&first["ts"])).num_milliseconds();
+            f64::from(i32::try_from(milliseconds).unwrap()) / 60e3 * f64::from(base_rate)
+        };
+        let slack = f64::from(u32::try_from(changes.len()).unwrap()) + 1.0;
+        let all = f64::from(u32::try_from(sums.iter().sum::<u64>()).unwrap());
+        assert!(
+            all >= slots(before_the_end) - slack && all <= slots(summary) + slack,
+            "{sums:?} within {} to {} slots",
+            slots(before_the_end),
+            slots(summary)
+        );
+        sums
+    }
+}
+
+pub fn instant(ts: &Value) -> chrono::DateTime<chrono::Utc> {
+    ts.as_str()
+        .and_then(|ts| ts.parse().ok())
+        .expect("RFC 3339")
+}
+
+/// A server that reads each request whole and lets `answer` do what it wants with the connection.
+pub struct RawServer {
+    pub address: SocketAddr,
+    /// The requests so far: head and body.
+    pub requests: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+}
+
+impl RawServer {
+    pub fn start(answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests: Arc<Mutex<Vec<_>>> = Arc::default();
+        let answer = Arc::new(answer);
+        let kept = Arc::clone(&requests);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (answer, kept) = (Arc::clone(&answer), Arc::clone(&kept));
+                std::thread::spawn(move || serve(stream, answer.as_ref(), &kept));
+            }
+        });
+        Self { address, requests }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    answer: &(impl Fn(&mut TcpStream, &str) + ?Sized),
+    kept: &Mutex<Vec<(String, Vec<u8>)>>,
+) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).is_ok_and(|read| read > 0) {
+                continue;
+            }
+            return;
+        }
+        let length = head.lines().find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("content-length: ")?
+                .parse()
+                .ok()
+        });
+        let mut body = vec![0; length.unwrap_or(0)];
+        if reader.read_exact(&mut body).is_err() {
+            return;
+        }
+        kept.lock().unwrap().push((head.clone(), body));
+        answer(&mut stream, &head);
+    }
+}
+
+/// Writes a whole answer.
+pub fn respond(stream: &mut TcpStream, status: u16, headers: &str, body: &str) {
+    let length = body.len();
+    let _ = write!(
+        stream,
+        "HTTP/1.1 {status} X\r\n{headers}content-length: {length}\r\n\r\n{body}"
+    );
+}
+
+/// A ping system that lists agent-001 and agent-002 with an uptime that can be changed, or breaks
+/// in a given way.
+pub struct PingSystem {
+    pub server: RawServer,
+    answers: Arc<Mutex<Answers>>,
+}
+
+/// What comes in place of good answers.
+type Break = Arc<dyn Fn(&mut TcpStream) + Send + Sync>;
+
+struct Answers {
+    uptime: f64,
+    broken: Option<Break>,
+}
+
+impl PingSystem {
+    pub fn start(uptime: f64) -> Self {
+        let answers = Arc::new(Mutex::new(Answers {
+            uptime,
+            broken: None,
+        }));
+        let shared = Arc::clone(&answers);
+        let server = RawServer::start(move |stream, head| {
+            let (uptime, broken) = {
+                let answers = shared.lock().unwrap();
+                (answers.uptime, answers.broken.clone())
+            };
+            match broken {
+                Some(broken) => broken(stream),
+                None => respond(stream, 200, "", &good_answer(head, uptime)),
+            }
+        });
+        Self { server, answers }
+    }
+
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    pub fn set_uptime(&self, uptime: f64) {
+        self.answers.lock().unwrap().uptime = uptime;
+    }
+
+    pub fn break_with(&self, answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) {
+        self.answers.lock().unwrap().broken = Some(Arc::new(answer));
+    }
+
+    pub fn mend(&self) {
+        self.answers.lock().unwrap().broken = None;
+    }
+}
+
+fn good_answer(head: &str, uptime: f64) -> String {
+    let now = chrono::Utc::now().to_rfc3339();
+    if head.contains("/history?hours=") {
+        return format!(
+            r#"{{"pings":[{{"timestamp":"{now}","success":true,"uptime_percent":{uptime},"window_seconds":900}}]}}"#
+        );
+    }
+    let agent = |id: &str| {
+        format!(
+            r#"{{"agent_id":"{id}","total_pings":8,"consecutive_poor_uptime":1,"ping_interval_minutes":15,"last_ping_at":"{now}","last_uptime_percent":{uptime}}}"#
+        )
+    };
+    format!(
+        r#"{{"agents":[{},{}],"count":2}}"#,
+        agent("agent-001"),
+        agent("agent-002")
+    )
+}
+
+/// A gateway that answers every job with success.
+pub fn good_gateway() -> RawServer {
+    RawServer::start(|stream, _| {
+        respond(
+            stream,
+            200,
+            "X-Orchestrator-Url: https://orch-1.example:8935\r\nLivepeer-Balance: -12345678901234567890\r\n",
+            r#"{"status":"success"}"#,
+        );
+    })
+}
