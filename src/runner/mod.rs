@@ -195,6 +195,7 @@ impl Run {
             move || bound.saturating_sub(places.available_permits())
         };
         if let Some(listener) = metrics_listener {
+            tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
             let (recorder, in_flight) = (Arc::clone(&recorder), in_flight.clone());
             run.helpers.spawn(async move {
                 let text = move || recorder.metrics_text(in_flight());

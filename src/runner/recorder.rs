@@ -7,13 +7,14 @@ use chrono::Utc;
 use tokio::time::Instant;
 
 use super::accounts::{Accounts, CapabilityStatistics};
-use super::event::{AgentIndex, Event, Roster};
+use super::event::{AgentIndex, Event, JobDone, Roster};
 use super::metrics::Metrics;
 use super::output::text::TextOutput;
 use super::output::writer::Writer;
 use super::output::{AgentProgress, Output, Progress};
 use super::uptime::State;
 use crate::units::Percent;
+use crate::wire::gateway::Outcome;
 
 /// Takes in events from all tasks of a run.
 #[derive(Debug)]
@@ -34,6 +35,38 @@ struct Books {
     uptimes: Vec<Option<(Percent, Instant)>>,
     lines: Vec<u8>,
     lines_skipped: u64,
+    rejections: Rejections,
+}
+
+/// Rejected jobs are our own fault and logged as errors, but not one line each at full rate.
+#[derive(Debug, Default)]
+struct Rejections {
+    told_at: Option<Instant>,
+    since: u64,
+}
+
+impl Rejections {
+    const SILENCE: Duration = Duration::from_secs(10);
+
+    fn tell(&mut self, job: &JobDone) {
+        self.since += 1;
+        if self
+            .told_at
+            .is_some_and(|told_at| told_at.elapsed() < Self::SILENCE)
+        {
+            return;
+        }
+        tracing::error!(
+            job_id = %job.job_id,
+            jobs = self.since,
+            "the gateway cannot read what it is sent: {}",
+            job.answer.error.as_deref().unwrap_or_default()
+        );
+        *self = Self {
+            told_at: Some(Instant::now()),
+            since: 0,
+        };
+    }
 }
 
 impl Recorder {
@@ -55,6 +88,7 @@ impl Recorder {
                 uptimes: vec![None; roster.agents.len()],
                 lines: Vec::new(),
                 lines_skipped: 0,
+                rejections: Rejections::default(),
             }),
             roster,
             started: Instant::now(),
@@ -77,6 +111,11 @@ impl Recorder {
                 None if polled.state == State::Unknown => books.uptimes[polled.agent.0] = None,
                 _ => {}
             }
+        }
+        if let Event::Job(job) = event
+            && job.answer.outcome == Outcome::Rejected
+        {
+            books.rejections.tell(job);
         }
         let Books {
             accounts,

@@ -30,7 +30,8 @@ pub fn binary() -> Command {
 pub struct Runner {
     child: Child,
     lines: Receiver<String>,
-    stderr: Option<JoinHandle<String>>,
+    stderr: Arc<Mutex<String>>,
+    stderr_end: Option<JoinHandle<()>>,
     pub events: Vec<Value>,
 }
 
@@ -68,16 +69,21 @@ impl Runner {
                 }
             }
         });
-        let mut pipe = child.stderr.take().unwrap();
-        let stderr = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = pipe.read_to_string(&mut text);
-            text
+        let pipe = BufReader::new(child.stderr.take().unwrap());
+        let stderr: Arc<Mutex<String>> = Arc::default();
+        let told = Arc::clone(&stderr);
+        let stderr_end = std::thread::spawn(move || {
+            for line in pipe.lines().map_while(Result::ok) {
+                let mut told = told.lock().unwrap();
+                told.push_str(&line);
+                told.push('\n');
+            }
         });
         Self {
             child,
             lines,
-            stderr: Some(stderr),
+            stderr,
+            stderr_end: Some(stderr_end),
             events: Vec::new(),
         }
     }
@@ -89,11 +95,10 @@ impl Runner {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else {
                 let _ = self.child.kill();
-                let stderr = self.stderr.take().map(|thread| thread.join().unwrap());
                 panic!(
                     "no {what} among {:#?}\n{}",
                     self.events,
-                    stderr.unwrap_or_default()
+                    self.stderr.lock().unwrap()
                 );
             };
             let event: Value = serde_json::from_str(&line).expect("each line is one JSON object");
@@ -114,6 +119,15 @@ impl Runner {
         })
     }
 
+    /// Waits for what comes after `before` in a line of the log.
+    pub fn wait_for_log(&self, before: &str) -> String {
+        wait_until(before, || {
+            let log = self.stderr.lock().unwrap();
+            log.lines()
+                .find_map(|line| line.split_once(before).map(|(_, after)| after.to_owned()))
+        })
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).unwrap();
@@ -130,7 +144,8 @@ impl Runner {
                 .push(serde_json::from_str(&line).expect("each line is one JSON object"));
         }
         let status = self.child.wait().unwrap();
-        let stderr = self.stderr.take().unwrap().join().unwrap();
+        self.stderr_end.take().unwrap().join().unwrap();
+        let stderr = self.stderr.lock().unwrap().clone();
         Finished {
             status,
             events: std::mem::take(&mut self.events),
@@ -143,6 +158,18 @@ impl Drop for Runner {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Asks again and again until there is an answer.
+pub fn wait_until<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::yield_now();
     }
 }
 
@@ -276,6 +303,25 @@ fn serve(
         kept.lock().unwrap().push((head.clone(), body));
         answer(&mut stream, &head);
     }
+}
+
+/// A GET that is answered with 200.
+pub fn get(url: &str) -> String {
+    let (address, path) = url
+        .strip_prefix("http://")
+        .unwrap()
+        .split_once('/')
+        .unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "GET /{path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    answer
 }
 
 /// Writes a whole answer.
