@@ -87,6 +87,12 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
     }
     stop.cancel();
 
+    if shutdown.gently.is_cancelled() {
+        tracing::info!(
+            jobs_under_way = run.tracker.len(),
+            "stopping: no new job is sent, answers are waited for; a second signal ends at once"
+        );
+    }
     run.tracker.close();
     let mut at_once = false;
     tokio::select! {

@@ -1,5 +1,6 @@
 //! The whole system at work on loopback, with nothing else needed.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -64,11 +65,13 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     // A question a second in a demo of a minute, so that a step shows soon.
     config.uptime_interval = (duration / 60).max(Duration::from_millis(20));
 
-    println!(
-        "demo: {AGENT} has an uptime of 99.5, 96.2, 92, 85 and again 99.5 % within {:?}; \
+    writeln!(
+        io::stdout(),
+        "demo: {AGENT} has an uptime of 99.5, 96.2, 92, 85 and again 99.5 % within {duration:?}; \
          the whole rate is {} jobs/min\n",
-        duration, config.base_rate
-    );
+        config.base_rate
+    )
+    .context("standard output takes no more")?;
     let stop_mock = shutdown.at_once.child_token();
     let (_, ended) = tokio::join!(mock.serve(stop_mock.clone()), async {
         let ended = runner::run(config, shutdown).await;

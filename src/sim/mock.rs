@@ -1,7 +1,7 @@
 //! A ping system and a gateway on one port, steered by scripts. As a gateway it is strict about the
 //! job header, as CONTRACT.md section 4 describes it.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -119,14 +119,16 @@ pub struct Listening {
 /// When it cannot listen.
 pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Ended> {
     let (listening, address) = mock.bind().await?;
-    println!(
+    let agent = listening
+        .mock
+        .agents
+        .first()
+        .map_or("agent-001", String::as_str);
+    // Nobody has to read it: a mock goes on without.
+    let _ = write!(
+        io::stdout(),
         "mock ping system and gateway at http://{address}, until Ctrl-C; in another terminal:\n  \
-         uptime-runner --agent {} --ping-url http://{address} --gateway-url http://{address}",
-        listening
-            .mock
-            .agents
-            .first()
-            .map_or("agent-001", String::as_str),
+         uptime-runner --agent {agent} --ping-url http://{address} --gateway-url http://{address}\n",
     );
     listening.serve(shutdown.gently.clone()).await?;
     Ok(Ended::AsAsked(Vec::new()))

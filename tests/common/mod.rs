@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -136,12 +136,22 @@ impl Runner {
     /// Waits for the end.
     pub fn finish(mut self) -> Finished {
         let deadline = Instant::now() + PATIENCE;
-        while let Ok(line) = self
-            .lines
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            self.events
-                .push(serde_json::from_str(&line).expect("each line is one JSON object"));
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.events
+                        .push(serde_json::from_str(&line).expect("each line is one JSON object"));
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!(
+                        "no end after {:#?}\n{}",
+                        self.events,
+                        self.stderr.lock().unwrap()
+                    );
+                }
+            }
         }
         let status = self.child.wait().unwrap();
         self.stderr_end.take().unwrap().join().unwrap();
@@ -225,7 +235,13 @@ impl Finished {
             assert_eq!(sums, [0; 3]);
             return sums;
         };
-        let before_the_end = &self.events[self.events.len().saturating_sub(2)];
+        // A run may end long after its last slot, but not before it.
+        let sent_or_changed = self.events.iter().filter(|event| {
+            ["job", "rate_changed"].contains(&event["event"].as_str().unwrap_or_default())
+        });
+        let last_slot = sent_or_changed
+            .max_by_key(|event| instant(&event["ts"]))
+            .unwrap_or(first);
         let slots = |until: &Value| {
             let milliseconds = (instant(&until["ts"]) - instant(&first["ts"])).num_milliseconds();
             f64::from(i32::try_from(milliseconds).unwrap()) / 60e3 * f64::from(base_rate)
@@ -233,9 +249,9 @@ impl Finished {
         let slack = f64::from(u32::try_from(changes.len()).unwrap()) + 1.0;
         let all = f64::from(u32::try_from(sums.iter().sum::<u64>()).unwrap());
         assert!(
-            all >= slots(before_the_end) - slack && all <= slots(summary) + slack,
+            all >= slots(last_slot) - slack && all <= slots(summary) + slack,
             "{sums:?} within {} to {} slots",
-            slots(before_the_end),
+            slots(last_slot),
             slots(summary)
         );
         sums
@@ -327,10 +343,8 @@ pub fn get(url: &str) -> String {
 /// Writes a whole answer.
 pub fn respond(stream: &mut TcpStream, status: u16, headers: &str, body: &str) {
     let length = body.len();
-    let _ = write!(
-        stream,
-        "HTTP/1.1 {status} X\r\n{headers}content-length: {length}\r\n\r\n{body}"
-    );
+    let answer = format!("HTTP/1.1 {status} X\r\n{headers}content-length: {length}\r\n\r\n{body}");
+    let _ = stream.write_all(answer.as_bytes());
 }
 
 /// A ping system that lists agent-001 and agent-002 with an uptime that can be changed, or breaks

@@ -324,3 +324,178 @@ fn short(duration: Duration) -> String {
         _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::runner::accounts::Accounts;
+    use crate::runner::event::{AgentIndex, Answer, CapabilityIndex, UptimePolled};
+    use crate::runner::testing::percent;
+    use crate::runner::uptime::{Standing, State};
+    use crate::units::JobsPerMinute;
+    use uuid::Uuid;
+
+    const PLAIN: TextOutput = TextOutput { colour: false };
+
+    fn roster(agents: &[&str]) -> Arc<Roster> {
+        Arc::new(Roster {
+            agents: agents.iter().map(|&agent| agent.into()).collect(),
+            capabilities: vec!["gpu-check".into()],
+            base_rate: JobsPerMinute::new(60),
+        })
+    }
+
+    fn job(outcome: Outcome, status: Option<u16>, error: &str, latency_us: u64) -> JobDone {
+        JobDone {
+            ts: "2026-01-01T14:32:15.9Z".parse().unwrap(),
+            agent: AgentIndex(0),
+            job_id: Uuid::nil(),
+            capability: CapabilityIndex(0),
+            latency: Duration::from_micros(latency_us),
+            send_lag: Duration::ZERO,
+            rate: JobsPerMinute::new(60),
+            uptime: percent(99.56),
+            answer: Answer {
+                status,
+                ..Answer::failure(outcome, error.to_owned())
+            },
+        }
+    }
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut lines = Vec::new();
+        write(&mut lines);
+        String::from_utf8(lines).unwrap()
+    }
+
+    fn job_line(output: TextOutput, agents: &[&str], job: &JobDone) -> String {
+        text(|lines| output.job(job, &roster(agents), &Utc, lines))
+    }
+
+    #[test]
+    fn a_job_is_one_line_as_in_seed_md() {
+        let success = job(Outcome::Success, Some(200), "", 45_200);
+        assert_eq!(
+            job_line(PLAIN, &["a"], &success),
+            "✅ [14:32:15] gpu-check: 200 (45ms) | Rate: 60/min | Uptime: 99.5%\n"
+        );
+        let failed = job(Outcome::HttpError, Some(500), "oops", 45_200);
+        assert_eq!(
+            job_line(PLAIN, &["a"], &failed),
+            "❌ [14:32:15] gpu-check: 500 (45ms) | Rate: 60/min | Uptime: 99.5% | http_error: oops\n"
+        );
+        let refused = job(Outcome::Connect, None, "Connection refused", 300);
+        assert_eq!(
+            job_line(PLAIN, &["a", "b"], &refused),
+            "❌ [14:32:15] gpu-check: --- (0ms) | Rate: 60/min | Uptime: 99.5% | Agent: a | connect: Connection refused\n"
+        );
+    }
+
+    #[test]
+    fn colour_marks_what_failed() {
+        let colour = TextOutput { colour: true };
+        let failed = job_line(colour, &["a"], &job(Outcome::Timeout, None, "late", 1));
+        assert!(
+            failed.starts_with("\x1b[31m❌") && failed.ends_with("late\x1b[0m\n"),
+            "{failed:?}"
+        );
+        let success = job_line(colour, &["a"], &job(Outcome::Success, Some(200), "", 1));
+        assert!(!success.contains('\x1b'), "{success:?}");
+    }
+
+    #[test]
+    fn a_rate_change_says_why() {
+        let changed = |uptime: Option<f64>, reason| {
+            let changed = RateChanged {
+                ts: DateTime::UNIX_EPOCH,
+                agent: AgentIndex(0),
+                from: JobsPerMinute::new(60),
+                to: JobsPerMinute::new(30),
+                uptime: uptime.map(percent),
+                reason,
+            };
+            text(|lines| PLAIN.rate_changed(&changed, &roster(&["a"]), lines))
+        };
+        assert_eq!(
+            changed(Some(96.25), RateReason::Uptime),
+            "📊 Job rate changed: 60 → 30 jobs/min\n   Uptime: 96.2%\n"
+        );
+        assert!(changed(Some(96.2), RateReason::Stale).contains("Uptime: 96.2%, too old"));
+        assert!(changed(None, RateReason::Unknown).contains("Uptime: unknown"));
+    }
+
+    #[test]
+    fn the_block_of_statistics_is_that_of_seed_md() {
+        let mut accounts = Accounts::new(roster(&["agent-001"]));
+        accounts.apply(&Event::Uptime(UptimePolled {
+            ts: DateTime::UNIX_EPOCH,
+            agent: AgentIndex(0),
+            state: State::Fresh,
+            uptime: Some(percent(96.256)),
+            answered: true,
+            pings: 4,
+            standing: Standing {
+                consecutive_poor: Some(0),
+                ping_interval_minutes: Some(15.0),
+                total_pings: Some(8),
+            },
+        }));
+        accounts.apply(&Event::RateChanged(RateChanged {
+            ts: DateTime::UNIX_EPOCH,
+            agent: AgentIndex(0),
+            from: JobsPerMinute::new(60),
+            to: JobsPerMinute::new(30),
+            uptime: Some(percent(96.256)),
+            reason: RateReason::Uptime,
+        }));
+        for (outcome, status, latency_us) in [
+            (Outcome::Success, 200, 35_200),
+            (Outcome::Success, 200, 48_300),
+            (Outcome::HttpError, 500, 125_600),
+        ] {
+            accounts.apply(&Event::Sent(AgentIndex(0), CapabilityIndex(0)));
+            accounts.apply(&Event::Job(job(outcome, Some(status), "", latency_us)));
+        }
+        accounts.apply(&Event::Delayed(AgentIndex(0), CapabilityIndex(0)));
+        accounts.apply(&Event::Dropped(AgentIndex(0), CapabilityIndex(0)));
+        let statistics = accounts.statistics(DateTime::UNIX_EPOCH, Duration::from_millis(120_500));
+        insta::assert_snapshot!(text(|lines| PLAIN.statistics(&statistics, lines)));
+    }
+
+    #[test]
+    fn the_status_line_fits_the_terminal() {
+        let agent = |id: &str, uptime: Option<f64>| AgentProgress {
+            id: id.into(),
+            uptime: uptime.map(|uptime| (percent(uptime), Duration::from_secs(75))),
+        };
+        let mut progress = Progress {
+            rate: 30,
+            agents: vec![agent("agent-001", Some(96.25))],
+            in_flight: 2,
+            sent: 95,
+            p50_p99_ms: Some((45.2, 120.7)),
+            left: Some(Duration::from_secs(3700)),
+        };
+        assert_eq!(
+            PLAIN.status(&progress, 200),
+            "30/min · uptime 96.2% (1m15s ago) · 2 in flight · 95 sent · p50 45ms p99 121ms · 1h01m left"
+        );
+        assert_eq!(PLAIN.status(&progress, 20).chars().count(), 19);
+        progress
+            .agents
+            .extend([agent("agent-002", Some(91.0)), agent("agent-003", None)]);
+        assert!(
+            PLAIN
+                .status(&progress, 200)
+                .contains("known of 2/3 agents, lowest 91.0% (agent-002)")
+        );
+        progress.agents = vec![agent("agent-001", None)];
+        assert!(
+            PLAIN
+                .status(&progress, 200)
+                .contains("waiting for an uptime")
+        );
+    }
+}

@@ -1,0 +1,135 @@
+//! What a newcomer tries first.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use common::{Runner, binary};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A mock on a free port, and where it is.
+fn mock(arguments: &[&str]) -> (std::process::Child, String) {
+    let mut child = binary()
+        .args(["mock", "--listen", "127.0.0.1:0"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let url = line
+        .split_whitespace()
+        .find(|word| word.starts_with("http://"))
+        .unwrap();
+    (child, url.trim_end_matches(',').to_owned())
+}
+
+#[test]
+fn the_mock_is_a_ping_system_and_a_strict_gateway() {
+    let (mut child, url) = mock(&["--uptime", "96.2", "--latency", "0"]);
+    for prefix in ["/gateway", ""] {
+        let finished = Runner::start(
+            &url,
+            &url,
+            &[
+                "--rate",
+                "6000",
+                "--max-jobs",
+                "20",
+                "--gateway-prefix",
+                prefix,
+                "--capabilities",
+                "gpu-check,text-to-image,prompt-enhance",
+            ],
+        )
+        .finish();
+        assert!(finished.status.success(), "{}", finished.stderr);
+        assert_eq!(finished.of_kind("rate_changed")[0]["to"], 3000);
+        for job in finished.of_kind("job") {
+            assert_eq!(job["outcome"], "success", "{job}");
+            assert!(job["balance_wei"].is_string() && job["orchestrator"].is_string());
+        }
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_mock_fails_as_it_is_told() {
+    for (failure, outcome) in [
+        ("500:100%", "http_error"),
+        ("empty:100%", "no_orchestrator"),
+        ("no-supply:100%", "no_supply"),
+        ("unpaid:100%", "unpaid"),
+        ("reset:100%", "transport"),
+        ("hang:100%", "timeout"),
+    ] {
+        let (mut child, url) = mock(&["--fail", failure, "--latency", "1ms"]);
+        let arguments = ["--rate", "6000", "--max-jobs", "3", "--timeout", "500ms"];
+        let finished = Runner::start(&url, &url, &arguments).finish();
+        for job in finished.of_kind("job") {
+            assert_eq!(job["outcome"], outcome, "{job}");
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+#[test]
+fn the_demo_shows_each_tier_a_suspension_and_the_statistics() {
+    let output = binary()
+        .args(["demo", "--duration", "6s"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let changes: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("Job rate changed"))
+        .collect();
+    assert_eq!(
+        changes,
+        [
+            "📊 Job rate changed: 0 → 1200 jobs/min",
+            "📊 Job rate changed: 1200 → 600 jobs/min",
+            "📊 Job rate changed: 600 → 120 jobs/min",
+            "📊 Job rate changed: 120 → 0 jobs/min",
+            "📊 Job rate changed: 0 → 1200 jobs/min",
+        ]
+    );
+    assert!(text.contains("✅ [") && text.contains("] gpu-check: 200 ("));
+    assert!(text.trim_end().ends_with('}') && text.contains("📊 Status Codes: {200: "));
+    assert!(
+        !text.contains('\x1b'),
+        "no colour and no status line in a pipe"
+    );
+}
+
+#[test]
+fn a_demo_can_be_interrupted() {
+    let mut child = binary()
+        .args(["demo", "--duration", "10m"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains('✅') {
+        line.clear();
+        assert!(out.read_line(&mut line).unwrap() > 0);
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("STATISTICS SUMMARY"));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
