@@ -15,6 +15,7 @@ use crate::sim::mock::MockOptions;
     version,
     args_conflicts_with_subcommands = true,
     allow_negative_numbers = true,
+    mut_args = |arg| arg.hide_env(true),
     override_usage = "uptime-runner --agent <ID>... [OPTIONS]\n       uptime-runner <COMMAND> [OPTIONS]",
     after_help = AFTER_HELP
 )]
