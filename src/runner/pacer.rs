@@ -72,6 +72,11 @@ impl Due {
 }
 
 impl Pacer {
+    /// How many slots are taken together at most. After a stall, jobs that all leave at once would
+    /// each need a connection of their own, while a few at a time take turns on the same ones. It is
+    /// more than the highest rate has in half a millisecond, so it never holds up a steady run.
+    pub const AT_ONCE: u64 = 64;
+
     /// Nothing is due, and nothing counted as withheld, before the first [`Self::change_rate`].
     #[must_use]
     pub fn new(base: JobsPerMinute) -> Self {
@@ -95,9 +100,20 @@ impl Pacer {
         self.stretch.map(|stretch| stretch.due(stretch.taken))
     }
 
-    /// Takes what is due at `now`. Late slots are due at once, but never more than one second's
-    /// worth: a machine that slept must not burst.
+    /// Takes what is due at `now`, at most [`Self::AT_ONCE`] slots: what more is due stays so. Late
+    /// slots are due at once, but never more than one second's worth: a machine that slept must not
+    /// burst.
     pub fn advance(&mut self, now: Instant) -> Due {
+        self.take(now, u64::MAX, Self::AT_ONCE)
+    }
+
+    /// Takes all that is due at `now`, the end of a run, which must leave nothing behind: beyond
+    /// [`Self::AT_ONCE`] slots, late ones are overdue.
+    pub fn finish(&mut self, now: Instant) -> Due {
+        self.take(now, Self::AT_ONCE, u64::MAX)
+    }
+
+    fn take(&mut self, now: Instant, late_at_most: u64, at_most: u64) -> Due {
         let withheld_rate = self.base.get().saturating_sub(self.rate().get());
         let withheld = self.withheld.count(withheld_rate, now);
         let Some(stretch) = &mut self.stretch else {
@@ -110,8 +126,10 @@ impl Pacer {
         };
         let end = stretch.due_until(now).max(stretch.taken);
         let second_worth = u64::from(stretch.rate.get().div_ceil(60));
-        let begin = stretch.taken.max(end.saturating_sub(second_worth));
+        let late_at_most = second_worth.min(late_at_most);
+        let begin = stretch.taken.max(end.saturating_sub(late_at_most));
         let overdue = begin - stretch.taken;
+        let end = end.min(begin.saturating_add(at_most));
         stretch.taken = end;
         Due {
             stretch: Some(*stretch),
@@ -125,7 +143,7 @@ impl Pacer {
     /// has passed stays passed. From 0, the first slot is due at once; to 0, what is due just now is
     /// withheld, for nothing is sent at rate 0.
     pub fn change_rate(&mut self, now: Instant, rate: JobsPerMinute) -> Due {
-        let mut due = self.advance(now);
+        let mut due = self.take(now, u64::MAX, u64::MAX);
         if rate == JobsPerMinute::ZERO {
             due.withhold_slots();
         }
@@ -291,6 +309,17 @@ mod tests {
     }
 
     #[test]
+    fn many_late_slots_are_taken_a_few_at_a_time() {
+        let mut run = Run::new(60_000);
+        let _ = run.change(0, 60_000);
+        let (slots, overdue, _) = run.advance(99);
+        assert_eq!((slots.len(), overdue), (64, 0));
+        assert_eq!(run.next_ms(), Some(64));
+        assert_eq!(run.advance(99).0.len(), 36);
+        assert_eq!(run.next_ms(), Some(100));
+    }
+
+    #[test]
     fn withheld_slots_are_the_difference_to_the_base_rate() {
         let mut run = Run::new(60);
         let _ = run.change(0, 30);
@@ -324,7 +353,7 @@ mod tests {
                 now += step;
                 owed += step.as_secs_f64() * f64::from(rate.get()) / 60.0;
                 let due = match share {
-                    None => pacer.advance(now),
+                    None => pacer.finish(now),
                     Some(share) => {
                         changes += 1;
                         let due = pacer.change_rate(now, jobs(base).share(share));

@@ -106,12 +106,18 @@ impl<G: SendJob> Submitter<G> {
                 changed = verdicts.changed() => changed.is_err(),
                 () = self.alarm.until(next) => false,
             };
+            // Whichever of the three it was: what is due at the end must not be left behind.
+            let stopping = stopping || stop.is_cancelled();
             let now = Instant::now();
             awake_at = now;
             // Before what is due is sent: a rate that fell must take hold first.
             let new = *verdicts.borrow_and_update();
             if new == verdict || stopping {
-                let due = pacer.advance(now.into_std());
+                let due = if stopping {
+                    pacer.finish(now.into_std())
+                } else {
+                    pacer.advance(now.into_std())
+                };
                 self.account_for(&due, verdict);
             } else if let Some(new) = new {
                 let due = pacer.change_rate(now.into_std(), new.rate());
