@@ -98,14 +98,14 @@ survives! {
     an_answer_of_80_mb: |stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 80000000\r\n\r\n[");
         for _ in 0..80 {
-            if stream.write_all(&[b' '; 1_000_000]).is_err() {
+            if stream.write_all(&vec![b' '; 1_000_000]).is_err() {
                 return;
             }
         }
     };
     an_answer_without_end: |stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n[");
-        while stream.write_all(&[b' '; 100_000]).is_ok() {}
+        while stream.write_all(&vec![b' '; 100_000]).is_ok() {}
     };
 }
 

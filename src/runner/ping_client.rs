@@ -31,7 +31,7 @@ pub enum AskError {
     #[error("{url}: {cause}")]
     Transport {
         /// What was asked.
-        url: Url,
+        url: String,
         /// What happened.
         cause: String,
     },
@@ -39,7 +39,7 @@ pub enum AskError {
     #[error("{url}: no whole answer in {}s", .waited.as_secs_f64())]
     Timeout {
         /// What was asked.
-        url: Url,
+        url: String,
         /// For how long.
         waited: Duration,
     },
@@ -47,7 +47,7 @@ pub enum AskError {
     #[error("{url}: status {status}, expected 200{hint}")]
     Status {
         /// What was asked.
-        url: Url,
+        url: String,
         /// What came.
         status: StatusCode,
         /// What may help.
@@ -55,12 +55,12 @@ pub enum AskError {
     },
     /// A body that is longer than any honest answer.
     #[error("{0}: answer over {mib} MiB", mib = MAX_BODY_BYTES >> 20)]
-    TooLong(Url),
+    TooLong(String),
     /// A body that cannot be used.
     #[error("{url}: {error}")]
     Invalid {
         /// What was asked.
-        url: Url,
+        url: String,
         /// What is wrong with the answer.
         error: InvalidAnswer,
     },
@@ -68,7 +68,7 @@ pub enum AskError {
     #[error("{url}: no agent '{agent_id}' among the {listed} listed")]
     NotListed {
         /// What was asked.
-        url: Url,
+        url: String,
         /// Who is missing.
         agent_id: String,
         /// How many are there.
@@ -111,14 +111,14 @@ impl PingSystem {
         }
         let exchange = async {
             let transport = |error: reqwest::Error| AskError::Transport {
-                url: url.clone(),
+                url: url.to_string(),
                 cause: root_cause(&error),
             };
             let response = request.send().await.map_err(transport)?;
             if response.status() != StatusCode::OK {
                 let hint = hint(&response);
                 return Err(AskError::Status {
-                    url: url.clone(),
+                    url: url.to_string(),
                     status: response.status(),
                     hint,
                 });
@@ -127,7 +127,7 @@ impl PingSystem {
             let mut body = Vec::new();
             while let Some(piece) = response.chunk().await.map_err(transport)? {
                 if body.len() + piece.len() > MAX_BODY_BYTES {
-                    return Err(AskError::TooLong(url.clone()));
+                    return Err(AskError::TooLong(url.to_string()));
                 }
                 body.extend_from_slice(&piece);
             }
@@ -136,7 +136,7 @@ impl PingSystem {
         tokio::time::timeout(self.patience, exchange)
             .await
             .map_err(|_| AskError::Timeout {
-                url: url.clone(),
+                url: url.to_string(),
                 waited: self.patience,
             })?
     }
@@ -146,14 +146,19 @@ impl PingSystem {
         let body = self.get(&url).await?;
         let agents = match read_agents(&body) {
             Ok(agents) => agents,
-            Err(error) => return Err(AskError::Invalid { url, error }),
+            Err(error) => {
+                return Err(AskError::Invalid {
+                    url: url.into(),
+                    error,
+                });
+            }
         };
         let listed = agents.len();
         agents
             .into_iter()
             .find(|agent| agent.agent_id == agent_id)
             .ok_or_else(|| AskError::NotListed {
-                url,
+                url: url.into(),
                 agent_id: agent_id.to_owned(),
                 listed,
             })
@@ -164,7 +169,10 @@ impl PingSystem {
         let hours = span.as_secs().div_ceil(HOUR.as_secs()).max(1);
         url.set_query(Some(&format!("hours={hours}")));
         let body = self.get(&url).await?;
-        read_history(&body, agent_id).map_err(|error| AskError::Invalid { url, error })
+        read_history(&body, agent_id).map_err(|error| AskError::Invalid {
+            url: url.into(),
+            error,
+        })
     }
 
     /// The newest ping where the window holds none.

@@ -143,7 +143,7 @@ impl AskUptime for ScriptedPings {
             Said::Uptime(uptime) => reading(Some(percent(uptime))),
             Said::NothingOfNow => reading(None),
             Said::Error => Err(AskError::NotListed {
-                url: "http://ping.example".parse().unwrap(),
+                url: "http://ping.example".to_owned(),
                 agent_id: agent_id.to_owned(),
                 listed: 0,
             }),

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Far longer than anything takes on the slowest machine: only a defect waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The binary, with an environment that cannot change what it does.
 pub fn binary() -> Command {
@@ -264,11 +264,14 @@ pub fn instant(ts: &Value) -> chrono::DateTime<chrono::Utc> {
         .expect("RFC 3339")
 }
 
+/// A request's head and body.
+pub type Request = (String, Vec<u8>);
+
 /// A server that reads each request whole and lets `answer` do what it wants with the connection.
 pub struct RawServer {
     pub address: SocketAddr,
-    /// The requests so far: head and body.
-    pub requests: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    /// The requests so far.
+    pub requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl RawServer {
@@ -295,7 +298,7 @@ impl RawServer {
 fn serve(
     mut stream: TcpStream,
     answer: &(impl Fn(&mut TcpStream, &str) + ?Sized),
-    kept: &Mutex<Vec<(String, Vec<u8>)>>,
+    kept: &Mutex<Vec<Request>>,
 ) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     loop {
