@@ -194,6 +194,7 @@ fn job_of((head, body): &(String, Vec<u8>)) -> (String, Value, Value) {
         })
     };
     assert_eq!(value("content-type").as_deref(), Some("application/json"));
+    assert!(head.contains("\r\nLivepeer: "), "{head}");
     let json = STANDARD
         .decode(value("livepeer").expect("the job header"))
         .unwrap();

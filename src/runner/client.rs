@@ -25,6 +25,8 @@ pub fn new(with_tls: bool, extra_roots: Vec<Certificate>) -> reqwest::Result<Cli
         .redirect(redirect::Policy::none())
         .retry(retry::never())
         .no_proxy()
+        // Names of headers as the contract and every tool on the way spell them.
+        .http1_title_case_headers()
         .pool_idle_timeout(IDLE_TIMEOUT)
         .connect_timeout(CONNECT_TIMEOUT);
     // A machine without any roots must still be able to speak plain http.

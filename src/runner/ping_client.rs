@@ -166,7 +166,7 @@ impl PingSystem {
 
     async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<Ping>, AskError> {
         let mut url = self.address(&[agent_id, "history"]);
-        let hours = span.as_secs().div_ceil(HOUR.as_secs()).max(1);
+        let hours = span.as_nanos().div_ceil(HOUR.as_nanos()).max(1);
         url.set_query(Some(&format!("hours={hours}")));
         let body = self.get(&url).await?;
         read_history(&body, agent_id).map_err(|error| AskError::Invalid {
