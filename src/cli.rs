@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::RunnerConfig;
 use crate::config::options::RunnerOptions;
 use crate::sim::demo::DemoOptions;
-use crate::sim::mock::MockOptions;
+use crate::sim::mock::{Mock, MockOptions};
 
 /// Sends paced jobs to a Livepeer BYOC gateway, at the rate that a GPU agent's uptime has earned
 #[derive(Debug, Parser)]
@@ -44,6 +44,31 @@ pub enum Command {
     Mock(MockOptions),
     /// See it all at work: the runner against the mock, nothing else needed
     Demo(DemoOptions),
+}
+
+/// What is to be done, checked.
+#[derive(Debug)]
+pub enum Task {
+    /// Send jobs.
+    Run(Box<RunnerConfig>),
+    /// Play the counterparts.
+    Mock(Mock),
+    /// Show it all.
+    Demo(DemoOptions),
+}
+
+impl Cli {
+    /// Checks everything before anything is done.
+    ///
+    /// # Errors
+    /// Bad input, in a message that names the option or the file's line.
+    pub fn resolve(self) -> anyhow::Result<Task> {
+        Ok(match self.command {
+            None => Task::Run(Box::new(self.runner.resolve()?)),
+            Some(Command::Mock(options)) => Task::Mock(options.resolve()?),
+            Some(Command::Demo(options)) => Task::Demo(options),
+        })
+    }
 }
 
 /// The job runner's command line.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use uptime_runner::cli::{Cli, Command};
+use uptime_runner::cli::{Cli, Task};
 use uptime_runner::runner::Ended;
 use uptime_runner::shutdown::Shutdown;
 use uptime_runner::{runner, sim, telemetry};
@@ -14,58 +14,41 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = telemetry::start_log() {
-        return complain(&error, BAD_INPUT);
-    }
-    match cli.command {
-        Some(Command::Mock(options)) => match options.resolve() {
-            Ok(mock) => status(block_on(async |shutdown| {
-                sim::mock::run(mock, &shutdown).await
-            })),
-            Err(error) => complain(&error, BAD_INPUT),
-        },
-        Some(Command::Demo(options)) => status(block_on(async |shutdown| {
-            sim::demo::run(&options, &shutdown).await
-        })),
-        None => match cli.runner.resolve() {
-            Ok(config) => status(block_on(async |shutdown| {
-                runner::run(config, &shutdown).await
-            })),
-            Err(error) => complain(&error, BAD_INPUT),
-        },
+    let task = match telemetry::start_log().and_then(|()| cli.resolve()) {
+        Ok(task) => task,
+        Err(error) => return complain(&format!("{error:#}"), BAD_INPUT),
+    };
+    match run(task) {
+        Ok(Ended::AsAsked(missed)) if missed.is_empty() => ExitCode::SUCCESS,
+        Ok(Ended::AsAsked(missed)) => {
+            let missed: Vec<String> = missed.iter().map(ToString::to_string).collect();
+            complain(&missed.join("\nerror: "), FAILED)
+        }
+        Ok(Ended::AtOnce) => ExitCode::from(INTERRUPTED),
+        Err(error) => complain(&format!("{error:#}"), FAILED),
     }
 }
 
 /// One thread does everything but write the output: at the rates that matter a second one would
 /// cost more in waking and stealing than it gives, and jobs would leave less exactly.
-fn block_on<F>(work: F) -> anyhow::Result<Ended>
-where
-    F: AsyncFnOnce(Shutdown) -> anyhow::Result<Ended>,
-{
+fn run(task: Task) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(async { work(Shutdown::on_signals()?).await });
+    let ended = runtime.block_on(async {
+        let shutdown = Shutdown::on_signals()?;
+        match task {
+            Task::Run(config) => runner::run(*config, &shutdown).await,
+            Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,
+            Task::Demo(options) => sim::demo::run(&options, &shutdown).await,
+        }
+    });
     // An output that stalls, or a name that is being looked up, must not hold up the end.
     runtime.shutdown_background();
     ended
 }
 
-fn status(ended: anyhow::Result<Ended>) -> ExitCode {
-    match ended {
-        Ok(Ended::AsAsked(missed)) if missed.is_empty() => ExitCode::SUCCESS,
-        Ok(Ended::AsAsked(missed)) => {
-            for missed in missed {
-                eprintln!("error: {missed}");
-            }
-            ExitCode::from(FAILED)
-        }
-        Ok(Ended::AtOnce) => ExitCode::from(INTERRUPTED),
-        Err(error) => complain(&error, FAILED),
-    }
-}
-
-fn complain(error: &anyhow::Error, status: u8) -> ExitCode {
-    eprintln!("error: {error:#}");
+fn complain(message: &str, status: u8) -> ExitCode {
+    eprintln!("error: {message}");
     ExitCode::from(status)
 }

@@ -29,7 +29,7 @@ use anyhow::{Context, bail};
 use chrono::Utc;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -83,7 +83,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
         () = stop.cancelled() => {}
         () = output_failed.cancelled() => {}
         () = sleep(run.config.duration) => {}
-        Some(Err(panic)) = run.tasks.join_next() => broken = Some(panic),
+        panic = first_panic(&mut run.tasks) => broken = Some(panic),
     }
     stop.cancel();
 
@@ -350,6 +350,16 @@ async fn show_status(
         // Asked for each time: a window's width changes.
         recorder.show_status(text, terminal::columns().unwrap_or(80), in_flight(), left);
     }
+}
+
+/// Waits for a task that panics; one that ends otherwise was told to.
+async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(panic) = ended {
+            return panic;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn sleep(duration: Option<Duration>) {
