@@ -1,4 +1,5 @@
 //! What crosses the network: types, how they are read and written, and their limits. No I/O.
 
+pub mod agent;
 pub mod gateway;
 pub mod ping_system;
