@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::agent::AgentConfig;
 use crate::config::RunnerConfig;
+use crate::config::agent::AgentOptions;
 use crate::config::options::RunnerOptions;
 use crate::sim::demo::DemoOptions;
 use crate::sim::mock::{Mock, MockOptions};
@@ -40,6 +42,8 @@ Exit status: 0 ended as asked; 1 failed while running, or a --require threshold 
 /// What else this binary is.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Watch the GPUs of this machine and answer the ping system
+    Agent(AgentOptions),
     /// Play a ping system and a gateway on one port, by a script
     Mock(MockOptions),
     /// See it all at work: the runner against the mock, nothing else needed
@@ -51,6 +55,8 @@ pub enum Command {
 pub enum Task {
     /// Send jobs.
     Run(Box<RunnerConfig>),
+    /// Watch GPUs.
+    Agent(Box<AgentConfig>),
     /// Play the counterparts.
     Mock(Mock),
     /// Show it all.
@@ -58,6 +64,18 @@ pub enum Task {
 }
 
 impl Cli {
+    /// What was typed. `AGENT_MODE=true` without arguments means the agent (CONTRACT.md section 3).
+    #[must_use]
+    pub fn typed() -> Self {
+        let agent_mode =
+            std::env::var("AGENT_MODE").is_ok_and(|mode| mode == "true" || mode == "1");
+        let mut arguments: Vec<_> = std::env::args_os().collect();
+        if agent_mode && arguments.len() <= 1 {
+            arguments = vec!["uptime-runner".into(), "agent".into()];
+        }
+        Self::parse_from(arguments)
+    }
+
     /// Checks everything before anything is done.
     ///
     /// # Errors
@@ -65,6 +83,7 @@ impl Cli {
     pub fn resolve(self) -> anyhow::Result<Task> {
         Ok(match self.command {
             None => Task::Run(Box::new(self.runner.resolve()?)),
+            Some(Command::Agent(options)) => Task::Agent(Box::new(options.resolve()?)),
             Some(Command::Mock(options)) => Task::Mock(options.resolve()?),
             Some(Command::Demo(options)) => Task::Demo(options),
         })

@@ -4,10 +4,12 @@
 //! In the order in which data flows:
 //! - [`wire`]: what crosses the network, with its limits; no I/O.
 //! - [`runner`]: the job runner: pings → uptime → rate → paced jobs → outcomes → accounts → output.
+//! - [`agent`]: the agent container: GPU checks → ledger → answers to pings.
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
 //!
 //! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] are
-//! values that carry their unit, [`shutdown`], [`telemetry`] and [`terminal`] are the edges.
+//! values that carry their unit, [`http_server`], [`shutdown`], [`telemetry`] and [`terminal`] are the
+//! edges.
 
 #![cfg_attr(
     test,
@@ -18,6 +20,7 @@
         clippy::duration_suboptimal_units,
         clippy::float_cmp,
         clippy::needless_pass_by_value,
+        clippy::unchecked_time_subtraction,
         reason = "a test's small, exact numbers, written as its table needs them"
     )
 )]
@@ -25,6 +28,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod http_server;
 pub mod runner;
 pub mod shutdown;
 pub mod sim;

@@ -2,18 +2,17 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use uptime_runner::cli::{Cli, Task};
 use uptime_runner::runner::Ended;
 use uptime_runner::shutdown::Shutdown;
-use uptime_runner::{runner, sim, telemetry};
+use uptime_runner::{agent, runner, sim, telemetry};
 
 const FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::typed();
     let task = match telemetry::start_log().and_then(|()| cli.resolve()) {
         Ok(task) => task,
         Err(error) => return complain(&format!("{error:#}"), BAD_INPUT),
@@ -39,6 +38,9 @@ fn run(task: Task) -> anyhow::Result<Ended> {
         let shutdown = Shutdown::on_signals()?;
         match task {
             Task::Run(config) => runner::run(*config, &shutdown).await,
+            Task::Agent(config) => agent::run(*config, &shutdown)
+                .await
+                .map(|()| Ended::AsAsked(Vec::new())),
             Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,
             Task::Demo(options) => sim::demo::run(&options, &shutdown).await,
         }

@@ -133,6 +133,25 @@ impl Ledger {
         changed
     }
 
+    /// Checks that the stretch which still goes on has seen.
+    #[must_use]
+    pub fn checks_so_far(&self) -> u64 {
+        match self.spans.back() {
+            Some(last) if self.seen == Some(last.state) => last.checks,
+            _ => 0,
+        }
+    }
+
+    /// What the last check saw held until `at`, which `checks` confirmed.
+    pub fn continue_until(&mut self, at: Duration, checks: u64) {
+        let (Some(state), true) = (self.seen, at > self.watched_until) else {
+            return;
+        };
+        let more = checks.saturating_sub(self.checks_so_far());
+        self.extend(at, state, more);
+        self.watched_until = at;
+    }
+
     /// The agent was not running until `at`: all since the last check is unwatched, what it saw
     /// holds no more.
     pub fn resume(&mut self, at: Duration) {
@@ -211,7 +230,7 @@ impl Ledger {
             return;
         };
         if oldest.state == State::Up {
-            self.folded.up += oldest.until - self.folded.until;
+            self.folded.up += oldest.until.saturating_sub(self.folded.until);
             self.folded.available += oldest.checks;
         }
         self.folded.checks += oldest.checks;

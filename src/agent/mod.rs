@@ -1,4 +1,85 @@
 //! The agent container: watches the GPU, keeps the ledger of its uptime, and answers the ping
 //! system. It never decides on rates or payment.
 
+pub mod checkpoint;
+pub mod gpu;
+pub mod http;
 pub mod ledger;
+pub mod monitor;
+pub mod nvml;
+pub mod prober;
+pub mod watch;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use chrono::Utc;
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use self::checkpoint::CheckpointFile;
+use self::gpu::GpuSource;
+use self::monitor::Shared;
+use self::prober::Prober;
+use self::watch::{Rules, Watch};
+use crate::http_server::{self, Token};
+use crate::shutdown::Shutdown;
+
+/// Everything that an agent needs, checked.
+#[derive(Debug)]
+pub struct AgentConfig {
+    /// How it watches.
+    pub rules: Rules,
+    /// What it watches.
+    pub gpu: GpuSource,
+    /// Where it answers.
+    pub listen: SocketAddr,
+    /// What whoever asks must show.
+    pub token: Option<Token>,
+    /// What survives a restart.
+    pub checkpoint: CheckpointFile,
+    /// Checks between two whole checkpoints.
+    pub checkpoint_every: u64,
+}
+
+/// Watches and answers until the first signal.
+///
+/// # Errors
+/// When it cannot listen, or its checkpoint can neither be used nor set aside.
+pub async fn run(config: AgentConfig, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("--listen {}: cannot listen there", config.listen))?;
+    let path = config.checkpoint.path().display().to_string();
+    let restored = config
+        .checkpoint
+        .read()
+        .with_context(|| format!("--checkpoint {path}: cannot be set aside"))?;
+    let agent_id = config.rules.agent_id.clone();
+    let check_interval = config.rules.check_interval;
+    let (watch, since_first_start) =
+        Watch::begin(config.rules, Uuid::new_v4(), Utc::now(), restored);
+    let shared = Arc::new(Shared::new(watch, since_first_start));
+    tracing::info!(
+        "agent {agent_id} answers at http://{}",
+        listener.local_addr()?
+    );
+
+    let routes = http::routes(Arc::clone(&shared), agent_id, config.token);
+    // The routes answer until the last checkpoint is written.
+    let served = http_server::serve(listener, routes, shutdown.at_once.clone());
+    let watched = monitor::run(
+        &shared,
+        Prober::new(config.gpu),
+        check_interval,
+        config.checkpoint_every,
+        config.checkpoint,
+        shutdown.gently.clone(),
+    );
+    tokio::select! {
+        () = served => {}
+        () = watched => {}
+    }
+    Ok(())
+}

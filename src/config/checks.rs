@@ -163,12 +163,27 @@ pub(super) fn token_in(variable: &str) -> Option<String> {
         .filter(|token| !token.trim().is_empty())
 }
 
-/// The header that proves who we are; what is wrong with a token is told without it.
+/// The header that proves who we are, from a token as [`secret`] finds it.
 pub(super) fn bearer(
     option: &str,
     file: Option<PathBuf>,
     variable: &str,
 ) -> anyhow::Result<Option<HeaderValue>> {
+    let Some(token) = secret(option, file, variable)? else {
+        return Ok(None);
+    };
+    let mut header = HeaderValue::try_from(format!("Bearer {token}"))
+        .expect("visible ASCII characters are what a header may have");
+    header.set_sensitive(true);
+    Ok(Some(header))
+}
+
+/// The token in the file, or else in the environment; what is wrong with it is told without it.
+pub(super) fn secret(
+    option: &str,
+    file: Option<PathBuf>,
+    variable: &str,
+) -> anyhow::Result<Option<String>> {
     let (source, token) = match file {
         Some(file) => {
             let source = format!("{option} {}", file.display());
@@ -187,10 +202,7 @@ pub(super) fn bearer(
         token.bytes().all(|byte| byte.is_ascii_graphic()),
         "{source}: expected one token of visible ASCII characters without spaces"
     );
-    let mut header = HeaderValue::try_from(format!("Bearer {token}"))
-        .with_context(|| format!("{source}: expected visible ASCII characters"))?;
-    header.set_sensitive(true);
-    Ok(Some(header))
+    Ok(Some(token.to_owned()))
 }
 
 pub(super) fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {

@@ -1,6 +1,7 @@
 //! Options from flags, environment and the TOML file to one checked value. Flag beats environment
 //! beats file beats default (CONTRACT.md section 1).
 
+pub mod agent;
 mod checks;
 mod file;
 pub mod options;

@@ -1,0 +1,258 @@
+//! Looking at GPUs: what a look finds, and the two ways to look.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::nvml;
+use crate::units::Span;
+use crate::wire::agent::{GpuDevice, GpuMemory};
+
+/// The health of a GPU that is well.
+pub const OK: &str = "ok";
+
+/// What one look found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sighting {
+    /// All GPUs that the driver lists.
+    pub devices: Vec<GpuDevice>,
+    /// Why none could be listed.
+    pub problem: Option<String>,
+}
+
+impl Sighting {
+    /// Nothing was found, and why.
+    #[must_use]
+    pub fn nothing(problem: impl Into<String>) -> Self {
+        Self {
+            devices: Vec::new(),
+            problem: Some(problem.into()),
+        }
+    }
+
+    /// How many GPUs are well.
+    #[must_use]
+    pub fn healthy(&self) -> usize {
+        self.devices
+            .iter()
+            .filter(|device| device.health == OK)
+            .count()
+    }
+}
+
+/// A request for a look, to be answered with what it found.
+pub type Look = oneshot::Sender<Sighting>;
+
+/// A way to look at GPUs. It may block for as long as a driver does, and for ever: it lives on a
+/// thread of its own.
+pub trait GpuProbe: Send {
+    /// Answers looks until there are no more to come.
+    fn serve(self: Box<Self>, looks: &Receiver<Look>);
+}
+
+/// Which way to look.
+#[derive(Debug, Clone)]
+pub enum GpuSource {
+    /// NVIDIA's library, the system's or another.
+    Nvml(Option<PathBuf>),
+    /// A script, followed since an instant.
+    Simulated(GpuScript, Instant),
+}
+
+impl GpuSource {
+    /// A new probe.
+    #[must_use]
+    pub fn probe(&self) -> Box<dyn GpuProbe> {
+        match self {
+            Self::Nvml(library) => Box::new(nvml::NvmlProbe::new(library.clone())),
+            Self::Simulated(script, started) => Box::new(SimulatedProbe {
+                script: script.clone(),
+                started: *started,
+            }),
+        }
+    }
+}
+
+/// What a simulated GPU does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// It is well.
+    Up,
+    /// It is lost.
+    Lost,
+    /// The driver does not answer.
+    Hang,
+    /// There is none.
+    Absent,
+}
+
+/// A story of a simulated GPU, repeated: `up 50s, lost 10s, hang 5s, none 3s`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuScript(Vec<(Act, Duration)>);
+
+impl GpuScript {
+    /// What the GPU does now, and for how long yet.
+    #[must_use]
+    pub fn at(&self, elapsed: Duration) -> (Act, Duration) {
+        let whole: Duration = self.0.iter().map(|(_, length)| *length).sum();
+        let mut rest = elapsed.as_nanos() % whole.as_nanos().max(1);
+        for (act, length) in &self.0 {
+            match rest.checked_sub(length.as_nanos()) {
+                None => {
+                    let passed = Duration::from_nanos(u64::try_from(rest).unwrap_or(u64::MAX));
+                    return (*act, length.saturating_sub(passed));
+                }
+                Some(later) => rest = later,
+            }
+        }
+        (Act::Up, whole)
+    }
+}
+
+impl FromStr for GpuScript {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let step = |step: &str| {
+            let (act, length) = step.trim().split_once(char::is_whitespace)?;
+            let act = match act {
+                "up" => Act::Up,
+                "lost" => Act::Lost,
+                "hang" => Act::Hang,
+                "none" => Act::Absent,
+                _ => return None,
+            };
+            Some((act, length.parse::<Span>().ok()?.get()))
+        };
+        let steps = text.split(',').map(|text| {
+            step(text).ok_or_else(|| {
+                format!("'{}': expected up, lost, hang or none and a length of time, such as up 50s, lost 10s, hang 5s", text.trim())
+            })
+        });
+        steps.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+struct SimulatedProbe {
+    script: GpuScript,
+    started: Instant,
+}
+
+impl GpuProbe for SimulatedProbe {
+    fn serve(self: Box<Self>, looks: &Receiver<Look>) {
+        for look in looks {
+            // Whoever asked may have given up.
+            let _ = look.send(self.sighting());
+        }
+    }
+}
+
+impl SimulatedProbe {
+    fn sighting(&self) -> Sighting {
+        loop {
+            let health = match self.script.at(self.started.elapsed()) {
+                (Act::Hang, rest) => {
+                    thread::sleep(rest);
+                    continue;
+                }
+                (Act::Absent, _) => return Sighting::nothing("no GPU (simulated)"),
+                (Act::Up, _) => OK,
+                (Act::Lost, _) => "lost",
+            };
+            let total_bytes = 24 << 30;
+            return Sighting {
+                devices: vec![GpuDevice {
+                    health: health.to_owned(),
+                    uuid: Some("GPU-00000000-0000-0000-0000-000000000000".to_owned()),
+                    name: Some("Simulated GPU".to_owned()),
+                    memory: (health == OK).then(|| memory(total_bytes, total_bytes / 4)),
+                    ..GpuDevice::default()
+                }],
+                problem: None,
+            };
+        }
+    }
+}
+
+/// Memory of which so much is used.
+#[must_use]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a share of bytes, shown as a percentage"
+)]
+pub fn memory(total_bytes: u64, used_bytes: u64) -> GpuMemory {
+    GpuMemory {
+        total_bytes,
+        free_bytes: total_bytes.saturating_sub(used_bytes),
+        used_bytes,
+        usage_percentage: used_bytes as f64 / total_bytes.max(1) as f64 * 100.0,
+    }
+}
+
+impl fmt::Display for Sighting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(problem) = &self.problem {
+            return f.write_str(problem);
+        }
+        write!(f, "{} of {} GPUs ok", self.healthy(), self.devices.len())?;
+        for device in self.devices.iter().filter(|device| device.health != OK) {
+            write!(f, ", GPU {} {}", device.device_id, device.health)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_script_is_followed_and_repeated() {
+        let script: GpuScript = "up 50s, lost 10s,hang 5s, none 500ms".parse().unwrap();
+        for (milliseconds, act, rest) in [
+            (0, Act::Up, 50_000),
+            (49_999, Act::Up, 1),
+            (50_000, Act::Lost, 10_000),
+            (60_000, Act::Hang, 5000),
+            (65_000, Act::Absent, 500),
+            (65_500, Act::Up, 50_000),
+        ] {
+            let at = script.at(Duration::from_millis(milliseconds));
+            assert_eq!(at, (act, Duration::from_millis(rest)), "{milliseconds}");
+        }
+        for bad in ["", "up", "up 0s", "down 5s", "up 5s,", "up5s"] {
+            assert!(bad.parse::<GpuScript>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_sighting_says_what_is_wrong() {
+        let device = |device_id, health: &str| GpuDevice {
+            device_id,
+            health: health.to_owned(),
+            ..GpuDevice::default()
+        };
+        let sighting = Sighting {
+            devices: vec![device(0, OK), device(1, "xid 79")],
+            problem: None,
+        };
+        assert_eq!(sighting.healthy(), 1);
+        assert_eq!(sighting.to_string(), "1 of 2 GPUs ok, GPU 1 xid 79");
+        assert_eq!(Sighting::nothing("no driver").to_string(), "no driver");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_script_or_refused(text in ".{0,40}") {
+            if let Ok(script) = text.parse::<GpuScript>() {
+                let _ = script.at(Duration::from_secs(12_345));
+            }
+        }
+    }
+}

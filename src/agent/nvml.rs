@@ -1,0 +1,220 @@
+//! GPUs as NVIDIA's management library sees them.
+//!
+//! All of this runs on the probe's own thread: any call, letting go of the library included, may
+//! hang for ever with a broken driver.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::mpsc::Receiver;
+
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, EventSet, Nvml};
+
+use super::gpu::{GpuProbe, Look, OK, Sighting, memory};
+use crate::wire::agent::{ComputeCapability, GpuDevice, Utilization};
+
+/// Faults of the application that runs on the GPU: they say nothing about the GPU (NVIDIA's Xid
+/// catalogue).
+const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
+
+/// Looks through NVML.
+#[derive(Debug)]
+pub struct NvmlProbe {
+    library: Option<PathBuf>,
+}
+
+impl NvmlProbe {
+    /// Through this library, or the system's.
+    #[must_use]
+    pub fn new(library: Option<PathBuf>) -> Self {
+        Self { library }
+    }
+
+    fn load(&self) -> Result<Nvml, NvmlError> {
+        let mut builder = Nvml::builder();
+        if let Some(library) = &self.library {
+            builder.lib_path(OsStr::new(library));
+        }
+        builder.init()
+    }
+}
+
+impl GpuProbe for NvmlProbe {
+    fn serve(self: Box<Self>, looks: &Receiver<Look>) {
+        // Drivers get loaded and unloaded under us: a look that finds none ends the session, and
+        // the next one begins afresh.
+        while let Ok(look) = looks.recv() {
+            match self.load() {
+                Ok(nvml) => Session::new(&nvml).serve(look, looks),
+                Err(error) => {
+                    let _ = look.send(Sighting::nothing(no_library(&error)));
+                }
+            }
+        }
+    }
+}
+
+/// One loading of the library, with the device events that are watched meanwhile.
+struct Session<'nvml> {
+    nvml: &'nvml Nvml,
+    events: Option<EventSet<'nvml>>,
+    watched_devices: u32,
+}
+
+impl<'nvml> Session<'nvml> {
+    fn new(nvml: &'nvml Nvml) -> Self {
+        let watched_devices = nvml.device_count().unwrap_or(0);
+        Self {
+            nvml,
+            events: watch_xids(nvml, watched_devices),
+            watched_devices,
+        }
+    }
+
+    /// Answers `look` and those that follow for as long as the driver is there.
+    fn serve(self, look: Look, looks: &Receiver<Look>) {
+        let mut next = Some(look);
+        while let Some(look) = next {
+            let sighting = self.look();
+            let goes_on = sighting.problem.is_none()
+                && sighting.devices.len() == self.watched_devices as usize
+                && sighting
+                    .devices
+                    .iter()
+                    .all(|device| device.health == OK || device.health.starts_with("xid"));
+            let _ = look.send(sighting);
+            next = if goes_on { looks.recv().ok() } else { None };
+        }
+    }
+
+    fn look(&self) -> Sighting {
+        let count = match self.nvml.device_count() {
+            Ok(0) => return Sighting::nothing("the driver lists no GPU"),
+            Ok(count) => count,
+            Err(error) => return Sighting::nothing(format!("GPUs cannot be counted: {error}")),
+        };
+        let xids = self.critical_xids();
+        let device = |index| {
+            let mut device = match self.nvml.device_by_index(index) {
+                Ok(device) => describe(&device),
+                Err(error) => GpuDevice {
+                    health: health_of(&error),
+                    ..GpuDevice::default()
+                },
+            };
+            device.device_id = index;
+            // Only until the next look: a GPU that then passes in full is well again.
+            if let Some(xid) = xids.get(&index) {
+                device.health = format!("xid {xid}");
+            }
+            device
+        };
+        Sighting {
+            devices: (0..count).map(device).collect(),
+            problem: None,
+        }
+    }
+
+    /// The critical Xid of each device since the last look.
+    fn critical_xids(&self) -> BTreeMap<u32, u64> {
+        let mut xids = BTreeMap::new();
+        let Some(events) = &self.events else {
+            return xids;
+        };
+        // Bounded: a driver that floods us must not keep us from looking.
+        for _ in 0..1000 {
+            let Ok(event) = events.wait(0) else { break };
+            let (Some(XidError::Value(xid)), Ok(index)) = (event.event_data, event.device.index())
+            else {
+                continue;
+            };
+            if APPLICATION_XIDS.contains(&xid) {
+                tracing::info!(
+                    gpu = index,
+                    xid,
+                    "a fault of the application, not of the GPU"
+                );
+            } else {
+                tracing::warn!(gpu = index, xid, "a fault of the GPU");
+                xids.insert(index, xid);
+            }
+        }
+        xids
+    }
+}
+
+/// Watches for Xids where NVML offers them.
+fn watch_xids(nvml: &Nvml, devices: u32) -> Option<EventSet<'_>> {
+    let mut events = nvml.create_event_set().ok()?;
+    for index in 0..devices {
+        let Ok(device) = nvml.device_by_index(index) else {
+            continue;
+        };
+        match device.register_events(EventTypes::CRITICAL_XID_ERROR, events) {
+            Ok(registered) => events = registered,
+            // The set is lost with the error: others may still offer events.
+            Err(error) => {
+                tracing::debug!(gpu = index, %error, "Xids are not watched");
+                events = nvml.create_event_set().ok()?;
+            }
+        }
+    }
+    Some(events)
+}
+
+/// What a device tells of itself. Busy is never down, nor is what it does not support.
+fn describe(device: &Device<'_>) -> GpuDevice {
+    let memory_info = device.memory_info();
+    let health = match &memory_info {
+        Ok(_) => OK.to_owned(),
+        Err(error) if is_unsupported(error) => OK.to_owned(),
+        Err(error) => health_of(error),
+    };
+    GpuDevice {
+        device_id: 0,
+        health,
+        uuid: device.uuid().ok(),
+        name: device.name().ok(),
+        memory: memory_info.ok().map(|info| memory(info.total, info.used)),
+        compute_capability: device.cuda_compute_capability().ok().map(|capability| {
+            ComputeCapability {
+                major: capability.major,
+                minor: capability.minor,
+                version: format!("{}.{}", capability.major, capability.minor),
+            }
+        }),
+        utilization: device.utilization_rates().ok().map(|rates| Utilization {
+            gpu_percent: rates.gpu,
+            memory_percent: rates.memory,
+        }),
+        temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+    }
+}
+
+fn is_unsupported(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound
+    )
+}
+
+fn health_of(error: &NvmlError) -> String {
+    match error {
+        NvmlError::GpuLost => "lost".to_owned(),
+        NvmlError::NotFound | NvmlError::InvalidArg => "not found".to_owned(),
+        NvmlError::Timeout => "timeout".to_owned(),
+        other => format!("unreachable: {other}"),
+    }
+}
+
+fn no_library(error: &NvmlError) -> String {
+    match error {
+        NvmlError::LibloadingError(error) => format!("NVML cannot be loaded: {error}"),
+        NvmlError::DriverNotLoaded => "the NVIDIA driver is not loaded".to_owned(),
+        other => format!("NVML cannot be started: {other}"),
+    }
+}

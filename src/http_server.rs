@@ -1,0 +1,155 @@
+//! What every server of this program has in common: bounds against slow or hostile clients, and the
+//! bearer token.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use subtle::ConstantTimeEq;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Connections at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 1024;
+/// The longest that a client may take to send a request's head, idling before it included.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest head that is read.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// The pause after a connection that could not be accepted, for want of open files most often.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers until `stop`; then all connections are closed.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = accept(&listener, &places) => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (connection, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(async move {
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .serve_connection(TokioIo::new(connection), service)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection ended badly");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    let (connection, _) = listener.accept().await?;
+    // Answers are short: waiting for more to send with them only makes them late.
+    let _ = connection.set_nodelay(true);
+    Ok((connection, place))
+}
+
+/// A secret that whoever asks must show. Never printed.
+#[derive(Clone)]
+pub struct Token(Arc<str>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl Token {
+    /// This secret.
+    #[must_use]
+    pub fn new(secret: &str) -> Self {
+        Self(secret.into())
+    }
+
+    /// Whether an `Authorization` header shows it. Takes the same time however much of it is right.
+    fn is_shown_by(&self, authorization: Option<&[u8]>) -> bool {
+        let shown = authorization.and_then(|header| header.strip_prefix(b"Bearer "));
+        shown.is_some_and(|shown| bool::from(shown.ct_eq(self.0.as_bytes())))
+    }
+}
+
+/// Lets only those who show the token reach the routes of `router`; all, where there is none.
+pub fn guard(router: Router, token: Option<Token>) -> Router {
+    match token {
+        Some(token) => router.layer(middleware::from_fn_with_state(token, check)),
+        None => router,
+    }
+}
+
+async fn check(State(token): State<Token>, request: Request, next: Next) -> Response {
+    let authorization = request.headers().get(header::AUTHORIZATION);
+    if token.is_shown_by(authorization.map(header::HeaderValue::as_bytes)) {
+        return next.run(request).await;
+    }
+    let mut refused = error(
+        StatusCode::UNAUTHORIZED,
+        "expected Authorization: Bearer and the token",
+    );
+    refused.headers_mut().insert(
+        header::WWW_AUTHENTICATE,
+        header::HeaderValue::from_static("Bearer"),
+    );
+    refused
+}
+
+/// `{"error": text}`.
+#[must_use]
+pub fn error(status: StatusCode, text: &str) -> Response {
+    (status, axum::Json(json!({ "error": text }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_token_is_the_token() {
+        let token = Token::new("s3cret");
+        assert!(token.is_shown_by(Some(b"Bearer s3cret")));
+        for wrong in [
+            "Bearer s3cre",
+            "Bearer s3cret ",
+            "Bearer ",
+            "s3cret",
+            "Basic s3cret",
+            "",
+        ] {
+            assert!(!token.is_shown_by(Some(wrong.as_bytes())), "{wrong}");
+        }
+        assert!(!token.is_shown_by(None));
+        assert!(!format!("{token:?}").contains("s3cret"));
+    }
+}
