@@ -221,3 +221,192 @@ fn back(from: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
         .and_then(|by| from.checked_sub_signed(by))
         .unwrap_or(DateTime::<Utc>::MIN_UTC)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::gpu::OK;
+    use crate::wire::agent::GpuDevice;
+    use proptest::prelude::*;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn wall(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    fn rules(require_gpus: Option<usize>) -> Rules {
+        Rules {
+            agent_id: "agent-001".into(),
+            check_interval: INTERVAL,
+            max_transitions: 100,
+            require_gpus,
+        }
+    }
+
+    fn sighting(healths: &[&str]) -> Sighting {
+        let device = |(index, health): (usize, &&str)| GpuDevice {
+            device_id: index as u32,
+            health: (*health).to_owned(),
+            ..GpuDevice::default()
+        };
+        Sighting {
+            devices: healths.iter().enumerate().map(device).collect(),
+            problem: None,
+        }
+    }
+
+    fn begin(restored: Option<Restored>, at: i64) -> (Watch, Duration) {
+        Watch::begin(rules(None), Uuid::from_u128(7), wall(at), restored)
+    }
+
+    /// Checks at each interval from `from` until before `to`.
+    fn watch_over(watch: &mut Watch, from: u64, to: u64, health: &str) {
+        for at in (from..to).step_by(5) {
+            watch.checked(s(at), sighting(&[health]));
+        }
+    }
+
+    /// The process ends and is started again at this wall time.
+    fn restart(watch: &Watch, at: i64) -> (Watch, Duration) {
+        let restored = Restored {
+            ledger: watch.ledger().clone(),
+            note: watch.note(),
+        };
+        begin(Some(restored), at)
+    }
+
+    #[test]
+    fn a_ping_answers_for_the_time_since_the_last_one() {
+        let (mut watch, start) = begin(None, 0);
+        assert_eq!(start, Duration::ZERO);
+        watch_over(&mut watch, 0, 50, OK);
+        watch_over(&mut watch, 50, 60, "lost");
+        watch_over(&mut watch, 60, 120, OK);
+        let first = watch.report(s(60), None, false).unwrap();
+        assert!(first.first_ping);
+        assert_eq!((first.since, first.timestamp), (wall(0), wall(60)));
+        assert!((first.uptime_percent.get() - 50.0 / 0.6).abs() < 1e-9);
+        let peeked = watch.report(s(119), None, true).unwrap();
+        let second = watch.report(s(119), None, false).unwrap();
+        assert_eq!(peeked, second);
+        assert!(!second.first_ping);
+        assert_eq!(
+            (second.window_seconds, second.uptime_percent.get()),
+            (59.0, 100.0)
+        );
+        assert_eq!(
+            watch.report(s(120), None, false).unwrap().window_seconds,
+            1.0
+        );
+    }
+
+    #[test]
+    fn since_answers_out_of_the_ledger_and_disturbs_nobody() {
+        let (mut watch, _) = begin(None, 0);
+        watch_over(&mut watch, 0, 50, OK);
+        watch_over(&mut watch, 50, 100, "lost");
+        let report = watch.report(s(100), Some(wall(40)), false).unwrap();
+        assert_eq!((report.window_seconds, report.since), (60.0, wall(40)));
+        assert!((report.uptime_percent.get() - 10.0 / 0.6).abs() < 1e-9);
+        assert_eq!(watch.report(s(100), Some(wall(40)), false).unwrap(), report);
+        let before_the_start = watch.report(s(100), Some(wall(-100)), false).unwrap();
+        assert_eq!(before_the_start.uptime_percent.get(), 25.0);
+        assert!(watch.report(s(100), Some(wall(101)), false).is_err());
+        assert!(watch.report(s(100), None, false).unwrap().first_ping);
+    }
+
+    #[test]
+    fn a_restart_continues_and_its_gap_is_unwatched() {
+        let (mut watch, _) = begin(None, 0);
+        watch_over(&mut watch, 0, 100, OK);
+        let _ = watch.report(s(90), None, false);
+        // Killed at 97, back at 195: the last check was at 95.
+        let (mut watch, start) = restart(&watch, 195);
+        assert_eq!(start, s(195));
+        for at in (195..=295).step_by(5) {
+            watch.checked(s(at), sighting(&[OK]));
+        }
+        let whole = watch.report(s(295), Some(wall(0)), false).unwrap();
+        assert!((whole.uptime_percent.get() - 195.0 / 2.95).abs() < 1e-9);
+        let window = watch.report(s(295), None, false).unwrap();
+        assert!(!window.first_ping, "the window of the last ping goes on");
+        assert_eq!((window.since, window.window_seconds), (wall(90), 205.0));
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_between_starts_creates_no_uptime() {
+        for (back_at, start) in [(-3600, 95), (3695, 3695)] {
+            let (mut watch, _) = begin(None, 0);
+            watch_over(&mut watch, 0, 100, OK);
+            let (mut watch, began) = restart(&watch, back_at);
+            assert_eq!(began, s(start));
+            watch.checked(began, sighting(&[OK]));
+            watch.checked(began + s(5), sighting(&[OK]));
+            let report = watch.report(began + s(5), None, false).unwrap();
+            let up = report.uptime_percent.get() / 100.0 * report.window_seconds;
+            assert!((up - 100.0).abs() < 1e-6, "{up}");
+            assert_eq!(report.timestamp, wall(back_at + 5));
+        }
+    }
+
+    #[test]
+    fn as_many_gpus_must_be_healthy_as_were_seen_first() {
+        let (mut watch, _) = begin(None, 0);
+        watch.checked(s(0), Sighting::nothing("no driver"));
+        assert!(!watch.is_up(s(0)));
+        watch.checked(s(5), sighting(&[OK, OK]));
+        assert!(watch.is_up(s(5)));
+        watch.checked(s(10), sighting(&[OK, "xid 79"]));
+        assert!(!watch.is_up(s(10)));
+        assert_eq!(
+            watch.gpu_status(s(10)).status,
+            "1 of 2 GPUs ok, GPU 1 xid 79"
+        );
+        assert_eq!(watch.gpu_status(s(10)).gpu_count, 1);
+        watch.checked(s(15), sighting(&[OK]));
+        assert!(!watch.is_up(s(15)), "one fell off the bus");
+
+        let (mut watch, _) = Watch::begin(rules(Some(1)), Uuid::nil(), wall(0), None);
+        watch.checked(s(0), sighting(&["lost", OK]));
+        assert!(watch.is_up(s(0)));
+        assert!(!watch.is_up(s(11)), "the next check is overdue");
+    }
+
+    proptest! {
+        /// Any script of up, lost and restarts that changes at checks is measured exactly.
+        #[test]
+        fn scripts_are_measured_exactly(
+            script in prop::collection::vec((1..40_u64, any::<bool>(), prop::option::weighted(0.2, 1..100_u64)), 1..30),
+        ) {
+            let (mut watch, mut at) = begin(None, 0);
+            let mut up = 0;
+            let mut end = 0;
+            for (checks, is_up, away) in script {
+                let health = if is_up { OK } else { "lost" };
+                for _ in 0..checks {
+                    watch.checked(at, sighting(&[health]));
+                    at += INTERVAL;
+                    up += u64::from(is_up) * 5;
+                }
+                if let Some(away) = away {
+                    // What the last check saw is known until that check only.
+                    let known = watch.note().watched_until;
+                    up -= u64::from(is_up) * 5;
+                    let wall_now = wall((known.as_secs() + away).cast_signed());
+                    let restored = Restored { ledger: watch.ledger().clone(), note: watch.note() };
+                    (watch, at) = Watch::begin(rules(Some(1)), Uuid::nil(), wall_now, Some(restored));
+                    prop_assert_eq!(at, known + s(away));
+                }
+                end = at.as_secs();
+            }
+            let report = watch.report(s(end), Some(wall(0)), false).unwrap();
+            let got = report.uptime_percent.get() / 100.0 * report.window_seconds;
+            prop_assert!((got - up as f64).abs() < 1e-3, "{} of {} in {}", got, up, end);
+        }
+    }
+}

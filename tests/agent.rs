@@ -1,0 +1,506 @@
+//! The agent as a ping system sees it, with a simulated GPU and through the real FFI with a fake
+//! NVML.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use common::{binary, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// An agent in a folder of its own.
+struct Agent {
+    child: Child,
+    address: String,
+    stderr: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+impl Agent {
+    fn start(folder: &TempDir, arguments: &[&str]) -> Self {
+        Self::start_with(folder, arguments, &[])
+    }
+
+    fn start_with(folder: &TempDir, arguments: &[&str], environment: &[(&str, &Path)]) -> Self {
+        let mut command = binary();
+        command
+            .args([
+                "agent",
+                "--agent-id",
+                "agent-001",
+                "--listen",
+                "127.0.0.1:0",
+            ])
+            .args(arguments)
+            .current_dir(folder.path())
+            .envs(environment.iter().copied());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr: std::sync::Arc<std::sync::Mutex<String>> = std::sync::Arc::default();
+        let told = std::sync::Arc::clone(&stderr);
+        let mut pipe = child.stderr.take().unwrap();
+        std::thread::spawn(move || {
+            let mut piece = [0; 1024];
+            while let Ok(read) = pipe.read(&mut piece)
+                && read > 0
+            {
+                told.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&piece[..read]));
+            }
+        });
+        let address = wait_until("its address", || {
+            let log = stderr.lock().unwrap();
+            let (_, after) = log.split_once("answers at http://")?;
+            after
+                .split_once('\n')
+                .map(|(address, _)| address.trim().to_owned())
+        });
+        Self {
+            child,
+            address,
+            stderr,
+        }
+    }
+
+    /// The status and body of an answer.
+    fn ask_with(&self, path: &str, headers: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: x\r\n{headers}connection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (
+            head.split_whitespace().nth(1).unwrap().parse().unwrap(),
+            body.to_owned(),
+        )
+    }
+
+    fn ask(&self, path: &str) -> Value {
+        let (status, body) = self.ask_with(path, "");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    fn wait_for_status(&self, words: &str) -> Value {
+        wait_until(words, || {
+            let status = self.ask("/agent/gpu-status");
+            status["status"]
+                .as_str()
+                .unwrap()
+                .contains(words)
+                .then_some(status)
+        })
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn log(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const UP: [&str; 4] = ["--gpu", "simulated:up 1h", "--check-interval", "50ms"];
+
+#[test]
+fn pings_answer_for_windows_that_follow_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&folder, &UP);
+    agent.wait_for_status("available");
+    let first = agent.ask("/agent/uptime-since-last-ping");
+    assert_eq!(
+        (&first["first_ping"], &first["gpu_available"]),
+        (&json!(true), &json!(true))
+    );
+    assert_eq!(
+        (&first["agent_id"], &first["gpu_count"]),
+        (&json!("agent-001"), &json!(1))
+    );
+    let peeked = agent.ask("/agent/uptime-since-last-ping?peek=true");
+    let second = agent.ask("/agent/uptime-since-last-ping");
+    for report in [&peeked, &second] {
+        assert_eq!(
+            (&report["first_ping"], &report["since"]),
+            (&json!(false), &first["timestamp"])
+        );
+        assert_eq!(report["uptime_percent"], 100.0);
+        assert_eq!(report["boot_id"], first["boot_id"]);
+    }
+    let since = format!(
+        "/agent/uptime-since-last-ping?since={}",
+        first["since"].as_str().unwrap()
+    );
+    assert_eq!(agent.ask(&since)["since"], first["since"]);
+    assert_eq!(
+        agent.ask("/agent/uptime-since-last-ping")["since"],
+        second["timestamp"]
+    );
+    assert_eq!(
+        agent.ask("/agent/health"),
+        json!({ "status": "ok", "agent_id": "agent-001" })
+    );
+    assert!(
+        agent
+            .ask_with("/metrics", "")
+            .1
+            .contains("uptime_agent_up 1")
+    );
+}
+
+#[test]
+fn wrong_questions_get_a_clear_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&folder, &UP);
+    for (path, status) in [
+        ("/agent/uptime-since-last-ping?since=yesterday", 400),
+        (
+            "/agent/uptime-since-last-ping?since=2999-01-01T00:00:00Z",
+            400,
+        ),
+        ("/agent/uptime-since-last-ping?peek=perhaps", 400),
+        ("/agent/", 404),
+    ] {
+        assert_eq!(agent.ask_with(path, "").0, status, "{path}");
+    }
+    let mut slow = TcpStream::connect(&agent.address).unwrap();
+    slow.write_all(b"GET /agent/health HTTP/1.1\r\nhost:")
+        .unwrap();
+    let mut huge = TcpStream::connect(&agent.address).unwrap();
+    let _ = huge.write_all(format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(200_000)).as_bytes());
+    assert_eq!(agent.ask("/agent/health")["status"], "ok");
+}
+
+#[test]
+fn without_the_token_nothing_is_told_and_nothing_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "s3cret\n").unwrap();
+    let mut arguments = UP.to_vec();
+    arguments.extend(["--token-file", "token"]);
+    let agent = Agent::start(&folder, &arguments);
+    for path in [
+        "/agent/uptime-since-last-ping",
+        "/agent/gpu-status",
+        "/metrics",
+    ] {
+        for header in [
+            "",
+            "Authorization: Bearer wrong\r\n",
+            "Authorization: Basic s3cret\r\n",
+        ] {
+            let (status, body) = agent.ask_with(path, header);
+            assert_eq!(status, 401, "{path} {header}");
+            assert!(body.contains("error") && !body.contains("s3cret"));
+        }
+    }
+    assert_eq!(agent.ask_with("/agent/health", "").0, 200);
+    let right = "Authorization: Bearer s3cret\r\n";
+    let (status, body) = agent.ask_with("/agent/uptime-since-last-ping", right);
+    let report: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &report["first_ping"]), (200, &json!(true)));
+    assert!(!agent.log().contains("s3cret"));
+}
+
+#[test]
+fn beyond_loopback_a_token_or_a_waiver_is_needed() {
+    let output = binary()
+        .args(["agent", "--agent-id", "a", "--listen", "0.0.0.0:0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        stderr.contains("--listen") && stderr.contains("--allow-unauthenticated"),
+        "{stderr}"
+    );
+    for (arguments, word) in [
+        (vec!["agent"], "--agent-id"),
+        (
+            vec!["agent", "--agent-id", "a", "--gpu", "simulated:down 5s"],
+            "--gpu",
+        ),
+        (
+            vec!["agent", "--agent-id", "a", "--check-interval", "0"],
+            "--check-interval",
+        ),
+        (
+            vec!["agent", "--agent-id", "a", "--require-gpus", "0"],
+            "--require-gpus",
+        ),
+    ] {
+        let output = binary().args(&arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(word),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn agent_mode_in_the_environment_means_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = binary();
+    command.current_dir(folder.path()).envs([
+        ("AGENT_MODE", "true"),
+        ("AGENT_ID", "from-environment"),
+        ("AGENT_LISTEN", "127.0.0.1:0"),
+        ("AGENT_GPU", "simulated:up 1h"),
+        ("AGENT_GPU_CHECK_INTERVAL_SECONDS", "0.05"),
+    ]);
+    let agent = Agent::spawn(command);
+    assert_eq!(agent.ask("/agent/health")["agent_id"], "from-environment");
+    let checkpoint = folder.path().join("uptime-agent-from-environment.json");
+    wait_until("its checkpoint", || checkpoint.exists().then_some(()));
+}
+
+#[test]
+fn history_survives_the_end_of_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = Agent::start(&folder, &UP);
+    agent.wait_for_status("available");
+    let begin = agent.ask("/agent/uptime-since-last-ping");
+    for signal in [Signal::KILL, Signal::TERM, Signal::KILL] {
+        let checks = |agent: &Agent| {
+            agent.ask("/agent/uptime-since-last-ping?peek=true")["checks_total"]
+                .as_u64()
+                .unwrap()
+        };
+        let before = checks(&agent);
+        wait_until("more checks", || {
+            (checks(&agent) > before + 3).then_some(())
+        });
+        let known = agent.ask("/agent/uptime-since-last-ping?peek=true");
+        agent.signal(signal);
+        assert_eq!(
+            agent.child.wait().unwrap().code(),
+            (signal == Signal::TERM).then_some(0)
+        );
+        agent = Agent::start(&folder, &UP);
+        agent.wait_for_status("available");
+        let after = agent.ask("/agent/uptime-since-last-ping?peek=true");
+        assert_eq!(after["since"], begin["timestamp"], "the window goes on");
+        assert_eq!(after["first_ping"], false);
+        assert_ne!(after["boot_id"], known["boot_id"]);
+        let up = |report: &Value| {
+            report["uptime_percent"].as_f64().unwrap() * report["window_seconds"].as_f64().unwrap()
+                / 100.0
+        };
+        // At most a check interval's knowledge, and what came after the question, is lost.
+        assert!(up(&after) >= up(&known) - 0.06, "{known} {after}");
+        assert!(up(&after) <= after["window_seconds"].as_f64().unwrap());
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("uptime-agent-agent-001.json");
+    std::fs::write(&file, "{\"version\":1,").unwrap();
+    let agent = Agent::start(&folder, &UP);
+    assert!(agent.log().contains("damaged"), "{}", agent.log());
+    let aside = folder.path().join("uptime-agent-agent-001.json.unusable-1");
+    assert_eq!(std::fs::read_to_string(aside).unwrap(), "{\"version\":1,");
+    agent.wait_for_status("available");
+}
+
+/// Compiles the fake NVML; `None`, and said so, where there is no C compiler.
+fn fake_nvml(folder: &TempDir) -> Option<PathBuf> {
+    let library = folder.path().join("libfake-nvml.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/fake_nvml.c");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&library)
+        .arg(source)
+        .status();
+    match compiled {
+        Ok(status) => {
+            assert!(status.success(), "the fake NVML compiles");
+            Some(library)
+        }
+        Err(error) => {
+            eprintln!("skipped: no C compiler to make a fake NVML with: {error}");
+            None
+        }
+    }
+}
+
+/// An agent that looks through a fake NVML, and what steers that.
+struct FakeDriver {
+    agent: Agent,
+    state: PathBuf,
+    _folder: TempDir,
+}
+
+impl FakeDriver {
+    fn start(state: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let library = fake_nvml(&folder)?;
+        Some(Self::start_with(folder, &library, state))
+    }
+
+    fn start_with(folder: TempDir, library: &Path, state: &str) -> Self {
+        let steering = folder.path().join("state");
+        std::fs::write(&steering, state).unwrap();
+        let arguments = [
+            "--check-interval",
+            "100ms",
+            "--nvml-library",
+            library.to_str().unwrap(),
+        ];
+        let agent = Agent::start_with(&folder, &arguments, &[("FAKE_NVML_STATE", &steering)]);
+        Self {
+            agent,
+            state: steering,
+            _folder: folder,
+        }
+    }
+
+    fn set(&self, state: &str) {
+        // Whole or not at all: the library reads it at any moment.
+        let new = self.state.with_extension("new");
+        std::fs::write(&new, state).unwrap();
+        std::fs::rename(new, &self.state).unwrap();
+    }
+
+    fn probe_threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.agent.child.id())).unwrap();
+        let names = tasks
+            .flatten()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "gpu").count()
+    }
+}
+
+#[test]
+fn a_gpu_is_described_as_nvml_tells() {
+    let Some(driver) = FakeDriver::start("ok") else {
+        return;
+    };
+    let status = driver.agent.wait_for_status("available");
+    assert_eq!(
+        status["devices"]["0"],
+        json!({
+            "device_id": 0, "health": "ok", "uuid": "GPU-fake-1", "name": "Fake GPU",
+            "memory": { "total_bytes": 1000, "free_bytes": 750, "used_bytes": 250, "usage_percentage": 25.0 },
+            "compute_capability": { "major": 8, "minor": 9, "version": "8.9" },
+            "utilization": { "gpu_percent": 7, "memory_percent": 3 },
+            "temperature_celsius": 55,
+        })
+    );
+}
+
+#[test]
+fn what_is_down_has_a_reason_and_comes_back_without_a_restart() {
+    let Some(driver) = FakeDriver::start("nodriver") else {
+        return;
+    };
+    driver.agent.wait_for_status("driver is not loaded");
+    for (state, words) in [
+        ("none", "lists no GPU"),
+        ("ok", "available"),
+        ("lost", "GPU 0 lost"),
+        ("busy", "available"),
+        ("xid 79", "GPU 0 xid 79"),
+        ("ok", "available"),
+        ("unsupported", "available"),
+        ("nodriver", "driver"),
+        ("ok", "available"),
+    ] {
+        driver.set(state);
+        let status = driver.agent.wait_for_status(words);
+        assert_eq!(
+            status["gpu_count"],
+            u64::from(words == "available"),
+            "{state}: {status}"
+        );
+    }
+}
+
+#[test]
+fn an_xid_clears_once_the_gpu_passes_a_full_look_again() {
+    let Some(driver) = FakeDriver::start("ok") else {
+        return;
+    };
+    driver.agent.wait_for_status("available");
+    driver.set("xid 48");
+    driver.agent.wait_for_status("xid 48");
+    driver.agent.wait_for_status("available");
+    driver.set("xid 43");
+    wait_until("the fault of an application", || {
+        driver
+            .agent
+            .log()
+            .contains("of the application")
+            .then_some(())
+    });
+    assert_eq!(
+        driver.agent.log().matches("GPU down").count(),
+        1,
+        "{}",
+        driver.agent.log()
+    );
+}
+
+#[test]
+fn a_hanging_driver_blocks_no_answer_and_piles_up_no_threads() {
+    let Some(driver) = FakeDriver::start("ok") else {
+        return;
+    };
+    driver.agent.wait_for_status("available");
+    driver.set("hang");
+    driver.agent.wait_for_status("two looks hang");
+    for _ in 0..20 {
+        let report = driver.agent.ask("/agent/uptime-since-last-ping?peek=true");
+        assert_eq!(report["gpu_available"], false);
+        assert!(driver.probe_threads() <= 2, "{}", driver.probe_threads());
+    }
+    driver.set("ok");
+    driver.agent.wait_for_status("available");
+    wait_until("one thread again", || {
+        (driver.probe_threads() == 1).then_some(())
+    });
+    driver.set("hang");
+    driver.agent.wait_for_status("timeout");
+    driver.agent.signal(Signal::TERM);
+    let mut driver = driver;
+    assert_eq!(
+        driver.agent.child.wait().unwrap().code(),
+        Some(0),
+        "a hang does not hold up the end"
+    );
+}
+
+#[test]
+fn a_library_that_is_missing_is_looked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(library) = fake_nvml(&folder) else {
+        return;
+    };
+    let hidden = library.with_extension("hidden");
+    std::fs::rename(&library, &hidden).unwrap();
+    let driver = FakeDriver::start_with(folder, &library, "ok");
+    driver.agent.wait_for_status("cannot be loaded");
+    std::fs::rename(hidden, &library).unwrap();
+    driver.agent.wait_for_status("available");
+}
