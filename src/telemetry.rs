@@ -6,13 +6,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use axum::Router;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::http_server::error;
 use crate::terminal;
 
 /// Starts the log: `RUST_LOG`, or from `info` upwards.
@@ -54,27 +54,24 @@ impl Write for LogWriter {
     }
 }
 
-/// Serves what `text` makes, in Prometheus' text format, at `/metrics` until it is dropped.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve_metrics<F>(listener: TcpListener, text: F) -> io::Result<()>
+/// Answers what `text` makes, in Prometheus' text format, at `/metrics`.
+pub fn metrics_routes<F>(text: F) -> Router
 where
     F: Fn() -> prometheus::Result<String> + Send + Sync + 'static,
 {
     let text = Arc::new(text);
     let metrics = get(move || {
         let text = Arc::clone(&text);
-        async move {
-            match text() {
-                Ok(text) => {
-                    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
-                }
-                Err(error) => {
-                    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
-                }
-            }
-        }
+        async move { metrics_answer(text()) }
     });
-    axum::serve(listener, Router::new().route("/metrics", metrics)).await
+    Router::new().route("/metrics", metrics)
+}
+
+/// An answer in Prometheus' text format.
+#[must_use]
+pub fn metrics_answer(text: prometheus::Result<String>) -> Response {
+    match text {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(wrong) => error(StatusCode::INTERNAL_SERVER_ERROR, &wrong.to_string()),
+    }
 }

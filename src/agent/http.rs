@@ -2,9 +2,10 @@
 //! waits for a driver.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -16,7 +17,10 @@ use serde_json::json;
 use super::gpu::OK;
 use super::monitor::Shared;
 use crate::http_server::{Token, error, guard};
+use crate::telemetry::metrics_answer;
 use crate::wire::agent::GpuStatus;
+
+const HOUR: Duration = Duration::from_hours(1);
 
 /// All routes; all but `/agent/health` ask for the token, where there is one.
 pub fn routes(shared: Arc<Shared>, agent_id: String, token: Option<Token>) -> Router {
@@ -71,10 +75,7 @@ async fn gpu_status(State(shared): State<Arc<Shared>>) -> Json<GpuStatus> {
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    match metrics_text(&shared) {
-        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(wrong) => error(StatusCode::INTERNAL_SERVER_ERROR, &wrong.to_string()),
-    }
+    metrics_answer(metrics_text(&shared))
 }
 
 #[expect(
@@ -89,13 +90,12 @@ fn metrics_text(shared: &Shared) -> prometheus::Result<String> {
         registry.register(Box::new(gauge.clone()))?;
         Ok(gauge)
     };
-    let (status, report, up) = {
-        let mut watch = shared.watch();
+    let (status, hour, up) = {
+        let watch = shared.watch();
         let now = shared.now();
-        let hour_ago = Utc::now() - chrono::TimeDelta::hours(1);
         (
             watch.gpu_status(now),
-            watch.report(now, Some(hour_ago), true),
+            watch.window(HOUR, now),
             watch.is_up(now),
         )
     };
@@ -103,15 +103,12 @@ fn metrics_text(shared: &Shared) -> prometheus::Result<String> {
     let healthy = IntGauge::new("uptime_agent_gpus_healthy", "GPUs that are well.")?;
     registry.register(Box::new(healthy.clone()))?;
     healthy.set(status.gpu_count as i64);
-    if let Ok(report) = report {
-        gauge(
-            "uptime_agent_uptime_1h_percent",
-            "Uptime over the last hour.",
-        )?
-        .set(report.uptime_percent.get());
-        gauge("uptime_agent_checks_1h", "Checks in the last hour.")?
-            .set(report.checks_total as f64);
-    }
+    gauge(
+        "uptime_agent_uptime_1h_percent",
+        "Uptime over the last hour.",
+    )?
+    .set(hour.uptime().get());
+    gauge("uptime_agent_checks_1h", "Checks in the last hour.")?.set(hour.checks_total as f64);
     let by_device = GaugeVec::new(
         Opts::new(
             "uptime_agent_gpu_health",

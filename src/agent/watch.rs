@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::checkpoint::{Note, Restored};
 use super::gpu::Sighting;
-use super::ledger::{Ledger, State};
+use super::ledger::{Ledger, State, Window};
 use crate::wire::agent::{GpuStatus, UptimeReport};
 
 /// How an agent watches.
@@ -129,7 +129,7 @@ impl Watch {
                 now: timestamp,
             })?,
         };
-        let window = self.ledger.window(length, now, self.rules.longest_gap());
+        let window = self.window(length, now);
         let first_ping = since.is_none() && !self.pinged;
         if since.is_none() && !peek {
             self.window_begin = now;
@@ -151,6 +151,12 @@ impl Watch {
             checks_available: window.checks_available,
             boot_id: self.boot_id,
         })
+    }
+
+    /// The window of this length that ends at `now`.
+    #[must_use]
+    pub fn window(&self, length: Duration, now: Duration) -> Window {
+        self.ledger.window(length, now, self.rules.longest_gap())
     }
 
     /// All GPUs at the last check.

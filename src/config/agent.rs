@@ -46,7 +46,7 @@ pub struct AgentOptions {
         default_value = "10000"
     )]
     max_history: Count,
-    /// What survives a restart [default: uptime-agent-<ID>.json]
+    /// What survives a restart [default: uptime-agent-ID.json]
     #[arg(long, value_name = "FILE", env = "AGENT_CHECKPOINT_FILE")]
     checkpoint: Option<PathBuf>,
     /// Checks between two checkpoints; each change of state makes one, too

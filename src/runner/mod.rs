@@ -51,7 +51,7 @@ use crate::config::values::OutputFormat;
 use crate::config::{RunnerConfig, with_path};
 use crate::shutdown::Shutdown;
 use crate::wire::gateway::same_orchestrator_form;
-use crate::{telemetry, terminal};
+use crate::{http_server, telemetry, terminal};
 
 /// The longest wait for an answer of the ping system (CONTRACT.md section 1).
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
@@ -203,12 +203,13 @@ impl Run {
         if let Some(listener) = metrics_listener {
             tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
             let (recorder, in_flight) = (Arc::clone(&recorder), in_flight.clone());
-            run.helpers.spawn(async move {
-                let text = move || recorder.metrics_text(in_flight());
-                if let Err(error) = telemetry::serve_metrics(listener, text).await {
-                    tracing::error!(%error, "metrics are no longer served");
-                }
-            });
+            let routes = telemetry::metrics_routes(move || recorder.metrics_text(in_flight()));
+            // Until the helpers are dropped: the last figures can be had while answers are awaited.
+            run.helpers.spawn(http_server::serve(
+                listener,
+                routes,
+                CancellationToken::new(),
+            ));
         }
         if run.config.output == OutputFormat::Text && terminal::columns().is_some() {
             let ends_at = run
