@@ -463,6 +463,26 @@ fn an_xid_clears_once_the_gpu_passes_a_full_look_again() {
 }
 
 #[test]
+fn all_gpus_seen_at_the_start_must_be_healthy() {
+    let Some(driver) = FakeDriver::start("two") else {
+        return;
+    };
+    let status = driver.agent.wait_for_status("available");
+    assert_eq!(status["gpu_count"], 2);
+    // The second one offers no events, which must not keep those of the first from being seen.
+    driver.set("two xid 79");
+    let status = driver.agent.wait_for_status("1 of 2 GPUs ok, GPU 0 xid 79");
+    assert_eq!(status["devices"]["1"]["health"], "ok");
+    driver.agent.wait_for_status("available");
+    driver.set("ok");
+    driver.agent.wait_for_status("1 of 1 GPUs ok, 2 required");
+    assert_eq!(
+        driver.agent.ask("/agent/uptime-since-last-ping?peek=true")["gpu_available"],
+        false
+    );
+}
+
+#[test]
 fn a_hanging_driver_blocks_no_answer_and_piles_up_no_threads() {
     let Some(driver) = FakeDriver::start("ok") else {
         return;

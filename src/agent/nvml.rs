@@ -149,21 +149,35 @@ impl<'nvml> Session<'nvml> {
 
 /// Watches for Xids where NVML offers them.
 fn watch_xids(nvml: &Nvml, devices: u32) -> Option<EventSet<'_>> {
-    let mut events = nvml.create_event_set().ok()?;
-    for index in 0..devices {
-        let Ok(device) = nvml.device_by_index(index) else {
-            continue;
-        };
-        match device.register_events(EventTypes::CRITICAL_XID_ERROR, events) {
-            Ok(registered) => events = registered,
-            // The set is lost with the error: others may still offer events.
-            Err(error) => {
-                tracing::debug!(gpu = index, %error, "Xids are not watched");
-                events = nvml.create_event_set().ok()?;
+    let mut watched: Vec<u32> = (0..devices).collect();
+    loop {
+        let events = nvml.create_event_set().ok()?;
+        match register_all(nvml, &watched, events) {
+            Ok(events) => return Some(events),
+            // A set is lost with the device that it cannot take: begin again without that one.
+            Err((refused, error)) => {
+                tracing::debug!(gpu = refused, %error, "Xids are not watched");
+                watched.retain(|index| *index != refused);
             }
         }
     }
-    Some(events)
+}
+
+/// The device that cannot be watched, and why, in place of the set.
+fn register_all<'nvml>(
+    nvml: &'nvml Nvml,
+    devices: &[u32],
+    mut events: EventSet<'nvml>,
+) -> Result<EventSet<'nvml>, (u32, String)> {
+    for &index in devices {
+        let device = nvml
+            .device_by_index(index)
+            .map_err(|error| (index, error.to_string()))?;
+        events = device
+            .register_events(EventTypes::CRITICAL_XID_ERROR, events)
+            .map_err(|error| (index, error.to_string()))?;
+    }
+    Ok(events)
 }
 
 /// What a device tells of itself. Busy is never down, nor is what it does not support.

@@ -175,14 +175,23 @@ impl Watch {
             .iter()
             .map(|device| (device.device_id, device.clone()));
         GpuStatus {
-            status: if self.is_up(now) {
-                "available".to_owned()
-            } else {
-                sighting.to_string()
-            },
+            status: self.describe(sighting, now),
             timestamp: self.wall(*at),
             gpu_count: sighting.healthy(),
             devices: devices.collect(),
+        }
+    }
+
+    fn describe(&self, sighting: &Sighting, now: Duration) -> String {
+        let required = self.required.unwrap_or(1);
+        if self.is_up(now) {
+            "available".to_owned()
+        } else if self.ledger.seen() == Some(State::Up) {
+            "the next check is overdue".to_owned()
+        } else if sighting.problem.is_none() && sighting.devices.len() < required {
+            format!("{sighting}, {required} required")
+        } else {
+            sighting.to_string()
         }
     }
 

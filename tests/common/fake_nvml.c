@@ -1,5 +1,5 @@
 /* An NVML whose GPU does what the file says that FAKE_NVML_STATE names: ok, lost, hang, none,
-   nodriver, unsupported, busy, two, or "xid N" (told once for each N). */
+   nodriver, unsupported, busy, "xid N" (told once for each N), or with two GPUs: two, "two xid N". */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +45,7 @@ int nvmlSystemGetDriverVersion(char *text, unsigned length) {
 }
 int nvmlDeviceGetCount_v2(unsigned *count) {
     if (is("nodriver")) return DRIVER_NOT_LOADED;
-    *count = is("none") ? 0 : is("two") ? 2 : 1;
+    *count = is("none") ? 0 : strncmp(state(), "two", 3) == 0 ? 2 : 1;
     return SUCCESS;
 }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
@@ -99,17 +99,19 @@ int nvmlEventSetCreate(void **set) {
     return SUCCESS;
 }
 int nvmlEventSetFree(void *set) { (void)set; return SUCCESS; }
+/* The second GPU offers no events. */
 int nvmlDeviceRegisterEvents(void *device, unsigned long long types, void *set) {
-    (void)device;
     (void)types;
     (void)set;
-    return SUCCESS;
+    return device == (void *)2 ? UNSUPPORTED : SUCCESS;
 }
 int nvmlEventSetWait_v2(void *set, event_t *event, unsigned milliseconds) {
     unsigned long long xid;
     (void)set;
     (void)milliseconds;
-    if (sscanf(state(), "xid %llu", &xid) != 1 || xid == told_xid) return TIMEOUT;
+    const char *said = state();
+    if (strncmp(said, "two ", 4) == 0) said += 4;
+    if (sscanf(said, "xid %llu", &xid) != 1 || xid == told_xid) return TIMEOUT;
     told_xid = xid;
     memset(event, 0, sizeof *event);
     event->device = (void *)1;
