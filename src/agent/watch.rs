@@ -8,7 +8,11 @@ use uuid::Uuid;
 use super::checkpoint::{Note, Restored};
 use super::gpu::Sighting;
 use super::ledger::{Ledger, State, Window};
+use crate::units::Percent;
 use crate::wire::agent::{GpuStatus, UptimeReport};
+
+/// How far another's clock may be ahead of ours: what it calls the past is then no error.
+const CLOCK_SKEW: TimeDelta = TimeDelta::minutes(5);
 
 /// How an agent watches.
 #[derive(Debug, Clone)]
@@ -46,7 +50,7 @@ pub struct Watch {
     last: Option<(Sighting, Duration)>,
 }
 
-/// A window that begins in the future.
+/// A window that begins in the future, further than clocks differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("since={since} lies in the future: expected a time before {now}")]
 pub struct SinceInFuture {
@@ -114,7 +118,7 @@ impl Watch {
     /// and starts another unless it only peeks.
     ///
     /// # Errors
-    /// When `since` lies in the future.
+    /// When `since` lies in the future, further than clocks differ.
     pub fn report(
         &mut self,
         now: Duration,
@@ -124,10 +128,13 @@ impl Watch {
         let timestamp = self.wall(now);
         let length = match since {
             None => now.saturating_sub(self.window_begin),
-            Some(since) => (timestamp - since).to_std().map_err(|_| SinceInFuture {
-                since,
-                now: timestamp,
-            })?,
+            Some(since) if since > timestamp + CLOCK_SKEW => {
+                return Err(SinceInFuture {
+                    since,
+                    now: timestamp,
+                });
+            }
+            Some(since) => (timestamp - since).to_std().unwrap_or_default(),
         };
         let window = self.window(length, now);
         let first_ping = since.is_none() && !self.pinged;
@@ -137,7 +144,11 @@ impl Watch {
         }
         Ok(UptimeReport {
             agent_id: self.rules.agent_id.clone(),
-            uptime_percent: window.uptime(),
+            uptime_percent: match (window.length, self.is_up(now)) {
+                // A window of no length says what is now.
+                (Duration::ZERO, true) => Percent::FULL,
+                _ => window.uptime(),
+            },
             window_seconds: window.length.as_secs_f64(),
             since: back(timestamp, length),
             timestamp,
@@ -331,7 +342,12 @@ mod tests {
         assert_eq!(watch.report(s(100), Some(wall(40)), false).unwrap(), report);
         let before_the_start = watch.report(s(100), Some(wall(-100)), false).unwrap();
         assert_eq!(before_the_start.uptime_percent.get(), 25.0);
-        assert!(watch.report(s(100), Some(wall(101)), false).is_err());
+        let ahead = watch.report(s(100), Some(wall(130)), false).unwrap();
+        assert_eq!(
+            (ahead.window_seconds, ahead.uptime_percent.get()),
+            (0.0, 0.0)
+        );
+        assert!(watch.report(s(100), Some(wall(401)), false).is_err());
         assert!(watch.report(s(100), None, false).unwrap().first_ping);
     }
 
