@@ -324,6 +324,28 @@ fn a_damaged_checkpoint_is_set_aside() {
     agent.wait_for_status("available");
 }
 
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_written_once_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut arguments = UP.to_vec();
+    arguments.extend(["--checkpoint", "later/agent.json"]);
+    let mut agent = Agent::start(&folder, &arguments);
+    wait_until("the complaint", || {
+        agent.log().contains("cannot be written").then_some(())
+    });
+    agent.wait_for_status("available");
+    let before = agent.ask("/agent/uptime-since-last-ping");
+    std::fs::create_dir(folder.path().join("later")).unwrap();
+    wait_until("its end", || {
+        agent.log().contains("is written again").then_some(())
+    });
+    agent.signal(Signal::KILL);
+    agent.child.wait().unwrap();
+    let agent = Agent::start(&folder, &arguments);
+    let after = agent.ask("/agent/uptime-since-last-ping?peek=true");
+    assert_eq!(after["since"], before["timestamp"], "nothing is lost");
+}
+
 /// Compiles the fake NVML; `None`, and said so, where there is no C compiler.
 fn fake_nvml(folder: &TempDir) -> Option<PathBuf> {
     let library = folder.path().join("libfake-nvml.so");

@@ -101,12 +101,12 @@ impl CheckpointFile {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn write(&self, ledger: Ledger, note: Note) -> io::Result<()> {
+    pub fn write(&self, ledger: &Ledger, note: &Note) -> io::Result<()> {
         let checkpoint = Checkpoint {
             version: VERSION,
             agent_id: self.agent_id.clone(),
-            ledger,
-            note,
+            ledger: ledger.clone(),
+            note: note.clone(),
         };
         let json = serde_json::to_vec(&checkpoint)?;
         replace(&self.path, &json, true)?;
@@ -255,7 +255,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = file(&folder);
         assert_eq!(file.read().unwrap(), None);
-        file.write(ledger(), note(10)).unwrap();
+        file.write(&ledger(), &note(10)).unwrap();
         let restored = file.read().unwrap().unwrap();
         assert_eq!((restored.ledger, restored.note), (ledger(), note(10)));
         file.write_note(&note(25)).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     fn a_note_that_does_not_belong_to_the_checkpoint_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let file = file(&folder);
-        file.write(ledger(), note(10)).unwrap();
+        file.write(&ledger(), &note(10)).unwrap();
         for other in [
             Note {
                 boot_id: Uuid::nil(),
@@ -288,7 +288,7 @@ mod tests {
     fn an_unusable_file_is_set_aside_and_never_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let file = file(&folder);
-        file.write(ledger(), note(10)).unwrap();
+        file.write(&ledger(), &note(10)).unwrap();
         let good = fs::read_to_string(file.path()).unwrap();
         let half = &good[..good.len() / 2];
         let foreign = good.replace("agent-001", "agent-002");

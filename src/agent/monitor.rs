@@ -137,27 +137,36 @@ impl Desk {
         let mut complained = false;
         loop {
             self.filled.notified().await;
-            let papers = std::mem::take(&mut *self.papers());
-            let closed = papers.closed;
+            let (ledger, note, closed) = {
+                let mut papers = self.papers();
+                (papers.ledger.take(), papers.note.take(), papers.closed)
+            };
             let path = Arc::clone(&file);
             let written = tokio::task::spawn_blocking(move || {
                 // The note belongs to a checkpoint that is written already.
-                if let Some((ledger, note)) = papers.ledger {
-                    path.write(ledger, note)?;
-                }
-                papers.note.map_or(Ok(()), |note| path.write_note(&note))
+                let whole = ledger
+                    .as_ref()
+                    .map_or(Ok(()), |(ledger, of)| path.write(ledger, of));
+                let written =
+                    whole.and_then(|()| note.map_or(Ok(()), |note| path.write_note(&note)));
+                (written, ledger)
             });
             match written.await {
-                Ok(Ok(())) if complained => {
+                Ok((Ok(()), _)) if complained => {
                     complained = false;
                     tracing::info!("checkpoint {} is written again", file.path().display());
                 }
-                Ok(Err(error)) if !complained => {
-                    complained = true;
-                    tracing::error!(
-                        "checkpoint {} cannot be written: {error}; after a restart, what is not written counts as unwatched",
-                        file.path().display()
-                    );
+                Ok((Err(error), unwritten)) => {
+                    // Goes with the next note, unless a newer one is there by then.
+                    let mut papers = self.papers();
+                    papers.ledger = papers.ledger.take().or(unwritten);
+                    drop(papers);
+                    if !std::mem::replace(&mut complained, true) {
+                        tracing::error!(
+                            "checkpoint {} cannot be written: {error}; after a restart, what is not written counts as unwatched",
+                            file.path().display()
+                        );
+                    }
                 }
                 _ => {}
             }
