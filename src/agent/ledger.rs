@@ -99,9 +99,8 @@ impl Ledger {
         self.watched_until
     }
 
-    /// How many transitions are kept.
-    #[must_use]
-    pub fn transitions(&self) -> usize {
+    #[cfg(test)]
+    fn transitions(&self) -> usize {
         self.spans.len()
     }
 
