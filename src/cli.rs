@@ -8,6 +8,8 @@ use crate::agent::AgentConfig;
 use crate::config::RunnerConfig;
 use crate::config::agent::AgentOptions;
 use crate::config::options::RunnerOptions;
+use crate::config::ping_system::PingSystemOptions;
+use crate::ping_system::PingSystemConfig;
 use crate::sim::demo::DemoOptions;
 use crate::sim::mock::{Mock, MockOptions};
 
@@ -44,6 +46,8 @@ Exit status: 0 ended as asked; 1 failed while running, or a --require threshold 
 pub enum Command {
     /// Watch the GPUs of this machine and answer the ping system
     Agent(AgentOptions),
+    /// Ask agents for their uptime, remember it, and answer questions about it
+    PingSystem(Box<PingSystemOptions>),
     /// Play a ping system and a gateway on one port, by a script
     Mock(MockOptions),
     /// See it all at work: the runner against the mock, nothing else needed
@@ -57,6 +61,8 @@ pub enum Task {
     Run(Box<RunnerConfig>),
     /// Watch GPUs.
     Agent(Box<AgentConfig>),
+    /// Ask agents.
+    PingSystem(Box<PingSystemConfig>),
     /// Play the counterparts.
     Mock(Mock),
     /// Show it all.
@@ -84,6 +90,7 @@ impl Cli {
         Ok(match self.command {
             None => Task::Run(Box::new(self.runner.resolve()?)),
             Some(Command::Agent(options)) => Task::Agent(Box::new(options.resolve()?)),
+            Some(Command::PingSystem(options)) => Task::PingSystem(Box::new(options.resolve()?)),
             Some(Command::Mock(options)) => Task::Mock(options.resolve()?),
             Some(Command::Demo(options)) => Task::Demo(options),
         })

@@ -101,17 +101,19 @@ impl Token {
     }
 }
 
-/// Lets only those who show the token reach the routes of `router`; all, where there is none.
-pub fn guard(router: Router, token: Option<Token>) -> Router {
-    match token {
-        Some(token) => router.layer(middleware::from_fn_with_state(token, check)),
-        None => router,
+/// Lets only those who show one of the tokens reach the routes of `router`; all, where there is none.
+pub fn guard(router: Router, tokens: Vec<Token>) -> Router {
+    if tokens.is_empty() {
+        return router;
     }
+    let tokens: Arc<[Token]> = tokens.into();
+    router.layer(middleware::from_fn_with_state(tokens, check))
 }
 
-async fn check(State(token): State<Token>, request: Request, next: Next) -> Response {
+async fn check(State(tokens): State<Arc<[Token]>>, request: Request, next: Next) -> Response {
     let authorization = request.headers().get(header::AUTHORIZATION);
-    if token.is_shown_by(authorization.map(header::HeaderValue::as_bytes)) {
+    let shown = authorization.map(header::HeaderValue::as_bytes);
+    if tokens.iter().any(|token| token.is_shown_by(shown)) {
         return next.run(request).await;
     }
     let mut refused = error(

@@ -5,10 +5,11 @@
 //! - [`wire`]: what crosses the network, with its limits; no I/O.
 //! - [`runner`]: the job runner: pings → uptime → rate → paced jobs → outcomes → accounts → output.
 //! - [`agent`]: the agent container: GPU checks → ledger → answers to pings.
+//! - [`ping_system`]: the ping monitoring system: agents → pings → history → answers.
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
 //!
 //! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] are
-//! values that carry their unit, [`http_server`], [`shutdown`], [`telemetry`] and [`terminal`] are the
+//! values that carry their unit, [`http_client`], [`http_server`], [`shutdown`], [`telemetry`] and [`terminal`] are the
 //! edges.
 
 #![cfg_attr(
@@ -28,7 +29,9 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod http_client;
 pub mod http_server;
+pub mod ping_system;
 pub mod runner;
 pub mod shutdown;
 pub mod sim;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use uptime_runner::cli::{Cli, Task};
 use uptime_runner::runner::Ended;
 use uptime_runner::shutdown::Shutdown;
-use uptime_runner::{agent, runner, sim, telemetry};
+use uptime_runner::{agent, ping_system, runner, sim, telemetry};
 
 const FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
@@ -39,6 +39,9 @@ fn run(task: Task) -> anyhow::Result<Ended> {
         match task {
             Task::Run(config) => runner::run(*config, &shutdown).await,
             Task::Agent(config) => agent::run(*config, &shutdown)
+                .await
+                .map(|()| Ended::AsAsked(Vec::new())),
+            Task::PingSystem(config) => ping_system::run(*config, &shutdown)
                 .await
                 .map(|()| Ended::AsAsked(Vec::new())),
             Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,

@@ -30,7 +30,7 @@ pub fn routes(shared: Arc<Shared>, agent_id: String, token: Option<Token>) -> Ro
         .route("/metrics", get(metrics))
         .with_state(shared);
     let health = get(async move || Json(json!({ "status": "ok", "agent_id": agent_id })));
-    guard(guarded, token)
+    guard(guarded, token.into_iter().collect())
         .route("/agent/health", health)
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
 }

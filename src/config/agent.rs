@@ -100,7 +100,11 @@ impl AgentOptions {
     pub fn resolve(self) -> anyhow::Result<AgentConfig> {
         let token = secret("--token-file", self.token_file, "AGENT_TOKEN")?;
         let ListenAddress(listen) = self.listen;
-        check_exposure(listen, token.is_some() || self.allow_unauthenticated)?;
+        check_exposure(
+            listen,
+            token.is_some() || self.allow_unauthenticated,
+            "AGENT_TOKEN",
+        )?;
         let AgentId(agent_id) = self.agent_id;
         let checkpoint = self.checkpoint.unwrap_or_else(|| {
             let safe = |c: char| {
@@ -140,10 +144,14 @@ impl AgentOptions {
 ///
 /// # Errors
 /// When neither is the case.
-fn check_exposure(listen: SocketAddr, allowed: bool) -> anyhow::Result<()> {
+pub(super) fn check_exposure(
+    listen: SocketAddr,
+    allowed: bool,
+    variable: &str,
+) -> anyhow::Result<()> {
     ensure!(
         allowed || listen.ip().is_loopback(),
-        "--listen {listen}: everybody who reaches it could ask: expected a token (--token-file, AGENT_TOKEN), an address such as 127.0.0.1, or --allow-unauthenticated"
+        "--listen {listen}: everybody who reaches it could ask: expected a token (--token-file, {variable}), an address such as 127.0.0.1, or --allow-unauthenticated"
     );
     Ok(())
 }

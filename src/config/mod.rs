@@ -5,6 +5,7 @@ pub mod agent;
 mod checks;
 mod file;
 pub mod options;
+pub mod ping_system;
 pub mod values;
 
 use std::net::SocketAddr;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use url::Url;
 
 use crate::units::JobsPerMinute;
+use crate::wire::agent::is_agent_id;
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -133,8 +134,7 @@ impl FromStr for AgentId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let id = text.trim();
-        let usable = !id.is_empty() && id.len() <= 256 && id != "." && id != "..";
-        if usable && !id.contains(char::is_control) {
+        if is_agent_id(id) {
             Ok(Self(id.to_owned()))
         } else {
             Err("expected an agent's ID: up to 256 bytes, no control characters, not . or ..")

@@ -1,6 +1,5 @@
 //! Sends one job to the gateway and tells what came of it.
 
-use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use uuid::Uuid;
 
 use super::event::{Answer, CapabilityIndex};
+use crate::http_client::root_cause;
 use crate::wire::gateway::{
     BALANCE_HEADER, DoneMark, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, Outcome,
     balance_wei, same_orchestrator_form,
@@ -232,16 +232,6 @@ fn failure(error: &reqwest::Error) -> Answer {
         Outcome::Transport
     };
     Answer::failure(outcome, root_cause(error))
-}
-
-/// The innermost error: what happened, without the layers that passed it on.
-#[must_use]
-pub fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

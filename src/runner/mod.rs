@@ -4,7 +4,6 @@
 pub mod accounts;
 pub mod alarm;
 pub mod capability;
-pub mod client;
 pub mod event;
 pub mod gateway;
 pub mod metrics;
@@ -51,7 +50,7 @@ use crate::config::values::OutputFormat;
 use crate::config::{RunnerConfig, with_path};
 use crate::shutdown::Shutdown;
 use crate::wire::gateway::same_orchestrator_form;
-use crate::{http_server, telemetry, terminal};
+use crate::{http_client, http_server, telemetry, terminal};
 
 /// The longest wait for an answer of the ping system (CONTRACT.md section 1).
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
@@ -147,7 +146,7 @@ impl Run {
         let with_tls = [&config.ping.url, &config.gateway.url]
             .iter()
             .any(|u| u.scheme() == "https");
-        let client = client::new(with_tls, config.extra_roots.clone())
+        let client = http_client::new(with_tls, config.extra_roots.clone())
             .context("the HTTP client cannot be set up")?;
 
         let text = TextOutput {

@@ -7,10 +7,10 @@ use chrono::{DateTime, Utc};
 use reqwest::header::{AUTHORIZATION, HeaderValue, LOCATION};
 use reqwest::{Client, Response, StatusCode, Url};
 
-use super::gateway::root_cause;
 use super::uptime::{
     Reading, Standing, mean_in_window, newest_if_covering, newest_in_history, newest_in_list,
 };
+use crate::http_client::{BodyError, read_body, root_cause};
 use crate::units::Percent;
 use crate::wire::ping_system::{
     Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_history,
@@ -123,15 +123,12 @@ impl PingSystem {
                     hint,
                 });
             }
-            let mut response = response;
-            let mut body = Vec::new();
-            while let Some(piece) = response.chunk().await.map_err(transport)? {
-                if body.len() + piece.len() > MAX_BODY_BYTES {
-                    return Err(AskError::TooLong(url.to_string()));
-                }
-                body.extend_from_slice(&piece);
-            }
-            Ok(body)
+            read_body(response, MAX_BODY_BYTES)
+                .await
+                .map_err(|error| match error {
+                    BodyError::Lost(error) => transport(error),
+                    BodyError::TooLong(_) => AskError::TooLong(url.to_string()),
+                })
         };
         tokio::time::timeout(self.patience, exchange)
             .await

@@ -35,6 +35,80 @@ pub struct UptimeReport {
     pub boot_id: Uuid,
 }
 
+/// Whether this can be an agent's name: it stands in paths and on lines.
+#[must_use]
+pub fn is_agent_id(text: &str) -> bool {
+    let length = 1..=256;
+    length.contains(&text.len()) && text != "." && text != ".." && !text.contains(char::is_control)
+}
+
+/// The longest answer to a ping that is read.
+pub const MAX_REPORT_BYTES: usize = 64 << 10;
+
+/// What a ping system takes from the answer to a ping, which may come from another kind of agent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reported {
+    /// The uptime of the window; agents may leave it out at their first ping.
+    pub uptime_percent: Option<Percent>,
+    /// The window's length.
+    pub window_seconds: Option<f64>,
+    /// Whether a GPU is there.
+    pub gpu_available: Option<bool>,
+}
+
+/// Why the answer to a ping counts as none.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidReport {
+    /// Not JSON, or not of the agreed form.
+    #[error("not a valid answer: {0}")]
+    Form(#[from] serde_json::Error),
+    /// The answer of somebody else.
+    #[error("answered as agent '{}'", .0.chars().take(64).collect::<String>().escape_debug())]
+    OtherAgent(String),
+    /// A window that is no length of time.
+    #[error("window_seconds is {0}: expected a number from 0 to a hundred years")]
+    Window(f64),
+    /// Nothing that could be judged.
+    #[error("neither uptime_percent nor gpu_available in the answer")]
+    Empty,
+}
+
+/// Reads an agent's answer to a ping: liberal in what it leaves out, strict in what would make a
+/// wrong record.
+///
+/// # Errors
+/// What is no such answer, is another agent's, or holds a percentage or window that is none.
+pub fn read_report(body: &[u8], agent_id: &str) -> Result<Reported, InvalidReport> {
+    #[derive(Deserialize)]
+    struct Form {
+        agent_id: Option<String>,
+        #[serde(alias = "uptime_percentage")]
+        uptime_percent: Option<Percent>,
+        window_seconds: Option<f64>,
+        gpu_available: Option<bool>,
+    }
+    const HUNDRED_YEARS: f64 = 100.0 * 365.0 * 86400.0;
+
+    let form: Form = serde_json::from_slice(body)?;
+    if let Some(other) = form.agent_id.filter(|got| got != agent_id) {
+        return Err(InvalidReport::OtherAgent(other));
+    }
+    if let Some(wrong) = form
+        .window_seconds
+        .filter(|w| !(0.0..=HUNDRED_YEARS).contains(w))
+    {
+        return Err(InvalidReport::Window(wrong));
+    }
+    if form.uptime_percent.is_none() && form.gpu_available.is_none() {
+        return Err(InvalidReport::Empty);
+    }
+    Ok(Reported {
+        uptime_percent: form.uptime_percent,
+        window_seconds: form.window_seconds,
+        gpu_available: form.gpu_available,
+    })
+}
+
 /// The state of all GPUs at the last check.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuStatus {
@@ -100,4 +174,70 @@ pub struct Utilization {
     pub gpu_percent: u32,
     /// Its memory's bus.
     pub memory_percent: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn our_own_and_others_answers_are_read() {
+        let ours = UptimeReport {
+            agent_id: "a".to_owned(),
+            uptime_percent: Percent::new(97.5).unwrap(),
+            window_seconds: 900.25,
+            since: DateTime::UNIX_EPOCH,
+            timestamp: DateTime::UNIX_EPOCH,
+            first_ping: false,
+            gpu_available: true,
+            gpu_count: 1,
+            checks_total: 180,
+            checks_available: 175,
+            boot_id: Uuid::nil(),
+        };
+        let read = read_report(&serde_json::to_vec(&ours).unwrap(), "a").unwrap();
+        assert_eq!(
+            read,
+            Reported {
+                uptime_percent: Percent::new(97.5).ok(),
+                window_seconds: Some(900.25),
+                gpu_available: Some(true),
+            }
+        );
+        let other = br#"{"uptime_percentage": 97.5, "more": [1]}"#;
+        let read = read_report(other, "a").unwrap();
+        assert_eq!(read.uptime_percent, Percent::new(97.5).ok());
+        assert_eq!((read.window_seconds, read.gpu_available), (None, None));
+    }
+
+    #[test]
+    fn what_would_make_a_wrong_record_is_refused() {
+        for bad in [
+            "",
+            "<html>",
+            "[]",
+            "null",
+            "{}",
+            r#"{"uptime_percent": NaN}"#,
+            r#"{"uptime_percent": 1e400}"#,
+            r#"{"uptime_percent": 100.1}"#,
+            r#"{"uptime_percent": -1, "gpu_available": true}"#,
+            r#"{"uptime_percent": "99"}"#,
+            r#"{"uptime_percent": 99, "window_seconds": -1}"#,
+            r#"{"uptime_percent": 99, "window_seconds": 1e300}"#,
+            r#"{"uptime_percent": 99, "agent_id": "b"}"#,
+            r#"{"uptime_percent": 99, "agent_id": 5}"#,
+            r#"{"uptime_percent": 99"#,
+        ] {
+            assert!(read_report(bad.as_bytes(), "a").is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read_report(&body, "a");
+        }
+    }
 }

@@ -1,9 +1,11 @@
-//! The one HTTP client for ping system and gateway.
+//! What every client of this program has in common: it asks whom it is told to and nobody else, and
+//! reads no endless answer.
 
+use std::error::Error;
 use std::time::Duration;
 
 use reqwest::tls::Certificate;
-use reqwest::{Client, redirect, retry};
+use reqwest::{Client, ClientBuilder, Response, redirect, retry};
 
 /// Shorter than the shortest keep-alive time of the servers that stand before gateways (uvicorn
 /// and Node: 5 s), so that a job does not leave on a connection that is just being closed.
@@ -18,6 +20,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// When TLS is wanted and no roots can be loaded.
 pub fn new(with_tls: bool, extra_roots: Vec<Certificate>) -> reqwest::Result<Client> {
+    builder(with_tls, extra_roots).build()
+}
+
+/// The same, for those who have more to say about it.
+pub fn builder(with_tls: bool, extra_roots: Vec<Certificate>) -> ClientBuilder {
     // An error here says that somebody chose a provider before, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
@@ -35,5 +42,40 @@ pub fn new(with_tls: bool, extra_roots: Vec<Certificate>) -> reqwest::Result<Cli
     } else {
         builder.tls_certs_only(extra_roots)
     }
-    .build()
+}
+
+/// Why a body is not there in whole.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection was lost.
+    #[error("{}", root_cause(.0))]
+    Lost(#[from] reqwest::Error),
+    /// It is longer than any honest one.
+    #[error("answer over {0} bytes")]
+    TooLong(usize),
+}
+
+/// The whole body, if it is not longer than `max_bytes`.
+///
+/// # Errors
+/// A connection that is lost half-way, a body that is longer.
+pub async fn read_body(mut response: Response, max_bytes: usize) -> Result<Vec<u8>, BodyError> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await? {
+        if body.len() + piece.len() > max_bytes {
+            return Err(BodyError::TooLong(max_bytes));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+/// The innermost error: what happened, without the layers that passed it on.
+#[must_use]
+pub fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }

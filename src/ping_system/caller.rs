@@ -1,0 +1,131 @@
+//! Asks one agent for its uptime (CONTRACT.md section 3).
+
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::{Client, StatusCode};
+use tokio::time::Instant;
+use url::Url;
+
+use super::judge::Asked;
+use super::reach::Reach;
+use crate::config::with_path;
+use crate::http_client::{self, read_body, root_cause};
+use crate::wire::agent::{MAX_REPORT_BYTES, Reported, read_report};
+use crate::wire::ping_system::served::Agent;
+
+/// How much of a reason is kept.
+const MAX_REASON_CHARS: usize = 200;
+
+/// Asks agents.
+#[derive(Debug)]
+pub struct Caller {
+    client: Client,
+    reach: Reach,
+    authorization: Option<HeaderValue>,
+    patience: Duration,
+}
+
+impl Caller {
+    /// Asks whom `reach` allows, and waits for `patience`; agents see `authorization`.
+    ///
+    /// # Errors
+    /// When the client cannot be set up.
+    pub fn new(
+        reach: Reach,
+        authorization: Option<HeaderValue>,
+        patience: Duration,
+    ) -> reqwest::Result<Self> {
+        let build = |with_tls| {
+            http_client::builder(with_tls, Vec::new())
+                .dns_resolver(reach.clone())
+                // Agents are asked so seldom that they would have closed the connection, and one
+                // that they are just closing would look like an agent that does not answer.
+                .pool_max_idle_per_host(0)
+                .connect_timeout(patience)
+                .build()
+        };
+        let client = build(true).or_else(|error| {
+            tracing::warn!(
+                "the system's root certificates cannot be loaded, agents at https cannot be asked: {}",
+                root_cause(&error)
+            );
+            build(false)
+        })?;
+        Ok(Self {
+            client,
+            reach,
+            authorization,
+            patience,
+        })
+    }
+
+    /// Asks `agent` for its uptime since the last ping that is stored.
+    pub async fn ask(&self, agent: &Agent) -> Asked {
+        let at = whole_micros(Utc::now());
+        let begun = Instant::now();
+        let answer = tokio::time::timeout(self.patience, self.report(agent, at))
+            .await
+            .unwrap_or_else(|_| {
+                Err(format!(
+                    "no whole answer in {}s",
+                    self.patience.as_secs_f64()
+                ))
+            });
+        Asked {
+            at,
+            took: begun.elapsed(),
+            answer: answer.map_err(|reason| one_line(&reason)),
+        }
+    }
+
+    async fn report(&self, agent: &Agent, now: DateTime<Utc>) -> Result<Reported, String> {
+        let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
+        // What was allowed at the registration may not be so any more.
+        self.reach.check(&base).map_err(|why| why.to_string())?;
+        let mut url = with_path(&base, "agent/uptime-since-last-ping");
+        if let Some(last) = agent.last_ping_at {
+            // The clock may have been set back since.
+            let since = last.min(now).to_rfc3339_opts(SecondsFormat::Micros, true);
+            url.query_pairs_mut().append_pair("since", &since);
+        }
+        let mut request = self.client.get(url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        let response = request.send().await.map_err(|error| {
+            let what = if error.is_connect() {
+                "no connection: "
+            } else {
+                ""
+            };
+            format!("{what}{}", root_cause(&error))
+        })?;
+        match response.status() {
+            StatusCode::OK => {}
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                return Err(format!("status {status}: check --agent-token-file"));
+            }
+            status if status.is_redirection() => {
+                return Err(format!("status {status}: redirects are not followed"));
+            }
+            status => return Err(format!("status {status}, expected 200")),
+        }
+        let body = read_body(response, MAX_REPORT_BYTES)
+            .await
+            .map_err(|error| error.to_string())?;
+        read_report(&body, &agent.agent_id).map_err(|error| error.to_string())
+    }
+}
+
+/// As exact as instants are stored, so that a time that is told is the time that was stored.
+#[must_use]
+pub fn whole_micros(at: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(at.timestamp_micros()).unwrap_or(at)
+}
+
+fn one_line(text: &str) -> String {
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(MAX_REASON_CHARS).collect()
+}

@@ -1,0 +1,410 @@
+//! The ping system's routes (CONTRACT.md section 2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use chrono::Utc;
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::caller::whole_micros;
+use super::dashboard::{self, Question};
+use super::feed::{Feed, Topic};
+use super::judge::Rules;
+use super::metrics::Metrics;
+use super::pinger::{NoPing, Pinger};
+use super::reach::Reach;
+use super::registration;
+use super::store::{Known, Place, Registration, Store, StoreError};
+use super::{retention, stream as events};
+use crate::http_server::{Token, error, guard};
+use crate::telemetry::metrics_answer;
+use crate::wire::ping_system::served::{Agent, Ping};
+
+/// Event streams at once; each holds a connection.
+pub const MAX_STREAMS: usize = 512;
+/// The longest path and query; an agent's name is up to 256 bytes, three times that when escaped.
+const MAX_PATH_BYTES: usize = 4 << 10;
+/// The longest that a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pings that are read from the store, and held in memory, at once.
+const HISTORY_PAGE: usize = 2000;
+const DEFAULT_HOURS: f64 = 24.0;
+
+/// What the routes work with.
+pub struct Core {
+    /// Remembers.
+    pub store: Arc<dyn Store>,
+    /// Asks agents.
+    pub pinger: Arc<Pinger>,
+    /// Tells of new pings.
+    pub feed: Arc<Feed>,
+    /// Where agents may be.
+    pub reach: Reach,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// What intervals begin with.
+    pub rules: Rules,
+    /// How much history there can be.
+    pub retention: Duration,
+    /// The bound on event streams.
+    pub streams: Arc<Semaphore>,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, Default)]
+pub struct Tokens {
+    /// For the calls that change something; it can read, too.
+    pub write: Option<Token>,
+    /// For the calls that only read; everybody may where there is none.
+    pub read: Option<Token>,
+}
+
+/// All routes; the page and `/health` are open to everybody and tell nothing of any agent.
+pub fn routes(core: Arc<Core>, tokens: Tokens) -> Router {
+    let readers: Vec<Token> = match tokens.read {
+        Some(read) => tokens.write.iter().cloned().chain([read]).collect(),
+        None => Vec::new(),
+    };
+    let reading = Router::new()
+        .route("/ping-system/agents", get(agents))
+        .route("/ping-system/agents/due-for-ping", get(due_for_ping))
+        .route("/ping-system/agents/{agent_id}", get(agent))
+        .route("/ping-system/agents/{agent_id}/history", get(history))
+        .route("/ping-system/agents/{agent_id}/events", get(agent_events))
+        .route("/ping-system/events", get(all_events))
+        .route("/ping-system/dashboard", get(totals))
+        .route("/ping-system/dashboard/agents", get(rows))
+        .route("/metrics", get(metrics))
+        .with_state(Arc::clone(&core));
+    let writing = Router::new()
+        .route("/ping-system/agents/register", post(register))
+        .route("/ping-system/agents/{agent_id}", delete(remove))
+        .route("/ping-system/agents/{agent_id}/ping", post(ping))
+        .with_state(Arc::clone(&core));
+    let open = Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .with_state(core);
+    guard(reading, readers)
+        .merge(guard(writing, tokens.write.into_iter().collect()))
+        .merge(open)
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
+        .method_not_allowed_fallback(async || {
+            error(StatusCode::METHOD_NOT_ALLOWED, "no such method here")
+        })
+        .layer(middleware::from_fn(bound_path))
+}
+
+async fn bound_path(request: Request, next: Next) -> Response {
+    let length = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len());
+    if length > MAX_PATH_BYTES {
+        return error(StatusCode::URI_TOO_LONG, "expected a path of up to 4 KiB");
+    }
+    next.run(request).await
+}
+
+/// What goes wrong, and the status that tells so.
+enum Problem {
+    BadRequest(String),
+    NoAgent,
+    TooLarge,
+    TooSlow,
+    Conflict(String),
+    TooManyStreams,
+    Unavailable,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        match self {
+            Self::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
+            Self::NoAgent => error(StatusCode::NOT_FOUND, "no agent of that name"),
+            Self::TooLarge => error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "expected a body of up to 64 KiB",
+            ),
+            Self::TooSlow => error(StatusCode::REQUEST_TIMEOUT, "expected a body within 10s"),
+            Self::Conflict(text) => error(StatusCode::CONFLICT, &text),
+            Self::TooManyStreams => error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many event streams: ask from time to time instead",
+            ),
+            Self::Unavailable => error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the database does not work at this moment, the log tells why",
+            ),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!("a request cannot be answered: {error}");
+        Self::Unavailable
+    }
+}
+
+impl From<NoPing> for Problem {
+    fn from(no_ping: NoPing) -> Self {
+        match no_ping {
+            NoPing::Unknown => Self::NoAgent,
+            NoPing::Taken | NoPing::Lost => Self::Conflict(no_ping.to_string()),
+            NoPing::NotStored(_) => Self::Unavailable,
+            NoPing::Store(error) => error.into(),
+        }
+    }
+}
+
+type Answer<T> = Result<T, Problem>;
+
+async fn page() -> Response {
+    // The page runs its own script and asks nobody but us.
+    let policy = "default-src 'none'; connect-src 'self'; img-src data:; \
+        style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; \
+        form-action 'none'; frame-ancestors 'none'";
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, Html(include_str!("dashboard.html"))).into_response()
+}
+
+async fn health(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
+    core.store.check().await?;
+    Ok(Json(json!({ "status": "ok" })))
+}
+
+async fn metrics(State(core): State<Arc<Core>>) -> Answer<Response> {
+    let known = core.store.agents(None).await?;
+    let text = core.metrics.text(known.iter().map(|known| &known.agent));
+    Ok(metrics_answer(text))
+}
+
+fn list(known: Vec<Known>) -> Json<Value> {
+    let agents: Vec<Agent> = known.into_iter().map(|known| known.agent).collect();
+    Json(json!({ "count": agents.len(), "agents": agents }))
+}
+
+async fn agents(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
+    Ok(list(core.store.agents(None).await?))
+}
+
+async fn due_for_ping(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
+    Ok(list(core.store.agents(Some(Utc::now())).await?))
+}
+
+async fn agent(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Agent>> {
+    Ok(Json(find(&core, &agent_id).await?.agent))
+}
+
+async fn find(core: &Core, agent_id: &str) -> Answer<Known> {
+    // What can be no name is not looked for: a database may refuse to.
+    if agent_id.contains('\0') {
+        return Err(Problem::NoAgent);
+    }
+    core.store.agent(agent_id).await?.ok_or(Problem::NoAgent)
+}
+
+async fn register(State(core): State<Arc<Core>>, request: Request) -> Answer<Json<Agent>> {
+    let body = body(request).await?;
+    let form = registration::read(&body).map_err(|wrong| Problem::BadRequest(wrong.to_string()))?;
+    let url = core
+        .reach
+        .check_registration(&form.agent_url)
+        .await
+        .map_err(|refused| Problem::BadRequest(refused.to_string()))?;
+    let new = Registration {
+        agent_id: form.agent_id,
+        agent_url: url.as_str().trim_end_matches('/').to_owned(),
+        capabilities: form.capabilities,
+        metadata: form.metadata,
+        at: whole_micros(Utc::now()),
+        interval: core.rules.interval.base,
+    };
+    let known = core.store.register(&new).await?;
+    tracing::info!(
+        agent = known.agent.agent_id,
+        url = known.agent.agent_url,
+        "registered"
+    );
+    core.pinger.wake.notify_one();
+    Ok(Json(known.agent))
+}
+
+async fn body(request: Request) -> Answer<Bytes> {
+    let read = to_bytes(request.into_body(), registration::MAX_BODY_BYTES);
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => Err(Problem::TooLarge),
+        Err(_) => Err(Problem::TooSlow),
+    }
+}
+
+async fn remove(
+    State(core): State<Arc<Core>>,
+    Path(agent_id): Path<String>,
+) -> Answer<Json<Value>> {
+    find(&core, &agent_id).await?;
+    if !core.store.remove(&agent_id).await? {
+        return Err(Problem::NoAgent);
+    }
+    core.feed.forget(&agent_id);
+    tracing::info!(agent = agent_id, "removed");
+    Ok(Json(json!({ "agent_id": agent_id, "removed": true })))
+}
+
+async fn ping(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Ping>> {
+    find(&core, &agent_id).await?;
+    Ok(Json(core.pinger.ping_now(&agent_id).await?))
+}
+
+#[derive(Deserialize)]
+struct Hours {
+    hours: Option<String>,
+}
+
+impl Hours {
+    /// At most as many as are kept.
+    fn within(self, retention: Duration) -> Answer<f64> {
+        let hours = match self.hours {
+            None => DEFAULT_HOURS,
+            Some(text) => match text.parse() {
+                Ok(hours) if hours > 0.0 && f64::is_finite(hours) => hours,
+                _ => {
+                    let text: String = text.chars().take(40).collect();
+                    return Err(Problem::BadRequest(format!(
+                        "hours={}: expected a number over 0",
+                        text.escape_debug()
+                    )));
+                }
+            },
+        };
+        Ok(hours.min(retention.as_secs_f64() / 3600.0))
+    }
+}
+
+/// Streamed, since it can be longer than what should be held in memory.
+async fn history(
+    State(core): State<Arc<Core>>,
+    Path(agent_id): Path<String>,
+    Query(hours): Query<Hours>,
+) -> Answer<Response> {
+    let hours = hours.within(core.retention)?;
+    let key = find(&core, &agent_id).await?.key;
+    let begin = retention::begin(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
+    let place = Place::before(begin);
+    // Read before anything is sent, so that a store that does not work is told by the status.
+    let first = core.store.history(key, place, HISTORY_PAGE).await?;
+    #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
+    let shown_hours = if hours.fract() == 0.0 {
+        json!(hours as i64)
+    } else {
+        json!(hours)
+    };
+    let head = format!(
+        r#"{{"agent_id":{},"hours":{shown_hours},"pings":["#,
+        json!(agent_id)
+    );
+    let pages = Pages {
+        core,
+        key,
+        count: 0,
+        next: Some(first),
+        head,
+    };
+    let pieces = stream::try_unfold(pages, Pages::next);
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    Ok((json, Body::from_stream(pieces)).into_response())
+}
+
+/// A history that is being sent.
+struct Pages {
+    core: Arc<Core>,
+    key: i64,
+    count: usize,
+    /// What is to be sent next; `None` when all is.
+    next: Option<Vec<(Place, Ping)>>,
+    /// What stands before it.
+    head: String,
+}
+
+impl Pages {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, StoreError> {
+        let Some(page) = self.next.take() else {
+            return Ok(None);
+        };
+        let mut text = std::mem::take(&mut self.head);
+        for (_, ping) in &page {
+            if self.count > 0 {
+                text.push(',');
+            }
+            self.count += 1;
+            // All of it has a JSON form.
+            text.push_str(&serde_json::to_string(ping).unwrap_or_default());
+        }
+        match page.last() {
+            Some(&(place, _)) if page.len() == HISTORY_PAGE => {
+                let next = self.core.store.history(self.key, place, HISTORY_PAGE);
+                self.next = Some(next.await?);
+            }
+            _ => {
+                text.push_str(r#"],"count":"#);
+                text.push_str(&self.count.to_string());
+                text.push('}');
+            }
+        }
+        Ok(Some((text.into(), self)))
+    }
+}
+
+async fn agent_events(
+    State(core): State<Arc<Core>>,
+    Path(agent_id): Path<String>,
+) -> Answer<Response> {
+    // First, so that whoever is told that the stream has begun misses no ping from then on.
+    let pings = core.feed.listen(Topic::Agent(agent_id.clone()));
+    find(&core, &agent_id).await?;
+    stream_of(&core, pings)
+}
+
+async fn all_events(State(core): State<Arc<Core>>) -> Answer<Response> {
+    stream_of(&core, core.feed.listen(Topic::All))
+}
+
+fn stream_of(
+    core: &Core,
+    pings: tokio::sync::broadcast::Receiver<super::feed::Told>,
+) -> Answer<Response> {
+    let place = Arc::clone(&core.streams)
+        .try_acquire_owned()
+        .map_err(|_| Problem::TooManyStreams)?;
+    Ok(events::answer(pings, place))
+}
+
+async fn totals(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
+    let known = core.store.agents(None).await?;
+    Ok(Json(dashboard::totals(&known, Utc::now())))
+}
+
+async fn rows(
+    State(core): State<Arc<Core>>,
+    Query(question): Query<Question>,
+) -> Answer<Json<Value>> {
+    Ok(Json(
+        dashboard::rows(&*core.store, &question, Utc::now()).await?,
+    ))
+}

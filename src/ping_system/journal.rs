@@ -1,0 +1,97 @@
+//! Stores pings, those that wait at one time together: a commit costs a sync of the disk, however
+//! many pings are in it.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::feed::Feed;
+use super::store::{Claim, NewPing, Store};
+use crate::wire::ping_system::served::PingEvent;
+
+/// Pings in one transaction at most.
+const MAX_BATCH: usize = 256;
+
+/// A ping that could not be stored; the reason is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the ping cannot be stored")]
+pub struct NotStored;
+
+struct Entry {
+    ping: (Claim, NewPing),
+    stored: oneshot::Sender<Result<bool, NotStored>>,
+}
+
+/// Where pings are handed in.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    entries: mpsc::Sender<Entry>,
+}
+
+/// What is handed in; [`Self::run`] stores it.
+pub struct Entries(mpsc::Receiver<Entry>);
+
+/// A journal, and its other end.
+#[must_use]
+pub fn new() -> (Journal, Entries) {
+    let (entries, handed_in) = mpsc::channel(MAX_BATCH);
+    (Journal { entries }, Entries(handed_in))
+}
+
+impl Journal {
+    /// Stores a ping; `false` where its claim was no longer good.
+    ///
+    /// Cancelled, the ping may be stored all the same.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub async fn store(&self, claim: Claim, new: NewPing) -> Result<bool, NotStored> {
+        let (stored, told) = oneshot::channel();
+        let ping = (claim, new);
+        self.entries
+            .send(Entry { ping, stored })
+            .await
+            .map_err(|_| NotStored)?;
+        told.await.unwrap_or(Err(NotStored))
+    }
+}
+
+impl Entries {
+    /// Stores all that is handed in and tells `feed` of it, until every [`Journal`] is dropped.
+    pub async fn run(mut self, store: Arc<dyn Store>, feed: Arc<Feed>) {
+        let mut batch = Vec::new();
+        let mut failing = false;
+        while self.0.recv_many(&mut batch, MAX_BATCH).await > 0 {
+            let (pings, waiting): (Vec<_>, Vec<_>) = batch
+                .drain(..)
+                .map(|entry| (entry.ping, entry.stored))
+                .unzip();
+            match store.record(&pings).await {
+                Ok(stored) => {
+                    if std::mem::take(&mut failing) {
+                        tracing::info!("pings are stored again");
+                    }
+                    for (((_, new), stored), waiting) in pings.iter().zip(stored).zip(waiting) {
+                        if stored {
+                            feed.publish(&PingEvent::from(new));
+                        }
+                        // Nobody may wait any more.
+                        let _ = waiting.send(Ok(stored));
+                    }
+                }
+                Err(error) => {
+                    // The agents are asked again for the same time, so nothing is lost.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!("pings cannot be stored, trying again: {error}");
+                    }
+                    let claims: Vec<Claim> = pings.into_iter().map(|(claim, _)| claim).collect();
+                    // Where that fails as well, the leases end by themselves.
+                    let _ = store.release(&claims).await;
+                    for waiting in waiting {
+                        let _ = waiting.send(Err(NotStored));
+                    }
+                }
+            }
+        }
+    }
+}

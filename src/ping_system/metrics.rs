@@ -1,0 +1,129 @@
+//! What the ping system tells Prometheus.
+
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::wire::ping_system::served::{Agent, Ping, Status};
+
+/// Counters and gauges of one ping system.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pings: IntCounterVec,
+    duration: Histogram,
+    lateness: Histogram,
+    not_stored: IntCounter,
+    in_flight: IntGauge,
+    agents: IntGaugeVec,
+}
+
+impl Metrics {
+    /// All at 0.
+    ///
+    /// # Errors
+    /// Only where two had the same name.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+        };
+        let metrics = Self {
+            pings: IntCounterVec::new(
+                Opts::new(
+                    "uptime_ping_system_pings_total",
+                    "Pings that are stored, by result: answered or failed.",
+                ),
+                &["result"],
+            )?,
+            duration: histogram(
+                "uptime_ping_system_ping_duration_seconds",
+                "How long agents took to answer.",
+                &[
+                    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                ],
+            )?,
+            lateness: histogram(
+                "uptime_ping_system_ping_lateness_seconds",
+                "How long after it was due an agent was asked.",
+                &[
+                    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
+                ],
+            )?,
+            not_stored: IntCounter::new(
+                "uptime_ping_system_pings_not_stored_total",
+                "Pings that could not be stored; their agents are asked again.",
+            )?,
+            in_flight: IntGauge::new("uptime_ping_system_in_flight", "Agents being asked now.")?,
+            agents: IntGaugeVec::new(
+                Opts::new("uptime_ping_system_agents", "Registered agents, by status."),
+                &["status"],
+            )?,
+            registry,
+        };
+        metrics.registry.register(Box::new(metrics.pings.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.duration.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.lateness.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.not_stored.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.in_flight.clone()))?;
+        metrics
+            .registry
+            .register(Box::new(metrics.agents.clone()))?;
+        Ok(metrics)
+    }
+
+    /// An agent is being asked, so late.
+    pub fn begin(&self, late: Duration) {
+        self.in_flight.inc();
+        self.lateness.observe(late.as_secs_f64());
+    }
+
+    /// It is no longer.
+    pub fn end(&self) {
+        self.in_flight.dec();
+    }
+
+    /// A ping was stored.
+    pub fn stored(&self, ping: &Ping) {
+        let result = if ping.success { "answered" } else { "failed" };
+        self.pings.with_label_values(&[result]).inc();
+        if let Some(milliseconds) = ping.response_time_ms {
+            self.duration.observe(milliseconds / 1e3);
+        }
+    }
+
+    /// A ping was not.
+    pub fn not_stored(&self) {
+        self.not_stored.inc();
+    }
+
+    /// All of it in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn text<'a>(&self, agents: impl Iterator<Item = &'a Agent>) -> prometheus::Result<String> {
+        let (mut active, mut unreachable) = (0, 0);
+        for agent in agents {
+            match agent.status {
+                Status::Active => active += 1,
+                Status::Unreachable => unreachable += 1,
+            }
+        }
+        self.agents.with_label_values(&["active"]).set(active);
+        self.agents
+            .with_label_values(&["unreachable"])
+            .set(unreachable);
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

@@ -1,0 +1,177 @@
+//! The ping system: knows agents, asks them for their uptime at intervals that follow how they
+//! behave, remembers what they said, and answers questions about it. It coordinates only: no job,
+//! no rate, no payment.
+
+pub mod caller;
+pub mod dashboard;
+pub mod feed;
+pub mod http;
+pub mod interval;
+pub mod journal;
+pub mod judge;
+pub mod metrics;
+pub mod pinger;
+pub mod reach;
+pub mod registration;
+pub mod retention;
+pub mod store;
+pub mod stream;
+#[cfg(test)]
+mod testing;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ipnet::IpNet;
+use reqwest::header::HeaderValue;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use self::caller::Caller;
+use self::feed::Feed;
+use self::http::{Core, Tokens};
+use self::judge::Rules;
+use self::metrics::Metrics;
+use self::pinger::Pinger;
+use self::reach::Reach;
+use self::store::{Store, postgres, sqlite};
+use crate::http_server;
+use crate::shutdown::Shutdown;
+
+/// Everything that a ping system needs, checked.
+#[derive(Debug)]
+pub struct PingSystemConfig {
+    /// Where it answers.
+    pub listen: SocketAddr,
+    /// What it remembers in.
+    pub database: Database,
+    /// How it judges pings.
+    pub rules: Rules,
+    /// The longest wait for an agent's answer.
+    pub response_timeout: Duration,
+    /// How many agents it asks at once.
+    pub max_concurrent: usize,
+    /// How long it remembers.
+    pub retention: Duration,
+    /// Who may do what.
+    pub tokens: Tokens,
+    /// What agents are shown.
+    pub agent_authorization: Option<HeaderValue>,
+    /// Where agents may be; anywhere, where this is empty.
+    pub allowed: Vec<IpNet>,
+}
+
+/// Where the ping system remembers. The URL may hold a password and is never shown.
+#[derive(Clone)]
+pub enum Database {
+    /// `sqlite:PATH`
+    Sqlite(String),
+    /// `postgres://…`
+    Postgres(String),
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite(_) => "Sqlite",
+            Self::Postgres(_) => "Postgres",
+        })
+    }
+}
+
+/// Asks and answers until the first signal.
+///
+/// # Errors
+/// When it cannot listen, or its database cannot be used.
+pub async fn run(config: PingSystemConfig, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("--listen {}: cannot listen there", config.listen))?;
+    let address = listener.local_addr()?;
+    let feed = Arc::new(Feed::default());
+    let helpers_stop = shutdown.gently.child_token();
+    let mut helpers = tokio::task::JoinSet::new();
+
+    let mut _owner = None;
+    let store: Arc<dyn Store> = match &config.database {
+        Database::Sqlite(url) => {
+            let (store, owner) = sqlite::open(url)
+                .await
+                .context("--database: the SQLite file cannot be used")?;
+            _owner = Some(owner);
+            Arc::new(store)
+        }
+        Database::Postgres(url) => {
+            let store = postgres::open(url)
+                .await
+                .context("--database: PostgreSQL cannot be used")?;
+            let (url, origin) = (url.clone(), store.origin());
+            let (feed, stop) = (Arc::clone(&feed), helpers_stop.clone());
+            helpers.spawn(async move { postgres::follow(&url, origin, &feed, stop).await });
+            Arc::new(store)
+        }
+    };
+
+    let reach = Reach::new(&config.allowed, address);
+    let caller = Caller::new(
+        reach.clone(),
+        config.agent_authorization,
+        config.response_timeout,
+    )
+    .context("the HTTP client cannot be set up")?;
+    let metrics = Arc::new(Metrics::new()?);
+    let (journal, entries) = journal::new();
+    // It ends when the last ping is stored, not before.
+    let stored = tokio::spawn(entries.run(Arc::clone(&store), Arc::clone(&feed)));
+    let pinger = Arc::new(Pinger {
+        store: Arc::clone(&store),
+        caller,
+        journal,
+        feed: Arc::clone(&feed),
+        rules: config.rules,
+        patience: config.response_timeout,
+        places: Arc::new(Semaphore::new(config.max_concurrent)),
+        under_way: TaskTracker::new(),
+        wake: Notify::new(),
+        metrics: Arc::clone(&metrics),
+    });
+    helpers.spawn(retention::run(
+        Arc::clone(&store),
+        config.retention,
+        helpers_stop,
+    ));
+
+    let core = Arc::new(Core {
+        store,
+        pinger: Arc::clone(&pinger),
+        feed,
+        reach,
+        metrics,
+        rules: config.rules,
+        retention: config.retention,
+        streams: Arc::new(Semaphore::new(http::MAX_STREAMS)),
+    });
+    tracing::info!("the ping system answers at http://{address}");
+    let served = http_server::serve(
+        listener,
+        http::routes(core, config.tokens),
+        shutdown.at_once.clone(),
+    );
+    let asked = async {
+        pinger.run(shutdown.gently.clone()).await;
+        pinger.under_way.close();
+        pinger.under_way.wait().await;
+    };
+    tokio::select! {
+        () = served => {}
+        () = asked => {}
+    }
+    helpers.shutdown().await;
+    drop(pinger);
+    // The routes, which hold the other end of the journal, are dropped by now.
+    let _ = stored.await;
+    Ok(())
+}

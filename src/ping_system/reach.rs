@@ -1,0 +1,279 @@
+//! Where agents may be: a registered address is one that this program will call.
+
+use std::error::Error;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
+
+/// The longest address that is kept.
+const MAX_URL_BYTES: usize = 2048;
+
+/// Why an agent's address is not called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Not an address of the wanted form.
+    #[error(
+        "agent_url: expected http://HOST[:PORT] or https://HOST[:PORT], with or without a path, up to 2048 bytes, without credentials, ? and #"
+    )]
+    Form,
+    /// The ping system's own.
+    #[error("agent_url: that is this ping system itself, expected the address of an agent")]
+    Itself,
+    /// Beyond what was allowed.
+    #[error("agent_url leads to {0}, which --allow-agents does not allow")]
+    NotAllowed(IpAddr),
+    /// A name without any address.
+    #[error("agent_url: its host has no address")]
+    NoAddress,
+}
+
+/// Where agents may be.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    allowed: Arc<[IpNet]>,
+    own: SocketAddr,
+}
+
+impl Reach {
+    /// Within `allowed`, or anywhere where that is empty; never at `own`, where we listen.
+    #[must_use]
+    pub fn new(allowed: &[IpNet], own: SocketAddr) -> Self {
+        Self {
+            allowed: allowed.into(),
+            own,
+        }
+    }
+
+    /// Checks an address as it is registered.
+    ///
+    /// # Errors
+    /// Why no agent can be there.
+    pub async fn check_registration(&self, text: &str) -> Result<Url, Refused> {
+        let url = form(text)?;
+        self.check(&url)?;
+        let port = url.port_or_known_default().ok_or(Refused::Form)?;
+        if port == self.own.port()
+            && let Some(host) = url.host_str()
+        {
+            let host = host.trim_matches(['[', ']']);
+            // A name that cannot be looked up now may be known later.
+            let addresses = tokio::net::lookup_host((host, port)).await;
+            if addresses.is_ok_and(|mut found| found.any(|found| self.is_own(found))) {
+                return Err(Refused::Itself);
+            }
+        }
+        Ok(url)
+    }
+
+    /// Checks what no lookup is needed for; names are checked when they are looked up.
+    ///
+    /// # Errors
+    /// Why the address is not called.
+    pub fn check(&self, url: &Url) -> Result<(), Refused> {
+        match url.host() {
+            Some(Host::Ipv4(ip)) => self.check_ip(ip.into()),
+            Some(Host::Ipv6(ip)) => self.check_ip(ip.into()),
+            Some(Host::Domain(_)) => Ok(()),
+            None => Err(Refused::Form),
+        }
+    }
+
+    fn check_ip(&self, ip: IpAddr) -> Result<(), Refused> {
+        let ip = ip.to_canonical();
+        if self.allowed.is_empty() || self.allowed.iter().any(|net| net.contains(&ip)) {
+            Ok(())
+        } else {
+            Err(Refused::NotAllowed(ip))
+        }
+    }
+
+    fn is_own(&self, address: SocketAddr) -> bool {
+        let (ip, own) = (address.ip().to_canonical(), self.own.ip().to_canonical());
+        address.port() == self.own.port()
+            && (ip == own
+                || (own.is_loopback() && ip.is_unspecified())
+                || (own.is_unspecified() && is_of_this_machine(ip)))
+    }
+}
+
+/// Only addresses of this machine can be bound to.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+fn form(text: &str) -> Result<Url, Refused> {
+    let url = Url::parse(text).map_err(|_| Refused::Form)?;
+    let plain = url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    let usable =
+        matches!(url.scheme(), "http" | "https") && url.has_host() && url.port() != Some(0);
+    if plain && usable && text.len() <= MAX_URL_BYTES {
+        Ok(url)
+    } else {
+        Err(Refused::Form)
+    }
+}
+
+/// Looks names up as the system does, and gives only addresses that may be called: what is checked
+/// is what is connected to, whatever the name leads to at another time.
+impl Resolve for Reach {
+    fn resolve(&self, name: Name) -> Resolving {
+        let reach = self.clone();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let mut refused = Refused::NoAddress;
+            let mut allowed = Vec::new();
+            for address in found {
+                match reach.check_ip(address.ip()) {
+                    Ok(()) => allowed.push(address),
+                    Err(why) => refused = why,
+                }
+            }
+            if allowed.is_empty() {
+                return Err(Box::new(refused) as Box<dyn Error + Send + Sync>);
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// A network as `--allow-agents` names it: a single address stands for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network(pub IpNet);
+
+impl std::str::FromStr for Network {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        let net = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(Self)
+            .map_err(|_| "expected a network such as 10.0.0.0/8 or fd00::/8, or an address")
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach(allowed: &[&str], own: &str) -> Reach {
+        let nets: Vec<IpNet> = allowed
+            .iter()
+            .map(|net| net.parse::<Network>().unwrap().0)
+            .collect();
+        Reach::new(&nets, own.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_plain_http_addresses_are_agents() {
+        let reach = reach(&[], "127.0.0.1:8000");
+        for good in [
+            "http://127.0.0.1:8001",
+            "https://agent.example/behind/a/proxy/",
+            "http://[::1]:8001",
+            "http://10.1.2.3:8000",
+        ] {
+            assert!(reach.check_registration(good).await.is_ok(), "{good}");
+        }
+        let long = format!("http://x/{}", "a".repeat(3000));
+        for bad in [
+            "",
+            "agent:8001",
+            "ftp://agent",
+            "file:///etc/passwd",
+            "http://",
+            "http://user@agent",
+            "http://user:secret@agent",
+            "http://agent/?x=1",
+            "http://agent/#x",
+            "http://agent:0/",
+            "http://agent:99999/",
+            "gopher://agent",
+            &long,
+        ] {
+            let got = reach.check_registration(bad).await;
+            assert_eq!(got, Err(Refused::Form), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_ping_system_does_not_call_itself() {
+        for (own, itself) in [
+            ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("127.0.0.1:8000", "http://localhost:8000/x"),
+            ("127.0.0.1:8000", "http://0.0.0.0:8000"),
+            ("127.0.0.1:8000", "http://[::ffff:127.0.0.1]:8000"),
+            ("0.0.0.0:8000", "http://127.0.0.1:8000"),
+            ("0.0.0.0:8000", "http://127.8.8.8:8000"),
+            ("[::]:8000", "http://[::1]:8000"),
+            ("127.0.0.1:80", "http://127.0.0.1"),
+        ] {
+            let got = reach(&[], own).check_registration(itself).await;
+            assert_eq!(got, Err(Refused::Itself), "{itself} at {own}");
+        }
+        for (own, other) in [
+            ("127.0.0.1:8000", "http://127.0.0.2:8000"),
+            ("127.0.0.1:8000", "http://127.0.0.1:8001"),
+            ("0.0.0.0:8000", "http://192.0.2.7:8000"),
+        ] {
+            let got = reach(&[], own).check_registration(other).await;
+            assert!(got.is_ok(), "{other} at {own}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_allowed_networks_are_called() {
+        let reach = reach(&["10.0.0.0/8", "fd00::/8", "192.0.2.7"], "127.0.0.1:8000");
+        for good in [
+            "http://10.9.9.9",
+            "http://[fd00::1]",
+            "http://192.0.2.7",
+            "http://[::ffff:10.0.0.1]",
+            "http://by-name.example",
+        ] {
+            assert!(reach.check_registration(good).await.is_ok(), "{good}");
+        }
+        for bad in [
+            "http://127.0.0.1:9000",
+            "http://169.254.169.254",
+            "http://192.0.2.8",
+            "http://[::ffff:127.0.0.1]",
+            "http://2130706433",
+        ] {
+            let got = reach.check_registration(bad).await;
+            assert!(matches!(got, Err(Refused::NotAllowed(_))), "{bad}: {got:?}");
+        }
+        // Names are checked by what they lead to.
+        let looked_up = reach.resolve("localhost".parse().unwrap()).await;
+        let refused = looked_up.err().unwrap().to_string();
+        assert!(refused.contains("--allow-agents"), "{refused}");
+    }
+
+    #[test]
+    fn networks_are_read_as_people_write_them() {
+        for (text, shown) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            (" ::1 ", "::1/128"),
+            ("192.0.2.7", "192.0.2.7/32"),
+        ] {
+            assert_eq!(text.parse::<Network>().unwrap().to_string(), shown);
+        }
+        for bad in ["", "10.0.0.0/33", "localhost", "10.0.0", "*"] {
+            assert!(bad.parse::<Network>().is_err(), "{bad}");
+        }
+    }
+}

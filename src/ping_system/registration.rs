@@ -1,0 +1,136 @@
+//! What may be said of an agent when it is registered.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::wire::agent::is_agent_id;
+
+/// The longest registration that is read.
+pub const MAX_BODY_BYTES: usize = 64 << 10;
+const MAX_CAPABILITIES: usize = 64;
+const MAX_CAPABILITY_BYTES: usize = 128;
+/// As JSON; it is told in each list of agents.
+const MAX_METADATA_BYTES: usize = 4 << 10;
+/// Names that stand for something else in the paths of the API.
+const RESERVED: [&str; 2] = ["register", "due-for-ping"];
+
+/// A registration as it is sent.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Form {
+    /// The agent's name.
+    pub agent_id: String,
+    /// Where it answers, not yet checked.
+    pub agent_url: String,
+    /// What it can do.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// Whatever else is to be kept.
+    #[serde(default)]
+    pub metadata: Map<String, Value>,
+}
+
+/// Why a registration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Wrong {
+    /// Not JSON, or not of the agreed form.
+    #[error(
+        "expected {{\"agent_id\": …, \"agent_url\": …, \"capabilities\": […], \"metadata\": {{…}}}}: {0}"
+    )]
+    Form(#[from] serde_json::Error),
+    /// A name that cannot be one.
+    #[error(
+        "agent_id: expected up to 256 bytes without control characters, and not . or .. or register or due-for-ping"
+    )]
+    Id,
+    /// Too many or too long ones.
+    #[error(
+        "capabilities: expected up to {MAX_CAPABILITIES} names of up to {MAX_CAPABILITY_BYTES} bytes"
+    )]
+    Capabilities,
+    /// Too long.
+    #[error("metadata: expected up to {MAX_METADATA_BYTES} bytes of JSON")]
+    Metadata,
+}
+
+/// Reads a registration and checks all but the address.
+///
+/// # Errors
+/// What it is refused for.
+pub fn read(body: &[u8]) -> Result<Form, Wrong> {
+    let form: Form = serde_json::from_slice(body)?;
+    if !is_agent_id(&form.agent_id) || RESERVED.contains(&form.agent_id.as_str()) {
+        return Err(Wrong::Id);
+    }
+    let capability = |name: &String| {
+        !name.is_empty() && name.len() <= MAX_CAPABILITY_BYTES && !name.contains(char::is_control)
+    };
+    if form.capabilities.len() > MAX_CAPABILITIES || !form.capabilities.iter().all(capability) {
+        return Err(Wrong::Capabilities);
+    }
+    if serde_json::to_string(&form.metadata)?.len() > MAX_METADATA_BYTES {
+        return Err(Wrong::Metadata);
+    }
+    Ok(form)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn names_of_all_kinds_are_read_as_they_are() {
+        for id in [
+            "agent-001",
+            "<img src=x onerror=alert(1)>",
+            "a/b",
+            "it's \"quoted\"",
+            "ä ö",
+        ] {
+            let body = json!({"agent_id": id, "agent_url": "http://x", "more": 1}).to_string();
+            let form = read(body.as_bytes()).unwrap();
+            assert_eq!(form.agent_id, id);
+            assert!(form.capabilities.is_empty() && form.metadata.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let with = |field: &str, value: Value| {
+            let mut body = json!({"agent_id": "a", "agent_url": "http://x"});
+            body[field] = value;
+            body.to_string()
+        };
+        for bad in [
+            String::new(),
+            "{".to_owned(),
+            "[]".to_owned(),
+            r#"{"agent_id": "a"}"#.to_owned(),
+            with("agent_id", json!("")),
+            with("agent_id", json!(5)),
+            with("agent_id", json!("..")),
+            with("agent_id", json!("due-for-ping")),
+            with("agent_id", json!("two\nlines")),
+            with("agent_id", json!("nul\0")),
+            with("agent_id", json!("x".repeat(257))),
+            with("capabilities", json!("gpu")),
+            with("capabilities", json!([""])),
+            with("capabilities", json!(["x".repeat(200)])),
+            with("capabilities", json!(vec!["x"; 65])),
+            with("metadata", json!([])),
+            with("metadata", json!({"x": "y".repeat(5000)})),
+            "[".repeat(10_000),
+        ] {
+            let shown: String = bad.chars().take(80).collect();
+            assert!(read(bad.as_bytes()).is_err(), "{shown}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read(&body);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! From rows to values.
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::any::AnyRow;
+
+use super::{Known, Place, StoreError};
+use crate::ping_system::interval::Behaviour;
+use crate::units::Percent;
+use crate::wire::ping_system::served::{Agent, Ping, Status};
+
+/// The columns that [`known`] reads.
+pub(super) const AGENT_COLUMNS: &str = "key, agent_id, agent_url, capabilities, metadata, \
+    registered_at, next_ping_at, ping_interval_us, total_pings, consecutive_poor, good_in_a_row, \
+    last_ping_at, last_success, last_uptime_percent";
+
+/// The columns that [`ping`] reads.
+pub(super) const PING_COLUMNS: &str = "at, seq, success, uptime_percent, window_seconds, \
+    gpu_available, first_ping, response_time_ms, error";
+
+pub(super) fn known(row: &AnyRow) -> Result<Known, StoreError> {
+    let agent_id: String = row.try_get("agent_id")?;
+    let corrupt = |what: &'static str, error: String| StoreError::Corrupt {
+        agent_id: agent_id.clone(),
+        what,
+        error,
+    };
+    let count = |column: &'static str| -> Result<u32, StoreError> {
+        let count: i64 = row.try_get(column)?;
+        u32::try_from(count).map_err(|error| corrupt(column, error.to_string()))
+    };
+    let behaviour = Behaviour {
+        consecutive_poor: count("consecutive_poor")?,
+        good_in_a_row: count("good_in_a_row")?,
+    };
+    let last_success: Option<i64> = row.try_get("last_success")?;
+    let interval_us: i64 = row.try_get("ping_interval_us")?;
+    let total_pings: i64 = row.try_get("total_pings")?;
+    let last_ping_at: Option<i64> = row.try_get("last_ping_at")?;
+    let last_uptime: Option<f64> = row.try_get("last_uptime_percent")?;
+    let agent = Agent {
+        agent_url: row.try_get("agent_url")?,
+        capabilities: serde_json::from_str(row.try_get("capabilities")?)
+            .map_err(|error| corrupt("capabilities", error.to_string()))?,
+        metadata: serde_json::from_str(row.try_get("metadata")?)
+            .map_err(|error| corrupt("metadata", error.to_string()))?,
+        status: if last_success == Some(0) {
+            Status::Unreachable
+        } else {
+            Status::Active
+        },
+        registered_at: instant(row.try_get("registered_at")?),
+        last_ping_at: last_ping_at.map(instant),
+        next_ping_at: instant(row.try_get("next_ping_at")?),
+        total_pings: u64::try_from(total_pings)
+            .map_err(|error| corrupt("total_pings", error.to_string()))?,
+        consecutive_poor_uptime: behaviour.consecutive_poor,
+        ping_interval_minutes: minutes(interval_us),
+        last_uptime_percent: percent(last_uptime)
+            .map_err(|error| corrupt("last_uptime_percent", error))?,
+        agent_id: agent_id.clone(),
+    };
+    Ok(Known {
+        key: row.try_get("key")?,
+        agent,
+        behaviour,
+    })
+}
+
+pub(super) fn ping(row: &AnyRow) -> Result<(Place, Ping), StoreError> {
+    let at_micros: i64 = row.try_get("at")?;
+    let flag = |column: &'static str| -> Result<Option<bool>, sqlx::Error> {
+        let flag: Option<i64> = row.try_get(column)?;
+        Ok(flag.map(|flag| flag != 0))
+    };
+    let uptime_percent = percent(row.try_get("uptime_percent")?)
+        .map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let ping = Ping {
+        timestamp: instant(at_micros),
+        success: flag("success")?.unwrap_or(false),
+        uptime_percent,
+        window_seconds: row.try_get("window_seconds")?,
+        gpu_available: flag("gpu_available")?,
+        first_ping: flag("first_ping")?.unwrap_or(false),
+        response_time_ms: row.try_get("response_time_ms")?,
+        error: row.try_get("error")?,
+    };
+    let place = Place {
+        at_micros,
+        seq: row.try_get("seq")?,
+    };
+    Ok((place, ping))
+}
+
+fn percent(stored: Option<f64>) -> Result<Option<Percent>, String> {
+    stored
+        .map(Percent::new)
+        .transpose()
+        .map_err(|error| error.to_string())
+}
+
+pub(super) fn instant(micros: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(micros).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+/// Minutes of an interval that was stored in microseconds, as they were told before.
+pub(super) fn minutes(micros: i64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "exact up to 285 years")]
+    let micros = micros as f64;
+    micros / 60e6
+}
+
+/// The other way round.
+pub(super) fn interval_micros(minutes: f64) -> i64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates, far beyond any interval"
+    )]
+    let micros = (minutes * 60e6).round() as i64;
+    micros
+}

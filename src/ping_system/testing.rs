@@ -1,0 +1,72 @@
+//! What the tests of this room have in common.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Map;
+
+use super::interval::{Behaviour, IntervalRules};
+use super::judge::Rules;
+use super::store::Known;
+use crate::units::Percent;
+use crate::wire::ping_system::served::{Agent, Ping, PingEvent, Status};
+
+pub(super) fn utc(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+pub(super) fn rules() -> Rules {
+    Rules {
+        interval: IntervalRules {
+            base: Duration::from_mins(15),
+            threshold: Percent::new(99.0).unwrap(),
+            multiplier: 2.0,
+            max: Duration::from_hours(24),
+            recovery_pings: 3,
+        },
+        first_ping_grace: true,
+    }
+}
+
+/// An agent that was just registered.
+pub(super) fn known(agent_id: &str) -> Known {
+    Known {
+        key: 1,
+        agent: Agent {
+            agent_id: agent_id.to_owned(),
+            agent_url: "http://127.0.0.1:8001".to_owned(),
+            capabilities: Vec::new(),
+            metadata: Map::new(),
+            status: Status::Active,
+            registered_at: utc("2026-01-01T00:00:00Z"),
+            last_ping_at: None,
+            next_ping_at: utc("2026-01-01T00:00:00Z"),
+            total_pings: 0,
+            consecutive_poor_uptime: 0,
+            ping_interval_minutes: 15.0,
+            last_uptime_percent: None,
+        },
+        behaviour: Behaviour::default(),
+    }
+}
+
+pub(super) fn event(agent_id: &str) -> PingEvent {
+    PingEvent {
+        agent_id: agent_id.to_owned(),
+        status: Status::Active,
+        next_ping_at: utc("2026-01-01T00:15:00Z"),
+        total_pings: 1,
+        consecutive_poor_uptime: 0,
+        ping_interval_minutes: 15.0,
+        ping: Ping {
+            timestamp: utc("2026-01-01T00:00:00Z"),
+            success: true,
+            uptime_percent: Some(Percent::FULL),
+            window_seconds: None,
+            gpu_available: Some(true),
+            first_ping: true,
+            response_time_ms: Some(1.5),
+            error: None,
+        },
+    }
+}
