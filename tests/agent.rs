@@ -3,22 +3,20 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
+use common::served::Served;
 use common::{binary, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// An agent in a folder of its own.
-struct Agent {
-    child: Child,
-    address: String,
-    stderr: std::sync::Arc<std::sync::Mutex<String>>,
-}
+struct Agent(Served);
 
 impl Agent {
     fn start(folder: &TempDir, arguments: &[&str]) -> Self {
@@ -38,59 +36,7 @@ impl Agent {
             .args(arguments)
             .current_dir(folder.path())
             .envs(environment.iter().copied());
-        Self::spawn(command)
-    }
-
-    fn spawn(mut command: Command) -> Self {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let stderr: std::sync::Arc<std::sync::Mutex<String>> = std::sync::Arc::default();
-        let told = std::sync::Arc::clone(&stderr);
-        let mut pipe = child.stderr.take().unwrap();
-        std::thread::spawn(move || {
-            let mut piece = [0; 1024];
-            while let Ok(read) = pipe.read(&mut piece)
-                && read > 0
-            {
-                told.lock()
-                    .unwrap()
-                    .push_str(&String::from_utf8_lossy(&piece[..read]));
-            }
-        });
-        let address = wait_until("its address", || {
-            let log = stderr.lock().unwrap();
-            let (_, after) = log.split_once("answers at http://")?;
-            after
-                .split_once('\n')
-                .map(|(address, _)| address.trim().to_owned())
-        });
-        Self {
-            child,
-            address,
-            stderr,
-        }
-    }
-
-    /// The status and body of an answer.
-    fn ask_with(&self, path: &str, headers: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nhost: x\r\n{headers}connection: close\r\n\r\n"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (
-            head.split_whitespace().nth(1).unwrap().parse().unwrap(),
-            body.to_owned(),
-        )
-    }
-
-    fn ask(&self, path: &str) -> Value {
-        let (status, body) = self.ask_with(path, "");
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).unwrap()
+        Self(Served::spawn(command))
     }
 
     fn wait_for_status(&self, words: &str) -> Value {
@@ -103,20 +49,19 @@ impl Agent {
                 .then_some(status)
         })
     }
+}
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
+impl Deref for Agent {
+    type Target = Served;
 
-    fn log(&self) -> String {
-        self.stderr.lock().unwrap().clone()
+    fn deref(&self) -> &Served {
+        &self.0
     }
 }
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl DerefMut for Agent {
+    fn deref_mut(&mut self) -> &mut Served {
+        &mut self.0
     }
 }
 
@@ -268,7 +213,7 @@ fn agent_mode_in_the_environment_means_the_agent() {
         ("AGENT_GPU", "simulated:up 1h"),
         ("AGENT_GPU_CHECK_INTERVAL_SECONDS", "0.05"),
     ]);
-    let agent = Agent::spawn(command);
+    let agent = Agent(Served::spawn(command));
     assert_eq!(agent.ask("/agent/health")["agent_id"], "from-environment");
     let checkpoint = folder.path().join("uptime-agent-from-environment.json");
     wait_until("its checkpoint", || checkpoint.exists().then_some(()));

@@ -41,7 +41,7 @@ pub struct PingSystemOptions {
         default_value = "sqlite:ping-system.db",
         hide_env_values = true
     )]
-    database: DatabaseUrl,
+    database: String,
     /// Time between pings of an agent with good uptime [default: 15m]
     #[arg(long, value_name = "T")]
     base_interval: Option<Span>,
@@ -151,7 +151,7 @@ impl PingSystemOptions {
         let Count(max_concurrent) = self.max_concurrent;
         Ok(PingSystemConfig {
             listen,
-            database: self.database.0,
+            database: database(&self.database)?,
             rules: Rules {
                 interval: IntervalRules {
                     base,
@@ -216,29 +216,21 @@ fn in_unit(text: &str, unit: Duration) -> Option<Span> {
     }
 }
 
-#[derive(Debug, Clone)]
-struct DatabaseUrl(Database);
-
-impl FromStr for DatabaseUrl {
-    type Err = &'static str;
-
-    // The URL may hold a password: no error shows any of it.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let expected = "expected sqlite:PATH or postgres://[USER@]HOST[:PORT]/DATABASE";
-        let text = text.trim();
-        if let Some(path) = text.strip_prefix("sqlite:") {
-            let path = path.trim_start_matches("//");
-            if path.is_empty() || path.starts_with('?') {
-                return Err(expected);
-            }
-            return Ok(Self(Database::Sqlite(format!("sqlite:{path}"))));
-        }
-        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            text.parse::<PgConnectOptions>().map_err(|_| expected)?;
-            return Ok(Self(Database::Postgres(text.to_owned())));
-        }
-        Err(expected)
+/// The URL may hold a password: no error shows any of it.
+fn database(text: &str) -> anyhow::Result<Database> {
+    let expected = "--database (PING_DATABASE): expected sqlite:PATH or postgres://[USER@]HOST[:PORT]/DATABASE";
+    let text = text.trim();
+    if let Some(path) = text.strip_prefix("sqlite:") {
+        let path = path.trim_start_matches("//");
+        ensure!(!path.is_empty() && !path.starts_with('?'), expected);
+        return Ok(Database::Sqlite(format!("sqlite:{path}")));
     }
+    let is_postgres = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    ensure!(
+        is_postgres && text.parse::<PgConnectOptions>().is_ok(),
+        expected
+    );
+    Ok(Database::Postgres(text.to_owned()))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -309,7 +301,7 @@ mod tests {
 
     #[test]
     fn databases_are_told_apart_by_their_scheme() {
-        let read = |text: &str| text.parse::<DatabaseUrl>().map(|url| url.0);
+        let read = |text: &str| database(text);
         assert!(matches!(read("sqlite:a.db"), Ok(Database::Sqlite(url)) if url == "sqlite:a.db"));
         assert!(
             matches!(read("sqlite:///a.db"), Ok(Database::Sqlite(url)) if url == "sqlite:/a.db")

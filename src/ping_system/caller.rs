@@ -87,7 +87,7 @@ impl Caller {
         let mut url = with_path(&base, "agent/uptime-since-last-ping");
         if let Some(last) = agent.last_ping_at {
             // The clock may have been set back since.
-            let since = last.min(now).to_rfc3339_opts(SecondsFormat::Micros, true);
+            let since = last.min(now).to_rfc3339_opts(SecondsFormat::AutoSi, true);
             url.query_pairs_mut().append_pair("since", &since);
         }
         let mut request = self.client.get(url);

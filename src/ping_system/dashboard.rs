@@ -105,10 +105,11 @@ pub fn totals(known: &[Known], now: DateTime<Utc>) -> Value {
 pub async fn rows(
     store: &dyn Store,
     question: &Question,
+    uptime_threshold: Percent,
     now: DateTime<Utc>,
 ) -> Result<Value, StoreError> {
     let known = store.agents(None).await?;
-    let all = known.len();
+    let totals = totals(&known, now);
     let mut known: Vec<Known> = known
         .into_iter()
         .filter(|known| question.fits(&known.agent))
@@ -142,7 +143,13 @@ pub async fn rows(
             agent,
         });
     }
-    Ok(json!({ "timestamp": now, "agents": rows, "count": count, "all": all }))
+    Ok(json!({
+        "timestamp": now,
+        "agents": rows,
+        "count": count,
+        "totals": totals,
+        "uptime_threshold": uptime_threshold,
+    }))
 }
 
 async fn uptimes(

@@ -12,7 +12,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use chrono::Utc;
 use futures_util::stream;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -194,17 +194,27 @@ async fn metrics(State(core): State<Arc<Core>>) -> Answer<Response> {
     Ok(metrics_answer(text))
 }
 
-fn list(known: Vec<Known>) -> Json<Value> {
-    let agents: Vec<Agent> = known.into_iter().map(|known| known.agent).collect();
-    Json(json!({ "count": agents.len(), "agents": agents }))
+#[derive(Serialize)]
+struct Agents {
+    agents: Vec<Agent>,
+    count: usize,
 }
 
-async fn agents(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
-    Ok(list(core.store.agents(None).await?))
+impl From<Vec<Known>> for Agents {
+    fn from(known: Vec<Known>) -> Self {
+        Self {
+            count: known.len(),
+            agents: known.into_iter().map(|known| known.agent).collect(),
+        }
+    }
 }
 
-async fn due_for_ping(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
-    Ok(list(core.store.agents(Some(Utc::now())).await?))
+async fn agents(State(core): State<Arc<Core>>) -> Answer<Json<Agents>> {
+    Ok(Json(core.store.agents(None).await?.into()))
+}
+
+async fn due_for_ping(State(core): State<Arc<Core>>) -> Answer<Json<Agents>> {
+    Ok(Json(core.store.agents(Some(Utc::now())).await?.into()))
 }
 
 async fn agent(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Agent>> {
@@ -405,6 +415,12 @@ async fn rows(
     Query(question): Query<Question>,
 ) -> Answer<Json<Value>> {
     Ok(Json(
-        dashboard::rows(&*core.store, &question, Utc::now()).await?,
+        dashboard::rows(
+            &*core.store,
+            &question,
+            core.rules.interval.threshold,
+            Utc::now(),
+        )
+        .await?,
     ))
 }

@@ -26,7 +26,7 @@ const LONGEST_NAP: Duration = Duration::from_secs(1);
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// What a lease gives beyond the answer's deadline, for storing it.
-const TIME_TO_STORE: Duration = Duration::from_secs(10);
+const TIME_TO_STORE: Duration = Duration::from_secs(5);
 /// A clock that falls behind by more than this was set back.
 const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(60);
 

@@ -1,7 +1,10 @@
 //! Starting things and waiting for them.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod agents;
+pub mod ping_system;
 pub mod postgres;
+pub mod served;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,7 +24,11 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 pub fn binary() -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("uptime-runner"));
     for (name, _) in std::env::vars() {
-        if name.starts_with("UPTIME_RUNNER_") || name == "RUST_LOG" || name == "NO_COLOR" {
+        let ours = ["UPTIME_RUNNER_", "AGENT_", "PING_"];
+        if ours.iter().any(|prefix| name.starts_with(prefix))
+            || name == "RUST_LOG"
+            || name == "NO_COLOR"
+        {
             command.env_remove(name);
         }
     }
@@ -173,6 +180,11 @@ impl Drop for Runner {
     }
 }
 
+/// `kill -9`, while others still use it.
+pub fn kill_9(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::KILL).unwrap();
+}
+
 /// A port that nobody listens at.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -180,7 +192,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Asks again and again until there is an answer.
-pub fn wait_until<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
+pub fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {

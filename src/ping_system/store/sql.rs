@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sqlx::any::AnyRow;
+use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, SqlSafeStr, Transaction};
 use uuid::Uuid;
@@ -25,11 +25,14 @@ const MICROS_PER_HOUR: i64 = 3_600_000_000;
 const PRUNED_AGENTS: i64 = 100;
 const PRUNED_PINGS_PER_AGENT: i64 = 1000;
 
-const MIGRATIONS: [(i64, &str, &str); 1] = [(
-    1,
-    "agents and pings",
-    include_str!("migrations/1_agents_and_pings.sql"),
-)];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (
+        1,
+        "agents and pings",
+        include_str!("migrations/1_agents_and_pings.sql"),
+    ),
+    (2, "health", include_str!("migrations/2_health.sql")),
+];
 
 /// What the databases spell differently.
 #[derive(Debug, Clone, Copy)]
@@ -263,8 +266,8 @@ impl Store for SqlStore {
             .bind(at)
             .bind(at)
             .bind(interval_micros(new.interval.as_secs_f64() / 60.0));
-        let row = in_time(query.fetch_one(&self.write)).await?;
-        rows::known(&row)
+        let row = in_time(written(query, &self.write)).await?;
+        rows::known(&row.ok_or(sqlx::Error::RowNotFound)?)
     }
 
     async fn remove(&self, agent_id: &str) -> Result<bool, StoreError> {
@@ -338,7 +341,7 @@ impl Store for SqlStore {
             .bind(lease.until.timestamp_micros())
             .bind(agent_id)
             .bind(lease.now.timestamp_micros());
-        if let Some(row) = in_time(query.fetch_optional(&self.write)).await? {
+        if let Some(row) = in_time(written(query, &self.write)).await? {
             let known = rows::known(&row)?;
             return Ok(Claimed::Ours(Box::new(Claim { known, token })));
         }
@@ -458,8 +461,8 @@ impl Store for SqlStore {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        // Writes nothing, but finds out whether it could.
-        let query = sqlx::query("UPDATE agents SET lease = NULL WHERE key < 0");
+        let query =
+            sqlx::query("UPDATE health SET checked_at = $1").bind(Utc::now().timestamp_micros());
         in_time(query.execute(&self.write)).await?;
         Ok(())
     }
@@ -520,6 +523,15 @@ impl SqlStore {
         }
         Ok(pruned)
     }
+}
+
+/// The row that a statement returns once it has written it. It must be run to its end: the row comes
+/// before the commit, and only what comes after it tells whether that failed.
+async fn written(
+    query: sqlx::query::Query<'_, Any, AnyArguments>,
+    pool: &AnyPool,
+) -> Result<Option<AnyRow>, sqlx::Error> {
+    Ok(query.fetch_all(pool).await?.pop())
 }
 
 async fn in_time<T>(
