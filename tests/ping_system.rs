@@ -142,7 +142,7 @@ fn intervals_follow_how_an_agent_behaves() {
 }
 
 /// What an agent may do wrong, and what is to be said about it.
-fn wrong_answers(elsewhere: String) -> Vec<(Answer, &'static str)> {
+fn wrong_answers(elsewhere: &str) -> Vec<(Answer, &'static str)> {
     fn answer(answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Answer {
         Arc::new(move |stream, _| answer(stream))
     }
@@ -221,7 +221,7 @@ fn every_wrong_answer_is_a_failed_ping_with_its_reason() {
     let system = PingSystemProcess::start(folder.path(), &options);
     system.with_agent("a", &agents);
     let mut poor = 0;
-    for (answer, reason) in wrong_answers(elsewhere) {
+    for (answer, reason) in wrong_answers(&elsewhere) {
         agents.set("a", move |stream, agent_id| answer(stream, agent_id));
         let ping = system.ping("a");
         poor += 1;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod agents;
+pub mod browser;
 pub mod ping_system;
 pub mod postgres;
 pub mod served;
