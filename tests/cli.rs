@@ -229,6 +229,8 @@ fn flag_beats_environment_beats_file_beats_default() {
 fn help_names_every_option() {
     for (name, arguments) in [
         ("runner", vec!["--help"]),
+        ("agent", vec!["agent", "--help"]),
+        ("ping_system", vec!["ping-system", "--help"]),
         ("mock", vec!["mock", "--help"]),
         ("demo", vec!["demo", "--help"]),
     ] {

@@ -42,7 +42,7 @@ pub struct PingSystemOptions {
         hide_env_values = true
     )]
     database: String,
-    /// Time between pings of an agent with good uptime [default: 15m]
+    /// Time between pings of an agent with good uptime [env: PING_BASE_INTERVAL_MINUTES=] [default: 15m]
     #[arg(long, value_name = "T")]
     base_interval: Option<Span>,
     /// Uptime at or over this many percent is good
@@ -61,7 +61,7 @@ pub struct PingSystemOptions {
         default_value = "2.0"
     )]
     escalation_multiplier: Multiplier,
-    /// The longest time between pings [default: 24h]
+    /// The longest time between pings [env: PING_MAX_INTERVAL_HOURS=] [default: 24h]
     #[arg(long, value_name = "T")]
     max_interval: Option<Span>,
     /// Good pings in a row that make all poor ones good
@@ -80,7 +80,7 @@ pub struct PingSystemOptions {
         default_value = "true"
     )]
     first_ping_grace: Switch,
-    /// The longest wait for an agent's answer [default: 10s]
+    /// The longest wait for an agent's answer [env: PING_RESPONSE_TIMEOUT_SECONDS=] [default: 10s]
     #[arg(long, value_name = "T")]
     response_timeout: Option<Span>,
     /// Agents that are asked at once

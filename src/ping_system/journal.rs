@@ -80,6 +80,8 @@ impl Entries {
                     }
                 }
                 Err(error) => {
+                    // Whoever listens must not take silence for good news.
+                    feed.interrupt();
                     // The agents are asked again for the same time, so nothing is lost.
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!("pings cannot be stored, trying again: {error}");

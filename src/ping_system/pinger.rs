@@ -90,6 +90,8 @@ impl Pinger {
                     nap.max(TOGETHER)
                 }
                 Err(error) => {
+                    // Whoever listens must not take silence for good news.
+                    self.feed.interrupt();
                     tracing::warn!(
                         "the schedule cannot be read, trying again in {backoff:?}: {error}"
                     );

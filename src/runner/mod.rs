@@ -5,6 +5,7 @@ pub mod accounts;
 pub mod alarm;
 pub mod capability;
 pub mod event;
+pub mod follower;
 pub mod gateway;
 pub mod metrics;
 pub mod monitor;
@@ -262,9 +263,10 @@ impl Run {
 
             let (recorder, source) = (Arc::clone(&self.recorder), Arc::clone(ping_system));
             let stop = stop.clone();
-            let (base_rate, uptime_interval, stale_after) = (
+            let (base_rate, uptime_interval, uptime_window, stale_after) = (
                 self.config.base_rate,
                 self.config.uptime_interval,
+                self.config.uptime_window,
                 self.config.stale_after,
             );
             self.tasks.spawn(async move {
@@ -273,6 +275,7 @@ impl Run {
                     agent_id: &agent_id,
                     base_rate,
                     uptime_interval,
+                    uptime_window,
                     stale_after,
                     recorder: &recorder,
                 };

@@ -1,19 +1,24 @@
 //! Follows one agent's uptime and publishes what it earns on a watch channel.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::event::{AgentIndex, Event, RateReason, UptimePolled};
+use super::follower::{Heard, follow};
 use super::ping_client::{AskError, AskUptime};
 use super::policy;
 use super::recorder::Recorder;
-use super::uptime::{Knowledge, Reading, Standing, State};
+use super::uptime::{Knowledge, Picture, Reading, Standing, State};
 use crate::units::{JobsPerMinute, Percent};
+use crate::wire::ping_system::{Agent, Ping};
+
+/// Pings that were heard, but not yet taken in.
+const HEARD_AHEAD: usize = 64;
 
 /// What an agent's uptime earns it now.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,15 +79,38 @@ pub struct Monitor<'a> {
     pub base_rate: JobsPerMinute,
     /// The time between questions.
     pub uptime_interval: Duration,
+    /// How much history counts.
+    pub uptime_window: Duration,
     /// How long the last known uptime may be acted on.
     pub stale_after: Duration,
     /// Is told each answer.
     pub recorder: &'a Recorder,
 }
 
+/// What a monitor knows.
+struct Known {
+    knowledge: Knowledge,
+    picture: Option<Picture>,
+    standing: Standing,
+    /// Whether each new ping is told, so that there is little to ask for.
+    live: bool,
+    /// Pings that were told since the question under way was asked: its answer may lack them.
+    told: Vec<(Agent, Ping)>,
+    last_answer: Instant,
+}
+
+impl Known {
+    fn answered(&mut self, reading: &Reading) {
+        self.last_answer = Instant::now();
+        self.knowledge
+            .answered(reading.uptime, self.last_answer.into_std());
+        self.standing = reading.standing;
+    }
+}
+
 impl Monitor<'_> {
-    /// Asks `source` and publishes on `verdicts`, where nothing stands until a first uptime is
-    /// known, until `stop`.
+    /// Asks `source`, listens to it where it tells new pings by itself, and publishes on `verdicts`,
+    /// where nothing stands until a first uptime is known, until `stop`.
     pub async fn run(
         self,
         source: &impl AskUptime,
@@ -93,51 +121,115 @@ impl Monitor<'_> {
         // After an answer that took longer than the interval, the next question is a whole
         // interval later: a ping system that is slow is not helped by more questions.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut knowledge = Knowledge::new(self.stale_after);
-        let mut standing = Standing::default();
+        let mut known = Known {
+            knowledge: Knowledge::new(self.stale_after),
+            picture: None,
+            standing: Standing::default(),
+            live: false,
+            told: Vec::new(),
+            last_answer: Instant::now(),
+        };
+        let ask = || Some(Box::pin(source.ask(self.agent_id)));
+        let mut question = None;
+        let (sender, mut heard) = mpsc::channel(HEARD_AHEAD);
+        let mut following = pin!(follow(source, self.agent_id, self.uptime_interval, sender));
         loop {
-            let mut answer = pin!(next_answer(&mut ticks, source, self.agent_id));
-            let answer = loop {
-                let (state, _) = knowledge.at(Instant::now().into_std());
-                let stale_at = knowledge.stale_at().filter(|_| state == State::Fresh);
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    answer = &mut answer => break answer,
-                    // While a question is still waiting for its answer, too.
-                    () = until(stale_at) => self.publish(&knowledge, &verdicts),
+            let (state, _) = known.knowledge.at(Instant::now().into_std());
+            let stale_at = known.knowledge.stale_at().filter(|_| state == State::Fresh);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                // Not before the agent is known there: until then there is nothing to listen to.
+                () = &mut following, if known.picture.is_some() => return,
+                _ = ticks.tick(), if question.is_none() => {
+                    if self.must_ask(&known, state) {
+                        question = ask();
+                    } else {
+                        self.reconsider(&mut known);
+                    }
                 }
-            };
-            self.take_in(answer, &mut knowledge, &mut standing);
-            self.publish(&knowledge, &verdicts);
+                answer = answer_to(&mut question), if question.is_some() => {
+                    question = None;
+                    self.take_in(answer, &mut known);
+                }
+                Some(heard) = heard.recv() => match heard {
+                    // A question from before may miss the pings in between.
+                    Heard::Begun => {
+                        known.live = true;
+                        known.told.clear();
+                        question = ask();
+                    }
+                    Heard::Ping(told) => self.take_in_ping(*told, question.is_some(), &mut known),
+                    Heard::Ended => {
+                        if std::mem::take(&mut known.live) {
+                            question = question.or_else(ask);
+                        }
+                    }
+                },
+                // While a question is still waiting for its answer, too.
+                () = until(stale_at) => {}
+            }
+            self.publish(&known.knowledge, &verdicts);
         }
     }
 
-    fn take_in(
-        &self,
-        answer: Result<Reading, AskError>,
-        knowledge: &mut Knowledge,
-        standing: &mut Standing,
-    ) {
-        let now = Instant::now().into_std();
+    /// Whoever is told each new ping asks only to be sure that there is still somebody who tells:
+    /// long before what is known would be too old.
+    fn must_ask(&self, known: &Known, state: State) -> bool {
+        !known.live || state != State::Fresh || known.last_answer.elapsed() >= self.stale_after / 2
+    }
+
+    fn take_in(&self, answer: Result<Picture, AskError>, known: &mut Known) {
+        let mut pings = 0;
         let answered = answer.is_ok();
-        let pings = match answer {
-            Ok(reading) => {
+        match answer {
+            Ok(mut picture) => {
+                for (agent, ping) in known.told.drain(..) {
+                    picture.add(agent, ping, self.uptime_window);
+                }
+                let reading = known
+                    .picture
+                    .insert(picture)
+                    .reading(Utc::now(), self.uptime_window);
                 if reading.uptime.is_none() {
                     tracing::warn!(
                         agent = self.agent_id,
                         "the ping system lists the agent, but has no ping that covers now: no job is sent"
                     );
                 }
-                knowledge.answered(reading.uptime, now);
-                *standing = reading.standing;
-                reading.pings
+                pings = reading.pings;
+                known.answered(&reading);
             }
-            Err(error) => {
-                self.warn(&error, knowledge.at(now));
-                0
-            }
+            Err(error) => self.warn(&error, known.knowledge.at(Instant::now().into_std())),
+        }
+        self.record(known, answered, pings);
+    }
+
+    fn take_in_ping(&self, (agent, ping): (Agent, Ping), asking: bool, known: &mut Known) {
+        if asking && known.told.len() < HEARD_AHEAD {
+            known.told.push((agent.clone(), ping.clone()));
+        }
+        let Some(picture) = &mut known.picture else {
+            return;
         };
-        let (state, uptime) = knowledge.at(now);
+        picture.add(agent, ping, self.uptime_window);
+        let reading = picture.reading(Utc::now(), self.uptime_window);
+        let pings = reading.pings;
+        known.answered(&reading);
+        self.record(known, true, pings);
+    }
+
+    /// Looks anew at the pings that are known: some have left the window.
+    fn reconsider(&self, known: &mut Known) {
+        let Some(picture) = &known.picture else {
+            return;
+        };
+        let reading = picture.reading(Utc::now(), self.uptime_window);
+        known.knowledge.reconsidered(reading.uptime);
+        self.record(known, false, reading.pings);
+    }
+
+    fn record(&self, known: &Known, answered: bool, pings: usize) {
+        let (state, uptime) = known.knowledge.at(Instant::now().into_std());
         self.recorder.record(&Event::Uptime(UptimePolled {
             ts: Utc::now(),
             agent: self.agent,
@@ -145,7 +237,7 @@ impl Monitor<'_> {
             uptime,
             answered,
             pings,
-            standing: *standing,
+            standing: known.standing,
         }));
     }
 
@@ -189,13 +281,14 @@ impl Monitor<'_> {
     }
 }
 
-async fn next_answer(
-    ticks: &mut Interval,
-    source: &impl AskUptime,
-    agent_id: &str,
-) -> Result<Reading, AskError> {
-    ticks.tick().await;
-    source.ask(agent_id).await
+/// Cancelled, the question goes on where it is asked again for its answer.
+async fn answer_to<Q: Future<Output = Result<Picture, AskError>>>(
+    question: &mut Option<Pin<Box<Q>>>,
+) -> Result<Picture, AskError> {
+    match question {
+        Some(question) => question.as_mut().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn until(instant: Option<std::time::Instant>) {
@@ -207,7 +300,9 @@ async fn until(instant: Option<std::time::Instant>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Said, ScriptedPings, percent, recorder};
+    use std::sync::atomic::Ordering;
+
+    use super::super::testing::{Said, ScriptedPings, Told, percent, recorder};
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(10);
@@ -219,6 +314,13 @@ mod tests {
         script: &[Said],
         seconds: u64,
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
+        published_from(&ScriptedPings::new(script.iter().copied()), seconds).await
+    }
+
+    async fn published_from(
+        source: &ScriptedPings,
+        seconds: u64,
+    ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         let (recorder, sink) = recorder(60);
         let (sender, mut receiver) = watch::channel(None);
         let stop = CancellationToken::new();
@@ -227,11 +329,11 @@ mod tests {
             agent_id: "agent-001",
             base_rate: JobsPerMinute::new(60),
             uptime_interval: INTERVAL,
+            uptime_window: Duration::from_hours(1),
             stale_after: STALE_AFTER,
             recorder: &recorder,
         };
         let start = Instant::now();
-        let source = ScriptedPings::new(script.iter().copied());
         let mut seen = Vec::new();
         let watching = async {
             while receiver.changed().await.is_ok() {
@@ -247,7 +349,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             stop.cancel();
         };
-        tokio::join!(monitor.run(&source, sender, stop.clone()), watching, ending);
+        tokio::join!(monitor.run(source, sender, stop.clone()), watching, ending);
         recorder.close().await.unwrap();
         let events = sink.events("uptime");
         let states = events
@@ -316,6 +418,57 @@ mod tests {
                 (10, 0, RateReason::Unknown),
                 (20, 60, RateReason::Uptime)
             ]
+        );
+    }
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ping_that_is_told_takes_hold_at_once() {
+        let script = [99.5, 99.5, 85.0].map(Said::Uptime);
+        let told = [Told::Ping(seconds(3), 96.2), Told::Ping(seconds(2), 85.0)];
+        let source = ScriptedPings::telling(script, told);
+        let (seen, states) = published_from(&source, 15).await;
+        assert_eq!(
+            seen,
+            [
+                (0, 60, RateReason::Uptime),
+                (3, 30, RateReason::Uptime),
+                // Both weigh the same: 90.6 %.
+                (5, 6, RateReason::Uptime)
+            ]
+        );
+        // At the start, once more when listening has begun, and not at the tick of 10 s.
+        assert_eq!(source.asked.load(Ordering::Relaxed), 2);
+        assert_eq!(states, ["fresh"; 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_nothing_is_told_any_more_it_is_asked_at_once() {
+        let script = [99.5, 99.5, 92.0, 96.0].map(Said::Uptime);
+        let source = ScriptedPings::telling(script, [Told::End(seconds(3))]);
+        let (seen, _) = published_from(&source, 15).await;
+        assert_eq!(
+            seen,
+            [
+                (0, 60, RateReason::Uptime),
+                (3, 6, RateReason::Uptime),
+                (10, 30, RateReason::Uptime)
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_only_lives_keeps_no_uptime_fresh() {
+        use Said::{Error, Uptime};
+        let forever = [Told::Ping(seconds(1_000_000), 99.5)];
+        let source = ScriptedPings::telling([Uptime(99.5), Uptime(99.5), Error], forever);
+        let (seen, _) = published_from(&source, 60).await;
+        assert_eq!(
+            seen,
+            [(0, 60, RateReason::Uptime), (25, 0, RateReason::Stale)]
         );
     }
 

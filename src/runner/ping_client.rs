@@ -1,27 +1,42 @@
-//! Asks a ping system for an agent's uptime (CONTRACT.md section 2).
+//! Asks a ping system for an agent's uptime, and listens to it (CONTRACT.md section 2).
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use reqwest::header::{AUTHORIZATION, HeaderValue, LOCATION};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
-use super::uptime::{
-    Reading, Standing, mean_in_window, newest_if_covering, newest_in_history, newest_in_list,
-};
+use super::uptime::{Picture, newest_in_history, newest_in_list};
 use crate::http_client::{BodyError, read_body, root_cause};
-use crate::units::Percent;
+use crate::wire::event_stream::{Event, EventReader};
 use crate::wire::ping_system::{
-    Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_history,
+    Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_event, read_history,
 };
 
 const HOUR: Duration = Duration::from_hours(1);
+/// A stream that shows no life for so long is lost; ours does every five seconds.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 
 /// Who knows agents' uptimes: a ping system, or a test's stand-in.
 pub trait AskUptime: Send + Sync + 'static {
-    /// Asks for an agent's uptime now.
-    fn ask(&self, agent_id: &str) -> impl Future<Output = Result<Reading, AskError>> + Send;
+    /// New pings of one agent.
+    type Listening: Listening;
+
+    /// Asks for all that matters of an agent now.
+    fn ask(&self, agent_id: &str) -> impl Future<Output = Result<Picture, AskError>> + Send;
+
+    /// Listens to an agent's new pings.
+    fn listen(
+        &self,
+        agent_id: &str,
+    ) -> impl Future<Output = Result<Self::Listening, AskError>> + Send;
+}
+
+/// New pings as they come.
+pub trait Listening: Send {
+    /// The next one, and what it made of its agent; an error ends the stream.
+    fn next(&mut self) -> impl Future<Output = Result<(Agent, Ping), AskError>> + Send;
 }
 
 /// Why there is no good answer.
@@ -64,6 +79,17 @@ pub enum AskError {
         /// What is wrong with the answer.
         error: InvalidAnswer,
     },
+    /// It does not tell new pings by itself.
+    #[error("{0}: no stream of events")]
+    TellsNothing(String),
+    /// A stream of events that ended, or fell silent.
+    #[error("{url}: {what}")]
+    StreamLost {
+        /// What was listened to.
+        url: String,
+        /// What happened.
+        what: String,
+    },
     /// The ping system does not know the agent.
     #[error("{url}: no agent '{agent_id}' among the {listed} listed")]
     NotListed {
@@ -104,11 +130,16 @@ impl PingSystem {
         url
     }
 
-    async fn get(&self, url: &Url) -> Result<Vec<u8>, AskError> {
-        let mut request = self.client.get(url.clone());
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
+    fn request(&self, url: &Url) -> RequestBuilder {
+        let request = self.client.get(url.clone());
+        match &self.authorization {
+            Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
+            None => request,
         }
+    }
+
+    async fn get(&self, url: &Url) -> Result<Vec<u8>, AskError> {
+        let request = self.request(url);
         let exchange = async {
             let transport = |error: reqwest::Error| AskError::Transport {
                 url: url.to_string(),
@@ -172,14 +203,11 @@ impl PingSystem {
         })
     }
 
-    /// The newest ping where the window holds none.
-    async fn newest(
-        &self,
-        agent: &Agent,
-        history: &[Ping],
-    ) -> Result<Option<(Percent, DateTime<Utc>)>, AskError> {
-        if let Some(newest) = newest_in_list(agent).or_else(|| newest_in_history(history)) {
-            return Ok(Some(newest));
+    /// A longer history, where what is known has no ping that could count.
+    async fn older(&self, picture: &Picture) -> Result<Option<Vec<Ping>>, AskError> {
+        let Picture { agent, history } = picture;
+        if newest_in_list(agent).is_some() || newest_in_history(history).is_some() {
+            return Ok(None);
         }
         // A ping counts for as long as its own interval, so no older one can matter.
         let Some(minutes) = agent.ping_interval_minutes else {
@@ -188,31 +216,106 @@ impl PingSystem {
         let Ok(interval) = Duration::try_from_secs_f64(minutes * 60.0) else {
             return Ok(None);
         };
-        let longer = self
-            .history(&agent.agent_id, interval.saturating_add(HOUR))
-            .await?;
-        Ok(newest_in_history(&longer))
+        let span = interval.saturating_add(HOUR);
+        self.history(&agent.agent_id, span).await.map(Some)
     }
 }
 
 impl AskUptime for PingSystem {
-    async fn ask(&self, agent_id: &str) -> Result<Reading, AskError> {
+    type Listening = PingStream;
+
+    async fn ask(&self, agent_id: &str) -> Result<Picture, AskError> {
         let agent = self.agent(agent_id).await?;
         let history = self.history(agent_id, self.window).await?;
-        let (mean, pings) = mean_in_window(&history, Utc::now(), self.window);
-        let uptime = match mean {
-            Some(mean) => Some(mean),
-            None => newest_if_covering(
-                self.newest(&agent, &history).await?,
-                agent.ping_interval_minutes,
-                Utc::now(),
-            ),
-        };
-        Ok(Reading {
-            uptime,
-            pings,
-            standing: Standing::from(&agent),
-        })
+        let mut picture = Picture { agent, history };
+        if let Some(older) = self.older(&picture).await? {
+            picture.history = older;
+        }
+        Ok(picture)
+    }
+
+    async fn listen(&self, agent_id: &str) -> Result<PingStream, AskError> {
+        let url = self.address(&[agent_id, "events"]);
+        let request = self.request(&url).header(ACCEPT, EVENT_STREAM).send();
+        let response = tokio::time::timeout(self.patience, request)
+            .await
+            .map_err(|_| AskError::Timeout {
+                url: url.to_string(),
+                waited: self.patience,
+            })?
+            .map_err(|error| AskError::Transport {
+                url: url.to_string(),
+                cause: root_cause(&error),
+            })?;
+        let is_stream = response.headers().get(CONTENT_TYPE).is_some_and(|kind| {
+            kind.as_bytes()
+                .to_ascii_lowercase()
+                .starts_with(EVENT_STREAM.as_bytes())
+        });
+        match response.status() {
+            StatusCode::OK if is_stream => Ok(PingStream {
+                agent_id: agent_id.to_owned(),
+                url: url.into(),
+                response,
+                reader: EventReader::default(),
+                events: VecDeque::new(),
+            }),
+            // Not at this moment; anything else says that it never does.
+            status @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
+                let what = format!("status {status}");
+                Err(AskError::StreamLost {
+                    url: url.into(),
+                    what,
+                })
+            }
+            _ => Err(AskError::TellsNothing(url.into())),
+        }
+    }
+}
+
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// A ping system's stream of one agent's new pings.
+#[derive(Debug)]
+pub struct PingStream {
+    agent_id: String,
+    url: String,
+    response: Response,
+    reader: EventReader,
+    events: VecDeque<Event>,
+}
+
+impl PingStream {
+    fn lost(&self, what: &str) -> AskError {
+        AskError::StreamLost {
+            url: self.url.clone(),
+            what: what.to_owned(),
+        }
+    }
+}
+
+impl Listening for PingStream {
+    async fn next(&mut self) -> Result<(Agent, Ping), AskError> {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                if event.kind == "ping" {
+                    return read_event(event.data.as_bytes(), &self.agent_id).map_err(|error| {
+                        AskError::Invalid {
+                            url: self.url.clone(),
+                            error,
+                        }
+                    });
+                }
+            }
+            let piece = tokio::time::timeout(LONGEST_SILENCE, self.response.chunk())
+                .await
+                .map_err(|_| self.lost("no sign of life for 15s"))?
+                .map_err(|error| self.lost(&root_cause(&error)))?
+                .ok_or_else(|| self.lost("the stream ended"))?;
+            let events = self.reader.take_in(&piece);
+            self.events
+                .extend(events.map_err(|error| self.lost(&error.to_string()))?);
+        }
     }
 }
 

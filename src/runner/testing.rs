@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chrono::Utc;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,11 +16,12 @@ use super::gateway::{Job, SendJob};
 use super::output::Output;
 use super::output::json::JsonOutput;
 use super::output::writer::Writer;
-use super::ping_client::{AskError, AskUptime};
+use super::ping_client::{AskError, AskUptime, Listening};
 use super::recorder::Recorder;
-use super::uptime::{Reading, Standing};
+use super::uptime::Picture;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
+use crate::wire::ping_system::{Agent, Ping};
 
 pub(crate) fn percent(value: f64) -> Percent {
     Percent::new(value).unwrap()
@@ -114,34 +117,123 @@ pub(crate) enum Said {
 
 /// A ping system that answers by a script, and with its last line for ever.
 #[derive(Debug)]
-pub(crate) struct ScriptedPings(Mutex<VecDeque<Said>>);
+pub(crate) struct ScriptedPings {
+    answers: Mutex<VecDeque<Said>>,
+    /// How often it was asked.
+    pub(crate) asked: AtomicUsize,
+    /// What those who listen are told; it tells nothing where there is none.
+    told: Mutex<VecDeque<Told>>,
+}
+
+/// What a scripted ping system tells by itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told {
+    /// A new ping with this uptime, so much later.
+    Ping(Duration, f64),
+    /// The stream ends, so much later.
+    End(Duration),
+}
+
+/// An agent and its only ping, which is of now.
+fn pinged(agent_id: &str, uptime: f64) -> (Agent, Ping) {
+    let uptime_percent = Some(percent(uptime));
+    let timestamp = Utc::now();
+    let agent = Agent {
+        agent_id: agent_id.to_owned(),
+        last_ping_at: Some(timestamp),
+        total_pings: Some(1),
+        consecutive_poor_uptime: Some(0),
+        ping_interval_minutes: Some(15.0),
+        last_uptime_percent: uptime_percent,
+    };
+    let ping = Ping {
+        timestamp,
+        success: true,
+        uptime_percent,
+        // One that is told later outweighs it by far.
+        window_seconds: Some(1.0),
+        gpu_available: Some(true),
+        first_ping: false,
+    };
+    (agent, ping)
+}
 
 impl ScriptedPings {
     pub(crate) fn new(script: impl IntoIterator<Item = Said>) -> Self {
-        Self(Mutex::new(script.into_iter().collect()))
+        Self::telling(script, [])
+    }
+
+    pub(crate) fn telling(
+        script: impl IntoIterator<Item = Said>,
+        told: impl IntoIterator<Item = Told>,
+    ) -> Self {
+        Self {
+            answers: Mutex::new(script.into_iter().collect()),
+            asked: AtomicUsize::new(0),
+            told: Mutex::new(told.into_iter().collect()),
+        }
+    }
+}
+
+/// Tells what is left of a script.
+#[derive(Debug)]
+pub(crate) struct ScriptedStream {
+    agent_id: String,
+    told: VecDeque<Told>,
+}
+
+impl Listening for ScriptedStream {
+    async fn next(&mut self) -> Result<(Agent, Ping), AskError> {
+        match self.told.pop_front() {
+            Some(Told::Ping(later, uptime)) => {
+                tokio::time::sleep(later).await;
+                let (agent, mut ping) = pinged(&self.agent_id, uptime);
+                ping.window_seconds = Some(1e9);
+                Ok((agent, ping))
+            }
+            Some(Told::End(later)) => {
+                tokio::time::sleep(later).await;
+                Err(AskError::TellsNothing("http://ping.example".to_owned()))
+            }
+            None => std::future::pending().await,
+        }
     }
 }
 
 impl AskUptime for ScriptedPings {
-    async fn ask(&self, agent_id: &str) -> Result<Reading, AskError> {
+    type Listening = ScriptedStream;
+
+    async fn listen(&self, agent_id: &str) -> Result<ScriptedStream, AskError> {
+        let told = std::mem::take(&mut *self.told.lock().unwrap());
+        if told.is_empty() {
+            return Err(AskError::TellsNothing("http://ping.example".to_owned()));
+        }
+        let agent_id = agent_id.to_owned();
+        Ok(ScriptedStream { agent_id, told })
+    }
+
+    async fn ask(&self, agent_id: &str) -> Result<Picture, AskError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let said = {
-            let mut script = self.0.lock().unwrap();
+            let mut script = self.answers.lock().unwrap();
             let first = *script.front().unwrap();
             if script.len() > 1 {
                 script.pop_front();
             }
             first
         };
-        let reading = |uptime| {
-            Ok(Reading {
-                uptime,
-                pings: 1,
-                standing: Standing::default(),
-            })
-        };
         match said {
-            Said::Uptime(uptime) => reading(Some(percent(uptime))),
-            Said::NothingOfNow => reading(None),
+            Said::Uptime(uptime) => {
+                let (agent, ping) = pinged(agent_id, uptime);
+                let history = vec![ping];
+                Ok(Picture { agent, history })
+            }
+            Said::NothingOfNow => {
+                let (mut agent, _) = pinged(agent_id, 0.0);
+                (agent.last_ping_at, agent.last_uptime_percent) = (None, None);
+                let history = Vec::new();
+                Ok(Picture { agent, history })
+            }
             Said::Error => Err(AskError::NotListed {
                 url: "http://ping.example".to_owned(),
                 agent_id: agent_id.to_owned(),

@@ -44,6 +44,53 @@ impl From<&Agent> for Standing {
     }
 }
 
+/// What a ping system has told of an agent so far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Picture {
+    /// The agent, as the list has it.
+    pub agent: Agent,
+    /// Its pings, oldest first.
+    pub history: Vec<Ping>,
+}
+
+impl Picture {
+    /// What that says of a moment.
+    #[must_use]
+    pub fn reading(&self, now: DateTime<Utc>, window: Duration) -> Reading {
+        let (mean, pings) = mean_in_window(&self.history, now, window);
+        let uptime = mean.or_else(|| {
+            let newest = newest_in_list(&self.agent).or_else(|| newest_in_history(&self.history));
+            newest_if_covering(newest, self.agent.ping_interval_minutes, now)
+        });
+        Reading {
+            uptime,
+            pings,
+            standing: Standing::from(&self.agent),
+        }
+    }
+
+    /// Takes in a new ping, and forgets what is older than the window but for the last before it. A
+    /// ping that is known changes nothing.
+    pub fn add(&mut self, agent: Agent, ping: Ping, window: Duration) {
+        let place = self
+            .history
+            .partition_point(|known| known.timestamp <= ping.timestamp);
+        let before = place.checked_sub(1).map(|before| &self.history[before]);
+        if before.is_some_and(|before| before.timestamp == ping.timestamp) {
+            return;
+        }
+        if place == self.history.len() {
+            self.agent = agent;
+        }
+        let begin = back_from(ping.timestamp, window);
+        self.history.insert(place, ping);
+        let older = self
+            .history
+            .partition_point(|known| known.timestamp < begin);
+        self.history.drain(..older.saturating_sub(1));
+    }
+}
+
 /// The mean of the pings in the window, each weighted by the time that it covers, and how many
 /// there are. `history` is sorted oldest first and may begin before the window.
 ///
@@ -187,6 +234,12 @@ impl Knowledge {
         self.last = uptime.map(|percent| (percent, now));
     }
 
+    /// Takes in what the pings that are known say of a later moment: the uptime changes, but is no
+    /// younger than before.
+    pub fn reconsidered(&mut self, uptime: Option<Percent>) {
+        self.last = uptime.zip(self.last.map(|(_, at)| at));
+    }
+
     /// The state and the last known uptime.
     #[must_use]
     pub fn at(&self, now: Instant) -> (State, Option<Percent>) {
@@ -260,6 +313,47 @@ mod tests {
         assert_eq!(mean(&history), Some(95.0));
         let zero = [ping(-1000, 90.0, Some(0.0)), ping(-100, 100.0, Some(0.0))];
         assert_eq!(mean(&zero), Some(95.0));
+    }
+
+    fn picture(history: Vec<Ping>) -> Picture {
+        let agent = Agent {
+            agent_id: "a".to_owned(),
+            last_ping_at: None,
+            total_pings: None,
+            consecutive_poor_uptime: None,
+            ping_interval_minutes: None,
+            last_uptime_percent: None,
+        };
+        Picture { agent, history }
+    }
+
+    #[test]
+    fn told_pings_are_kept_in_order_once_and_within_the_window() {
+        let agent = |total| Agent {
+            total_pings: Some(total),
+            ..picture(Vec::new()).agent
+        };
+        let told = |picture: &mut Picture, seconds: i64, total| {
+            picture.add(agent(total), ping(seconds, 99.0, None), HOUR);
+        };
+        let mut picture = picture(vec![ping(-3000, 90.0, None), ping(-2000, 90.0, None)]);
+        told(&mut picture, -1000, 3);
+        told(&mut picture, -1000, 9);
+        // Late ones find their place, but say nothing of the agent now.
+        told(&mut picture, -1500, 9);
+        let seconds = |picture: &Picture| -> Vec<i64> {
+            let pings = picture.history.iter();
+            pings
+                .map(|ping| (ping.timestamp - at(0)).num_seconds())
+                .collect()
+        };
+        assert_eq!(seconds(&picture), [-3000, -2000, -1500, -1000]);
+        assert_eq!(picture.agent.total_pings, Some(3));
+        // The one before the window tells what the first one in it covers.
+        told(&mut picture, 1800, 4);
+        assert_eq!(seconds(&picture), [-2000, -1500, -1000, 1800]);
+        told(&mut picture, 100_000, 5);
+        assert_eq!(seconds(&picture), [1800, 100_000]);
     }
 
     #[test]

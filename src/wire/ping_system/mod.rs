@@ -4,4 +4,4 @@
 mod read;
 pub mod served;
 
-pub use read::{Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_history};
+pub use read::{Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_event, read_history};

@@ -108,6 +108,30 @@ pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<Ping>, InvalidAns
     Ok(pings)
 }
 
+/// Reads a new ping of `agent_id` out of an event's data, and what it made of its agent.
+///
+/// # Errors
+/// As for a history.
+pub fn read_event(data: &[u8], agent_id: &str) -> Result<(Agent, Ping), InvalidAnswer> {
+    #[derive(Deserialize)]
+    struct Event {
+        #[serde(flatten)]
+        agent: Agent,
+        ping: PingForm,
+    }
+    let Event { mut agent, ping } = serde_json::from_slice(data)?;
+    if agent.agent_id != agent_id {
+        return Err(InvalidAnswer::OtherAgent {
+            got: agent.agent_id,
+            expected: agent_id.to_owned(),
+        });
+    }
+    let ping = Ping::from(ping);
+    agent.last_ping_at = Some(ping.timestamp);
+    agent.last_uptime_percent = ping.uptime_percent;
+    Ok((agent, ping))
+}
+
 /// The fields of a ping under all the names that they go by.
 #[derive(Deserialize)]
 struct PingForm {
@@ -243,6 +267,31 @@ mod tests {
             assert_eq!(pings[0].timestamp, utc(newest), "{body}");
             assert_eq!(pings[0].uptime_percent, Percent::new(99.5).ok());
             assert!(pings[0].success && !pings[0].first_ping);
+        }
+    }
+
+    #[test]
+    fn an_event_is_a_ping_and_what_it_made_of_its_agent() {
+        let data =
+            br#"{"agent_id":"a","status":"active","total_pings":9,"consecutive_poor_uptime":2,
+            "ping_interval_minutes":60,"ping":{"timestamp":"2026-01-01T00:00:00Z","success":true,
+            "uptime_percent":93.5,"window_seconds":900}}"#;
+        let (agent, ping) = read_event(data, "a").unwrap();
+        assert_eq!(ping.uptime_percent, Percent::new(93.5).ok());
+        assert_eq!(agent.last_uptime_percent, ping.uptime_percent);
+        assert_eq!(agent.last_ping_at, Some(utc("2026-01-01T00:00:00Z")));
+        assert_eq!(agent.total_pings, Some(9));
+        for (bad, whose) in [
+            (&data[..], "b"),
+            (br#"{"agent_id":"a"}"#, "a"),
+            (br#"{"ping":{"timestamp":1}}"#, "a"),
+            (
+                br#"{"agent_id":"a","ping":{"timestamp":1,"uptime_percent":101}}"#,
+                "a",
+            ),
+            (b"ping", "a"),
+        ] {
+            assert!(read_event(bad, whose).is_err());
         }
     }
 
