@@ -35,6 +35,19 @@ impl Percent {
         }
     }
 
+    /// This many whole percent, at most 100.
+    #[must_use]
+    pub const fn whole(percent: u8) -> Self {
+        Self(if percent < 100 { percent as f64 } else { 100.0 })
+    }
+
+    /// Rounded, far finer than anything that is decided by it: 99.0 % must not be missed by a
+    /// rounding error of binary numbers.
+    #[must_use]
+    pub fn to_a_billionth(self) -> Self {
+        Self((self.0 * 1e9).round() / 1e9)
+    }
+
     /// The number, from 0 to 100.
     #[must_use]
     pub fn get(self) -> f64 {

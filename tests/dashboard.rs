@@ -10,7 +10,6 @@ use common::agents::Agents;
 use common::browser::Browser;
 use common::ping_system::PingSystemProcess;
 use serde_json::{Value, json};
-use uptime_runner::ping_system::interval::IntervalRules;
 use uptime_runner::ping_system::judge::{Asked, Rules};
 use uptime_runner::ping_system::store::{Claimed, Lease, Registration, Store, sqlite};
 use uptime_runner::units::Percent;
@@ -23,16 +22,7 @@ const SELDOM: [&str; 2] = ["--base-interval", "15m"];
 async fn live_through_two_days(folder: &Path, agents: &Agents) {
     let url = format!("sqlite:{}", folder.join("ping-system.db").display());
     let (store, _owner) = sqlite::open(&url).await.unwrap();
-    let rules = Rules {
-        interval: IntervalRules {
-            base: Duration::from_mins(15),
-            threshold: Percent::new(99.0).unwrap(),
-            multiplier: 2.0,
-            max: Duration::from_hours(24),
-            recovery_pings: 3,
-        },
-        first_ping_grace: true,
-    };
+    let rules = Rules::default();
     let begin = Utc::now() - TimeDelta::hours(48);
     // Uptime by the hour; none is no answer.
     let always = |_: i64| Some(100.0);

@@ -7,7 +7,6 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use common::postgres::Postgres;
 use serde_json::json;
-use uptime_runner::ping_system::interval::IntervalRules;
 use uptime_runner::ping_system::judge::{Asked, Rules};
 use uptime_runner::ping_system::store::{
     Claim, Claimed, Known, Lease, NewPing, Place, PruneFrom, Registration, Store, Sum, postgres,
@@ -16,6 +15,16 @@ use uptime_runner::ping_system::store::{
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
 use uptime_runner::wire::ping_system::served::{Ping, Status};
+
+const ODD_NAMES: [&str; 7] = [
+    "<img src=x onerror=alert(1)>",
+    "it's",
+    "\"",
+    "a/b",
+    "ä",
+    "%_",
+    "A",
+];
 
 fn utc(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
@@ -48,16 +57,7 @@ fn lease(now: DateTime<Utc>) -> Lease {
 }
 
 fn judged(claim: &Claim, at: DateTime<Utc>, uptime: Option<f64>) -> NewPing {
-    let rules = Rules {
-        interval: IntervalRules {
-            base: Duration::from_mins(15),
-            threshold: Percent::new(99.0).unwrap(),
-            multiplier: 2.0,
-            max: Duration::from_hours(24),
-            recovery_pings: 3,
-        },
-        first_ping_grace: true,
-    };
+    let rules = Rules::default();
     let answer = uptime.map(|uptime| Reported {
         uptime_percent: Percent::new(uptime).ok(),
         window_seconds: Some(900.5),
@@ -143,28 +143,12 @@ async fn registered_agents_are_known(store: &dyn Store) {
     assert_eq!(updated.agent.total_pings, 1);
     assert_eq!(updated.agent.next_ping_at, noon() + minutes(15));
 
-    for name in [
-        "<img src=x onerror=alert(1)>",
-        "it's",
-        "\"",
-        "a/b",
-        "ä",
-        "%_",
-        "A",
-    ] {
+    for name in ODD_NAMES {
         store.register(&registration(name, noon())).await.unwrap();
         assert_eq!(known(store, name).await.agent.agent_id, name);
     }
     assert_eq!(store.agents(None).await.unwrap().len(), 8);
-    for name in [
-        "<img src=x onerror=alert(1)>",
-        "it's",
-        "\"",
-        "a/b",
-        "ä",
-        "%_",
-        "A",
-    ] {
+    for name in ODD_NAMES {
         assert!(store.remove(name).await.unwrap());
         assert!(!store.remove(name).await.unwrap());
     }

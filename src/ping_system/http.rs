@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
@@ -11,21 +11,21 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use chrono::Utc;
-use futures_util::stream;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::caller::whole_micros;
 use super::dashboard::{self, Question};
 use super::feed::{Feed, Topic};
+use super::history::history;
 use super::judge::Rules;
 use super::metrics::Metrics;
 use super::pinger::{NoPing, Pinger};
 use super::reach::Reach;
 use super::registration;
-use super::store::{Known, Place, Registration, Store, StoreError};
-use super::{retention, stream as events};
+use super::store::{Known, Registration, Store, StoreError};
+use super::stream;
 use crate::http_server::{Token, error, guard};
 use crate::telemetry::metrics_answer;
 use crate::wire::ping_system::served::{Agent, Ping};
@@ -36,9 +36,6 @@ pub const MAX_STREAMS: usize = 512;
 const MAX_PATH_BYTES: usize = 4 << 10;
 /// The longest that a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pings that are read from the store, and held in memory, at once.
-const HISTORY_PAGE: usize = 2000;
-const DEFAULT_HOURS: f64 = 24.0;
 
 /// What the routes work with.
 pub struct Core {
@@ -117,7 +114,7 @@ async fn bound_path(request: Request, next: Next) -> Response {
 }
 
 /// What goes wrong, and the status that tells so.
-enum Problem {
+pub(super) enum Problem {
     BadRequest(String),
     NoAgent,
     TooLarge,
@@ -168,7 +165,7 @@ impl From<NoPing> for Problem {
     }
 }
 
-type Answer<T> = Result<T, Problem>;
+pub(super) type Answer<T> = Result<T, Problem>;
 
 async fn page() -> Response {
     // The page runs its own script and asks nobody but us.
@@ -221,7 +218,7 @@ async fn agent(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> A
     Ok(Json(find(&core, &agent_id).await?.agent))
 }
 
-async fn find(core: &Core, agent_id: &str) -> Answer<Known> {
+pub(super) async fn find(core: &Core, agent_id: &str) -> Answer<Known> {
     // What can be no name is not looked for: a database may refuse to.
     if agent_id.contains('\0') {
         return Err(Problem::NoAgent);
@@ -282,105 +279,6 @@ async fn ping(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> An
     Ok(Json(core.pinger.ping_now(&agent_id).await?))
 }
 
-#[derive(Deserialize)]
-struct Hours {
-    hours: Option<String>,
-}
-
-impl Hours {
-    /// At most as many as are kept.
-    fn within(self, retention: Duration) -> Answer<f64> {
-        let hours = match self.hours {
-            None => DEFAULT_HOURS,
-            Some(text) => match text.parse() {
-                Ok(hours) if hours > 0.0 && f64::is_finite(hours) => hours,
-                _ => {
-                    let text: String = text.chars().take(40).collect();
-                    return Err(Problem::BadRequest(format!(
-                        "hours={}: expected a number over 0",
-                        text.escape_debug()
-                    )));
-                }
-            },
-        };
-        Ok(hours.min(retention.as_secs_f64() / 3600.0))
-    }
-}
-
-/// Streamed, since it can be longer than what should be held in memory.
-async fn history(
-    State(core): State<Arc<Core>>,
-    Path(agent_id): Path<String>,
-    Query(hours): Query<Hours>,
-) -> Answer<Response> {
-    let hours = hours.within(core.retention)?;
-    let key = find(&core, &agent_id).await?.key;
-    let begin = retention::begin(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
-    let place = Place::before(begin);
-    // Read before anything is sent, so that a store that does not work is told by the status.
-    let first = core.store.history(key, place, HISTORY_PAGE).await?;
-    #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
-    let shown_hours = if hours.fract() == 0.0 {
-        json!(hours as i64)
-    } else {
-        json!(hours)
-    };
-    let head = format!(
-        r#"{{"agent_id":{},"hours":{shown_hours},"pings":["#,
-        json!(agent_id)
-    );
-    let pages = Pages {
-        core,
-        key,
-        count: 0,
-        next: Some(first),
-        head,
-    };
-    let pieces = stream::try_unfold(pages, Pages::next);
-    let json = [(header::CONTENT_TYPE, "application/json")];
-    Ok((json, Body::from_stream(pieces)).into_response())
-}
-
-/// A history that is being sent.
-struct Pages {
-    core: Arc<Core>,
-    key: i64,
-    count: usize,
-    /// What is to be sent next; `None` when all is.
-    next: Option<Vec<(Place, Ping)>>,
-    /// What stands before it.
-    head: String,
-}
-
-impl Pages {
-    async fn next(mut self) -> Result<Option<(Bytes, Self)>, StoreError> {
-        let Some(page) = self.next.take() else {
-            return Ok(None);
-        };
-        let mut text = std::mem::take(&mut self.head);
-        for (_, ping) in &page {
-            if self.count > 0 {
-                text.push(',');
-            }
-            self.count += 1;
-            // All of it has a JSON form.
-            text.push_str(&serde_json::to_string(ping).unwrap_or_default());
-        }
-        match page.last() {
-            Some(&(place, _)) if page.len() == HISTORY_PAGE => {
-                let next = self.core.store.history(self.key, place, HISTORY_PAGE);
-                self.next = Some(next.await?);
-            }
-            _ => {
-                text.push_str(r#"],"count":"#);
-                text.push_str(&self.count.to_string());
-                text.push('}');
-            }
-        }
-        Ok(Some((text.into(), self)))
-    }
-}
-
 async fn agent_events(
     State(core): State<Arc<Core>>,
     Path(agent_id): Path<String>,
@@ -402,7 +300,7 @@ fn stream_of(
     let place = Arc::clone(&core.streams)
         .try_acquire_owned()
         .map_err(|_| Problem::TooManyStreams)?;
-    Ok(events::answer(pings, place))
+    Ok(stream::answer(pings, place))
 }
 
 async fn totals(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {

@@ -24,6 +24,19 @@ pub struct IntervalRules {
     pub recovery_pings: u32,
 }
 
+/// Those of CONTRACT.md section 2.
+impl Default for IntervalRules {
+    fn default() -> Self {
+        Self {
+            base: Duration::from_mins(15),
+            threshold: Percent::whole(99),
+            multiplier: 2.0,
+            max: Duration::from_hours(24),
+            recovery_pings: 3,
+        }
+    }
+}
+
 /// What an agent's pings so far say of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Behaviour {
@@ -75,18 +88,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn rules() -> IntervalRules {
-        IntervalRules {
-            base: 15 * MINUTE,
-            threshold: Percent::new(99.0).unwrap(),
-            multiplier: 2.0,
-            max: 24 * 60 * MINUTE,
-            recovery_pings: 3,
-        }
-    }
-
     /// Minutes between pings after each of these; -1 stands for no answer.
     fn minutes(rules: &IntervalRules, uptimes: &[f64]) -> Vec<u64> {
         let mut behaviour = Behaviour::default();
@@ -101,7 +102,7 @@ mod tests {
     fn poor_pings_escalate_up_to_the_maximum() {
         assert_eq!(
             minutes(
-                &rules(),
+                &IntervalRules::default(),
                 &[98.9, 0.0, -1.0, 50.0, 98.0, 98.0, 98.0, 98.0, 98.0]
             ),
             [30, 60, 120, 240, 480, 960, 1440, 1440, 1440]
@@ -113,13 +114,16 @@ mod tests {
         let poor_first = [90.0; 5];
         let then_good = [99.0, 100.0, 99.5];
         assert_eq!(
-            minutes(&rules(), &[poor_first.as_slice(), &then_good].concat())[5..],
+            minutes(
+                &IntervalRules::default(),
+                &[poor_first.as_slice(), &then_good].concat()
+            )[5..],
             [240, 120, 15]
         );
         // A poor one in between begins anew.
         assert_eq!(
             minutes(
-                &rules(),
+                &IntervalRules::default(),
                 &[
                     90.0, 90.0, 90.0, 90.0, 99.0, 99.0, 98.0, 99.0, 99.0, 99.0, 99.0
                 ]
@@ -130,7 +134,10 @@ mod tests {
 
     #[test]
     fn the_threshold_itself_is_good() {
-        assert_eq!(minutes(&rules(), &[99.0, 98.999_999]), [15, 30]);
+        assert_eq!(
+            minutes(&IntervalRules::default(), &[99.0, 98.999_999]),
+            [15, 30]
+        );
     }
 
     proptest! {
@@ -140,7 +147,7 @@ mod tests {
             consecutive_poor in any::<u32>(),
             random in any::<f64>(),
         ) {
-            let rules = IntervalRules { multiplier, ..rules() };
+            let rules = IntervalRules { multiplier, ..IntervalRules::default() };
             let interval = rules.interval(Behaviour { consecutive_poor, good_in_a_row: 0 });
             prop_assert!(interval >= rules.base && interval <= rules.max);
             if !random.is_nan() {
@@ -153,7 +160,7 @@ mod tests {
         fn enough_good_pings_always_recover(
             uptimes in prop::collection::vec(-1.0..100.0_f64, 0..50),
         ) {
-            let rules = rules();
+            let rules = IntervalRules::default();
             let all = [uptimes.as_slice(), &[100.0; 3]].concat();
             let minutes = minutes(&rules, &all);
             prop_assert_eq!(minutes.last(), Some(&15));
@@ -163,7 +170,7 @@ mod tests {
         fn a_poor_ping_never_makes_the_interval_shorter_nor_a_good_one_longer(
             consecutive_poor in 0_u32..40, good_in_a_row in 0_u32..5, good in any::<bool>(),
         ) {
-            let rules = rules();
+            let rules = IntervalRules::default();
             let before = Behaviour { consecutive_poor, good_in_a_row };
             let uptime = Percent::new(if good { 99.5 } else { 12.0 }).ok();
             let after = rules.interval(rules.judge(before, uptime));

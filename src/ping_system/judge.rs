@@ -31,6 +31,16 @@ pub struct Rules {
     pub first_ping_grace: bool,
 }
 
+/// Those of CONTRACT.md section 2.
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            interval: IntervalRules::default(),
+            first_ping_grace: true,
+        }
+    }
+}
+
 impl Rules {
     /// What is to be kept of `asked`; `random`, from 0 to 1, spreads the time of the next ping.
     #[must_use]
@@ -102,14 +112,19 @@ fn ping(asked: Asked, first_ping: bool) -> Ping {
     match reported {
         Ok((reported, uptime)) => {
             ping.success = true;
-            ping.uptime_percent = Some(uptime);
-            ping.window_seconds = reported.window_seconds;
+            ping.uptime_percent = Some(uptime.to_a_billionth());
+            ping.window_seconds = reported.window_seconds.map(to_a_millionth);
             ping.gpu_available = reported.gpu_available;
             ping.response_time_ms = Some(milliseconds(asked.took));
         }
         Err(error) => ping.error = Some(error),
     }
     ping
+}
+
+/// As exact as it is stored, so that what is told now is what is told later.
+fn to_a_millionth(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
 }
 
 /// The time that a ping speaks for, by which it weighs in a mean: the runner's rule (CONTRACT.md
@@ -126,7 +141,7 @@ fn covered_seconds(ping: &Ping, before: Option<DateTime<Utc>>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{known, rules, utc};
+    use super::super::testing::{known, utc};
     use super::*;
 
     fn answered(at: &str, uptime: f64, gpu: bool) -> Asked {
@@ -152,7 +167,7 @@ mod tests {
     #[test]
     fn a_first_ping_asks_only_whether_a_gpu_is_there() {
         for (gpu, uptime) in [(true, Percent::FULL), (false, Percent::ZERO)] {
-            let new = rules().judge(
+            let new = Rules::default().judge(
                 &known("a"),
                 answered("2026-01-01T00:00:00Z", 12.0, gpu),
                 0.5,
@@ -171,7 +186,7 @@ mod tests {
     fn without_grace_the_first_ping_is_like_any_other() {
         let rules = Rules {
             first_ping_grace: false,
-            ..rules()
+            ..Rules::default()
         };
         let new = rules.judge(
             &known("a"),
@@ -186,12 +201,12 @@ mod tests {
 
     #[test]
     fn no_answer_is_a_poor_ping_that_covers_the_time_since_the_one_before() {
-        let first = rules().judge(
+        let first = Rules::default().judge(
             &known("a"),
             answered("2026-01-01T00:00:00Z", 99.0, true),
             0.5,
         );
-        let second = rules().judge(&first.after, lost("2026-01-01T00:15:00Z"), 0.5);
+        let second = Rules::default().judge(&first.after, lost("2026-01-01T00:15:00Z"), 0.5);
         assert!(!second.ping.success && !second.ping.first_ping);
         assert_eq!(second.ping.error.as_deref(), Some("no answer in 10s"));
         assert_eq!(second.covered_seconds, 900.0);
@@ -201,7 +216,7 @@ mod tests {
         assert_eq!(agent.consecutive_poor_uptime, 1);
         assert_eq!(agent.next_ping_at, utc("2026-01-01T00:45:00Z"));
 
-        let third = rules().judge(
+        let third = Rules::default().judge(
             &second.after,
             answered("2026-01-01T00:45:00Z", 99.5, true),
             0.0,
@@ -216,10 +231,10 @@ mod tests {
     fn an_answer_without_uptime_is_none_after_the_first_ping() {
         let mut bare = answered("2026-01-01T00:00:00Z", 99.0, true);
         bare.answer.as_mut().unwrap().uptime_percent = None;
-        let first = rules().judge(&known("a"), bare.clone(), 0.5);
+        let first = Rules::default().judge(&known("a"), bare.clone(), 0.5);
         assert!(first.ping.success);
         bare.at = utc("2026-01-01T00:15:00Z");
-        let second = rules().judge(&first.after, bare, 0.5);
+        let second = Rules::default().judge(&first.after, bare, 0.5);
         assert!(!second.ping.success);
         assert_eq!(
             second.ping.error.as_deref(),
@@ -229,12 +244,12 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumped_back_makes_no_negative_time() {
-        let first = rules().judge(
+        let first = Rules::default().judge(
             &known("a"),
             answered("2026-01-01T01:00:00Z", 99.0, true),
             0.5,
         );
-        let second = rules().judge(&first.after, lost("2026-01-01T00:00:00Z"), 0.5);
+        let second = Rules::default().judge(&first.after, lost("2026-01-01T00:00:00Z"), 0.5);
         assert_eq!(second.covered_seconds, 0.0);
     }
 }

@@ -5,6 +5,7 @@
 pub mod caller;
 pub mod dashboard;
 pub mod feed;
+pub mod history;
 pub mod http;
 pub mod interval;
 pub mod journal;
@@ -168,6 +169,9 @@ pub async fn run(config: PingSystemConfig, shutdown: &Shutdown) -> anyhow::Resul
     tokio::select! {
         () = served => {}
         () = asked => {}
+    }
+    if shutdown.at_once.is_cancelled() {
+        return Ok(());
     }
     helpers.shutdown().await;
     drop(pinger);

@@ -1,31 +1,15 @@
 //! What the tests of this room have in common.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use serde_json::Map;
 
-use super::interval::{Behaviour, IntervalRules};
-use super::judge::Rules;
+use super::interval::Behaviour;
 use super::store::Known;
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping, PingEvent, Status};
 
 pub(super) fn utc(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
-}
-
-pub(super) fn rules() -> Rules {
-    Rules {
-        interval: IntervalRules {
-            base: Duration::from_mins(15),
-            threshold: Percent::new(99.0).unwrap(),
-            multiplier: 2.0,
-            max: Duration::from_hours(24),
-            recovery_pings: 3,
-        },
-        first_ping_grace: true,
-    }
 }
 
 /// An agent that was just registered.

@@ -187,8 +187,10 @@ fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
         .zip(&weights)
         .map(|((percent, _), weight)| (percent.get() - origin.get()) * weight)
         .sum();
-    let mean = ((origin.get() + above / total) * 1e9).round() / 1e9;
-    Percent::new(mean.clamp(0.0, 100.0)).ok()
+    let mean = origin.get() + above / total;
+    Percent::new(mean.clamp(0.0, 100.0))
+        .map(Percent::to_a_billionth)
+        .ok()
 }
 
 /// `now - span`, as early as times go.

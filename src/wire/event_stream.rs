@@ -56,7 +56,7 @@ impl EventReader {
             // What has no data is no event.
             event.data.pop()?;
             if event.kind.is_empty() {
-                event.kind = "message".to_owned();
+                "message".clone_into(&mut event.kind);
             }
             return Some(event);
         }

@@ -70,18 +70,21 @@ impl Browser {
             misdeeds: Vec::new(),
             _profile: profile,
         };
-        let target = this.call("Target.createTarget", json!({"url": "about:blank"}));
+        let target = this.call("Target.createTarget", &json!({"url": "about:blank"}));
         let attach = json!({"targetId": target["targetId"], "flatten": true});
-        let attached = this.call("Target.attachToTarget", attach);
-        this.session = attached["sessionId"].as_str().unwrap().to_owned();
+        let attached = this.call("Target.attachToTarget", &attach);
+        attached["sessionId"]
+            .as_str()
+            .unwrap()
+            .clone_into(&mut this.session);
         for domain in ["Page", "Runtime", "Log"] {
-            this.call(&format!("{domain}.enable"), json!({}));
+            this.call(&format!("{domain}.enable"), &json!({}));
         }
         Some(this)
     }
 
     /// The result of a command of the DevTools protocol.
-    pub fn call(&mut self, method: &str, parameters: Value) -> Value {
+    pub fn call(&mut self, method: &str, parameters: &Value) -> Value {
         self.last_id += 1;
         let mut command = json!({"id": self.last_id, "method": method, "params": parameters});
         if !self.session.is_empty() {
@@ -112,14 +115,14 @@ impl Browser {
     }
 
     pub fn open(&mut self, url: &str) {
-        self.call("Page.navigate", json!({ "url": url }));
+        self.call("Page.navigate", &json!({ "url": url }));
     }
 
     /// What an expression is in the page.
     pub fn eval(&mut self, expression: &str) -> Value {
         let parameters =
             json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let result = self.call("Runtime.evaluate", parameters);
+        let result = self.call("Runtime.evaluate", &parameters);
         assert_eq!(result["exceptionDetails"], Value::Null, "{expression}");
         result["result"]["value"].clone()
     }
@@ -140,20 +143,20 @@ impl Browser {
 
     pub fn size(&mut self, width: u32, height: u32) {
         let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
-        self.call("Emulation.setDeviceMetricsOverride", metrics);
+        self.call("Emulation.setDeviceMetricsOverride", &metrics);
     }
 
     pub fn colours(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.call(
             "Emulation.setEmulatedMedia",
-            json!({ "features": features }),
+            &json!({ "features": features }),
         );
     }
 
     /// What is to be seen, as PNG.
     pub fn picture(&mut self) -> Vec<u8> {
-        let taken = self.call("Page.captureScreenshot", json!({}));
+        let taken = self.call("Page.captureScreenshot", &json!({}));
         STANDARD.decode(taken["data"].as_str().unwrap()).unwrap()
     }
 }

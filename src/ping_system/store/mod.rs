@@ -198,9 +198,10 @@ impl Sum {
     /// The mean uptime; `None` where no ping speaks for any time.
     #[must_use]
     pub fn uptime(self) -> Option<Percent> {
-        // Rounded to a billionth: a 99.0 must not fall out of its tier by a rounding error.
-        let percent = (self.up_seconds / self.covered_seconds * 1e11).round() / 1e9;
-        Percent::new(percent.min(100.0)).ok()
+        let percent = self.up_seconds / self.covered_seconds * 100.0;
+        Percent::new(percent.min(100.0))
+            .map(Percent::to_a_billionth)
+            .ok()
     }
 }
 

@@ -7,7 +7,8 @@ use sqlx::postgres::PgListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::sql::{Dialect, Notification, SqlStore, try_to_connect};
+use super::sql::record::Notification;
+use super::sql::{Dialect, SqlStore, try_to_connect};
 use crate::ping_system::feed::Feed;
 
 const CONNECTIONS: u32 = 8;
@@ -23,6 +24,7 @@ const DIALECT: Dialect = Dialect {
     identity: "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
     clustered: "",
     skip_locked: "FOR UPDATE SKIP LOCKED",
+    array_of_arrays: ["CAST(json_agg(json_build_array(", ")) AS TEXT)"],
     // Counted, since what the function itself gives has no type.
     notify: Some("SELECT COUNT(pg_notify('uptime_runner_pings', $1))"),
 };
@@ -49,12 +51,15 @@ pub async fn open(url: &str) -> anyhow::Result<SqlStore> {
 
 /// Passes the pings of other processes on to those who listen here, until `stop`.
 pub async fn follow(url: &str, origin: Uuid, feed: &Feed, stop: CancellationToken) {
+    let mut told = false;
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => return,
-            ended = pass_on(url, origin, feed) => ended,
+            ended = pass_on(url, origin, feed, &mut told) => ended,
         };
-        if let Err(error) = ended {
+        if let Err(error) = ended
+            && !std::mem::replace(&mut told, true)
+        {
             tracing::warn!(%error, "pings of other ping systems cannot be followed, trying again");
         }
         // What came meanwhile is lost: whoever listens must ask anew.
@@ -66,9 +71,10 @@ pub async fn follow(url: &str, origin: Uuid, feed: &Feed, stop: CancellationToke
     }
 }
 
-async fn pass_on(url: &str, origin: Uuid, feed: &Feed) -> Result<(), sqlx::Error> {
+async fn pass_on(url: &str, origin: Uuid, feed: &Feed, told: &mut bool) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect(url).await?;
     listener.listen(CHANNEL).await?;
+    *told = false;
     // `None` says that the connection was lost.
     while let Some(notification) = listener.try_recv().await? {
         match serde_json::from_str::<Notification>(notification.payload()) {

@@ -1,6 +1,9 @@
 //! From rows to values.
 
+use std::error::Error;
+
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -13,10 +16,6 @@ use crate::wire::ping_system::served::{Agent, Ping, Status};
 pub(super) const AGENT_COLUMNS: &str = "key, agent_id, agent_url, capabilities, metadata, \
     registered_at, next_ping_at, ping_interval_us, total_pings, consecutive_poor, good_in_a_row, \
     last_ping_at, last_success, last_uptime_percent";
-
-/// The columns that [`ping`] reads, by their places.
-pub(super) const PING_COLUMNS: &str = "at, seq, success, uptime_percent, window_seconds, \
-    gpu_available, first_ping, response_time_ms, error";
 
 pub(super) fn known(row: &AnyRow) -> Result<Known, StoreError> {
     let agent_id: String = row.try_get(1)?;
@@ -67,29 +66,52 @@ pub(super) fn known(row: &AnyRow) -> Result<Known, StoreError> {
     })
 }
 
-pub(super) fn ping(row: &AnyRow) -> Result<(Place, Ping), StoreError> {
-    let at_micros: i64 = row.try_get(0)?;
-    let flag = |column: usize| -> Result<Option<bool>, sqlx::Error> {
-        let flag: Option<i64> = row.try_get(column)?;
-        Ok(flag.map(|flag| flag != 0))
+/// What [`pings`] reads, as the elements of a JSON array. Fractions come as whole numbers of the
+/// unit that they were rounded to before they were stored: databases write no fraction exactly.
+pub(super) const PING_ELEMENTS: &str = "at, seq, success, \
+    CAST(ROUND(uptime_percent * 1e9) AS BIGINT), CAST(ROUND(window_seconds * 1e6) AS BIGINT), \
+    gpu_available, first_ping, CAST(ROUND(response_time_ms * 1e3) AS BIGINT), error";
+
+/// One of them.
+#[derive(Deserialize)]
+struct Elements(
+    i64,
+    i64,
+    u8,
+    Option<i64>,
+    Option<i64>,
+    Option<u8>,
+    u8,
+    Option<i64>,
+    Option<String>,
+);
+
+/// Pings out of the one JSON text that holds them all: for each row by itself the thread of the
+/// database would have to wake ours.
+pub(super) fn pings(text: Option<&str>) -> Result<Vec<(Place, Ping)>, StoreError> {
+    let corrupt =
+        |error: Box<dyn Error + Send + Sync>| StoreError::from(sqlx::Error::Decode(error));
+    let rows: Vec<Elements> =
+        serde_json::from_str(text.unwrap_or("[]")).map_err(|error| corrupt(error.into()))?;
+    #[expect(clippy::cast_precision_loss, reason = "as exact as what was stored")]
+    let fraction = |units: Option<i64>, a_whole: f64| units.map(|units| units as f64 / a_whole);
+    let ping = |row: Elements| {
+        let Elements(at_micros, seq, success, uptime, window, gpu, first, response_time, error) =
+            row;
+        let ping = Ping {
+            timestamp: instant(at_micros),
+            success: success != 0,
+            uptime_percent: percent(fraction(uptime, 1e9))
+                .map_err(|error| corrupt(error.into()))?,
+            window_seconds: fraction(window, 1e6),
+            gpu_available: gpu.map(|gpu| gpu != 0),
+            first_ping: first != 0,
+            response_time_ms: fraction(response_time, 1e3),
+            error,
+        };
+        Ok((Place { at_micros, seq }, ping))
     };
-    let uptime_percent =
-        percent(row.try_get(3)?).map_err(|error| sqlx::Error::Decode(error.into()))?;
-    let ping = Ping {
-        timestamp: instant(at_micros),
-        success: flag(2)?.unwrap_or(false),
-        uptime_percent,
-        window_seconds: row.try_get(4)?,
-        gpu_available: flag(5)?,
-        first_ping: flag(6)?.unwrap_or(false),
-        response_time_ms: row.try_get(7)?,
-        error: row.try_get(8)?,
-    };
-    let place = Place {
-        at_micros,
-        seq: row.try_get(1)?,
-    };
-    Ok((place, ping))
+    rows.into_iter().map(ping).collect()
 }
 
 fn percent(stored: Option<f64>) -> Result<Option<Percent>, String> {

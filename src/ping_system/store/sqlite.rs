@@ -19,6 +19,7 @@ const DIALECT: Dialect = Dialect {
     identity: "INTEGER PRIMARY KEY AUTOINCREMENT",
     clustered: " WITHOUT ROWID",
     skip_locked: "",
+    array_of_arrays: ["json_group_array(json_array(", "))"],
     notify: None,
 };
 

@@ -1,6 +1,10 @@
 //! The store on a database that speaks SQL: what SQLite and PostgreSQL have in common, which is
 //! nearly everything.
 
+mod prune;
+pub(super) mod record;
+mod sums;
+
 use std::future::Future;
 use std::time::Duration;
 
@@ -8,30 +12,27 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, SqlSafeStr, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, SqlSafeStr};
 use uuid::Uuid;
 
-use super::rows::{self, AGENT_COLUMNS, PING_COLUMNS, instant, interval_micros};
+use super::rows::{self, AGENT_COLUMNS, PING_ELEMENTS, instant, interval_micros};
 use super::{
     Claim, Claimed, Known, Lease, NewPing, Place, PruneFrom, Pruned, Registration, Store,
     StoreError, Sum,
 };
-use crate::wire::ping_system::served::{Ping, PingEvent, Status};
+use crate::wire::ping_system::served::Ping;
 
 /// A database that does not answer for so long will not.
 const PATIENCE: Duration = Duration::from_secs(15);
 const MICROS_PER_HOUR: i64 = 3_600_000_000;
-/// How much one step of pruning does at most.
-const PRUNED_AGENTS: i64 = 100;
-const PRUNED_PINGS_PER_AGENT: i64 = 1000;
 
 const MIGRATIONS: [(i64, &str, &str); 2] = [
     (
         1,
         "agents and pings",
-        include_str!("migrations/1_agents_and_pings.sql"),
+        include_str!("../migrations/1_agents_and_pings.sql"),
     ),
-    (2, "health", include_str!("migrations/2_health.sql")),
+    (2, "health", include_str!("../migrations/2_health.sql")),
 ];
 
 /// What the databases spell differently.
@@ -43,6 +44,8 @@ pub(super) struct Dialect {
     pub(super) clustered: &'static str,
     /// Takes rows that nobody else is just taking.
     pub(super) skip_locked: &'static str,
+    /// What stands before and behind elements to make one JSON text of arrays out of all rows.
+    pub(super) array_of_arrays: [&'static str; 2],
     /// Tells other processes what `$1` says once the transaction is done; `None` where there are
     /// no others.
     pub(super) notify: Option<&'static str>,
@@ -102,148 +105,18 @@ impl SqlStore {
         self.origin
     }
 
+    /// The pings of a query in its order, as one JSON text.
+    fn as_json(&self, pings: &str) -> String {
+        let [before, after] = self.dialect.array_of_arrays;
+        format!("SELECT {before}{PING_ELEMENTS}{after} FROM ({pings}) AS pings")
+    }
+
     /// Ends all leases: for a database that is ours alone.
     pub(super) async fn release_all(&self) -> Result<(), sqlx::Error> {
         sqlx::query("UPDATE agents SET lease = NULL, lease_until = NULL WHERE lease IS NOT NULL")
             .execute(&self.write)
             .await?;
         Ok(())
-    }
-
-    async fn store_ping(
-        &self,
-        transaction: &mut Transaction<'static, Any>,
-        claim: &Claim,
-        new: &NewPing,
-    ) -> Result<bool, StoreError> {
-        let (agent, ping) = (&new.after.agent, &new.ping);
-        let at = ping.timestamp.timestamp_micros();
-        let seq = count(agent.total_pings);
-        let updated = sqlx::query(
-            "UPDATE agents SET next_ping_at = $1, ping_interval_us = $2, total_pings = $3, \
-             consecutive_poor = $4, good_in_a_row = $5, last_ping_at = $6, last_success = $7, \
-             last_uptime_percent = NULLIF($8, -1.0), lease = NULL, lease_until = NULL \
-             WHERE key = $9 AND lease = $10",
-        )
-        .bind(agent.next_ping_at.timestamp_micros())
-        .bind(interval_micros(agent.ping_interval_minutes))
-        .bind(seq)
-        .bind(i64::from(new.after.behaviour.consecutive_poor))
-        .bind(i64::from(new.after.behaviour.good_in_a_row))
-        .bind(at)
-        .bind(i64::from(agent.status == Status::Active))
-        .bind(or_nothing(agent.last_uptime_percent.map(f64::from)))
-        .bind(claim.known.key)
-        .bind(claim.token.as_str())
-        .execute(&mut **transaction)
-        .await?;
-        if updated.rows_affected() == 0 {
-            return Ok(false);
-        }
-        sqlx::query(
-            "INSERT INTO pings (agent_key, at, seq, success, uptime_percent, window_seconds, \
-             gpu_available, first_ping, response_time_ms, error, covered_seconds) \
-             VALUES ($1, $2, $3, $4, NULLIF($5, -1.0), NULLIF($6, -1.0), $7, $8, \
-             NULLIF($9, -1.0), $10, $11)",
-        )
-        .bind(claim.known.key)
-        .bind(at)
-        .bind(seq)
-        .bind(i64::from(ping.success))
-        .bind(or_nothing(ping.uptime_percent.map(f64::from)))
-        .bind(or_nothing(ping.window_seconds))
-        .bind(ping.gpu_available.map(i64::from))
-        .bind(i64::from(ping.first_ping))
-        .bind(or_nothing(ping.response_time_ms))
-        .bind(ping.error.clone())
-        .bind(new.covered_seconds)
-        .execute(&mut **transaction)
-        .await?;
-        if new.covered_seconds > 0.0 {
-            let uptime = ping.uptime_percent.map_or(0.0, f64::from);
-            sqlx::query(
-                "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
-                 VALUES ($1, $2, $3, $4) ON CONFLICT (agent_key, hour) DO UPDATE SET \
-                 up_seconds = hours.up_seconds + excluded.up_seconds, \
-                 covered_seconds = hours.covered_seconds + excluded.covered_seconds",
-            )
-            .bind(claim.known.key)
-            .bind(at.div_euclid(MICROS_PER_HOUR))
-            .bind(new.covered_seconds * uptime / 100.0)
-            .bind(new.covered_seconds)
-            .execute(&mut **transaction)
-            .await?;
-        }
-        if let Some(notify) = self.dialect.notify {
-            let event = Notification {
-                origin: self.origin,
-                event: PingEvent::from(new),
-            };
-            if let Ok(event) = serde_json::to_string(&event) {
-                sqlx::query(notify)
-                    .bind(event)
-                    .execute(&mut **transaction)
-                    .await?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Sums of pings in `[from, until)`, given in microseconds.
-    async fn sums_of(
-        &self,
-        table: &'static str,
-        column: &'static str,
-        up: &'static str,
-        [from, until]: [i64; 2],
-        agent_keys: Option<&[i64]>,
-    ) -> Result<Vec<(i64, Sum)>, StoreError> {
-        let mut sql = format!(
-            "SELECT a.key AS key, SUM({up}) AS up_seconds, SUM(t.covered_seconds) AS covered_seconds \
-             FROM agents a JOIN {table} t ON t.agent_key = a.key AND t.{column} >= $1 AND t.{column} < $2"
-        );
-        if let Some(keys) = agent_keys {
-            let places: Vec<String> = (3..3 + keys.len()).map(|n| format!("${n}")).collect();
-            sql.push_str(" WHERE a.key IN (");
-            sql.push_str(&places.join(", "));
-            sql.push(')');
-        }
-        sql.push_str(" GROUP BY a.key");
-        let mut query = sqlx::query(AssertSqlSafe(sql)).bind(from).bind(until);
-        for &key in agent_keys.unwrap_or_default() {
-            query = query.bind(key);
-        }
-        let rows = query.fetch_all(&self.read).await?;
-        let sum = |row: &AnyRow| -> Result<(i64, Sum), StoreError> {
-            let sum = Sum {
-                up_seconds: row.try_get::<Option<f64>, _>("up_seconds")?.unwrap_or(0.0),
-                covered_seconds: row.try_get("covered_seconds")?,
-            };
-            Ok((row.try_get("key")?, sum))
-        };
-        rows.iter().map(sum).collect()
-    }
-}
-
-/// A ping that other processes on the same database are told of.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub(super) struct Notification {
-    pub(super) origin: Uuid,
-    pub(super) event: PingEvent,
-}
-
-impl From<&NewPing> for PingEvent {
-    fn from(new: &NewPing) -> Self {
-        let agent = &new.after.agent;
-        Self {
-            agent_id: agent.agent_id.clone(),
-            status: agent.status,
-            next_ping_at: agent.next_ping_at,
-            total_pings: agent.total_pings,
-            consecutive_poor_uptime: agent.consecutive_poor_uptime,
-            ping_interval_minutes: agent.ping_interval_minutes,
-            ping: new.ping.clone(),
-        }
     }
 }
 
@@ -399,32 +272,33 @@ impl Store for SqlStore {
         behind: Place,
         limit: usize,
     ) -> Result<Vec<(Place, Ping)>, StoreError> {
-        let sql = format!(
-            "SELECT {PING_COLUMNS} FROM pings WHERE agent_key = $1 AND (at, seq) > ($2, $3) \
-             ORDER BY at, seq LIMIT $4"
+        let sql = self.as_json(
+            "SELECT * FROM pings WHERE agent_key = $1 AND (at, seq) > ($2, $3) \
+             ORDER BY at, seq LIMIT $4",
         );
         let query = sqlx::query(AssertSqlSafe(sql))
             .bind(agent_key)
             .bind(behind.at_micros)
             .bind(behind.seq)
             .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let rows = in_time(query.fetch_all(&self.read)).await?;
-        rows.iter().map(rows::ping).collect()
+        let row = in_time(query.fetch_one(&self.read)).await?;
+        rows::pings(row.try_get(0)?)
     }
 
     async fn latest(&self, agent_key: i64, limit: usize) -> Result<Vec<Ping>, StoreError> {
-        let sql = format!(
-            "SELECT {PING_COLUMNS} FROM pings WHERE agent_key = $1 \
-             ORDER BY at DESC, seq DESC LIMIT $2"
+        let sql = self.as_json(
+            "SELECT * FROM pings WHERE agent_key = $1 ORDER BY at DESC, seq DESC LIMIT $2",
         );
         let query = sqlx::query(AssertSqlSafe(sql))
             .bind(agent_key)
             .bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        let rows = in_time(query.fetch_all(&self.read)).await?;
-        let newest_last = rows.iter().rev();
-        newest_last
-            .map(|row| rows::ping(row).map(|(_, ping)| ping))
-            .collect()
+        let row = in_time(query.fetch_one(&self.read)).await?;
+        let newest_first = rows::pings(row.try_get(0)?)?;
+        Ok(newest_first
+            .into_iter()
+            .rev()
+            .map(|(_, ping)| ping)
+            .collect())
     }
 
     async fn sums_since(
@@ -432,17 +306,7 @@ impl Store for SqlStore {
         since: DateTime<Utc>,
         agent_keys: Option<&[i64]>,
     ) -> Result<Vec<(i64, Sum)>, StoreError> {
-        let from = since.timestamp_micros();
-        // Whole hours from their sums, what stands before them from the pings themselves.
-        let first_hour = from.div_euclid(MICROS_PER_HOUR) + 1;
-        let before = [from, first_hour * MICROS_PER_HOUR];
-        let up = "t.covered_seconds * COALESCE(t.uptime_percent, 0.0) / 100.0";
-        let whole = [first_hour, i64::MAX];
-        let mut sums = self
-            .sums_of("hours", "hour", "t.up_seconds", whole, agent_keys)
-            .await?;
-        sums.extend(self.sums_of("pings", "at", up, before, agent_keys).await?);
-        Ok(sums)
+        self.sums(since, agent_keys).await
     }
 
     async fn pull_in(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
@@ -468,63 +332,6 @@ impl Store for SqlStore {
     }
 }
 
-impl SqlStore {
-    async fn prune_step(&self, before: i64, from: PruneFrom) -> Result<Pruned, sqlx::Error> {
-        let mut transaction = self.write.begin().await?;
-        let due = sqlx::query(
-            "SELECT key, removed FROM (SELECT key, 0 AS removed FROM agents UNION ALL \
-             SELECT key, 1 AS removed FROM removed_agents) AS a \
-             WHERE key > $1 ORDER BY key LIMIT $2",
-        )
-        .bind(from.0)
-        .bind(PRUNED_AGENTS)
-        .fetch_all(&mut *transaction)
-        .await?;
-        let mut pruned = Pruned {
-            pings: 0,
-            next: None,
-            more: false,
-        };
-        for row in &due {
-            let key: i64 = row.try_get("key")?;
-            let removed = row.try_get::<i32, _>("removed")? != 0;
-            let before = if removed { i64::MAX } else { before };
-            let deleted = sqlx::query(
-                "DELETE FROM pings WHERE agent_key = $1 AND at < $2 AND at <= COALESCE((\
-                 SELECT at FROM pings WHERE agent_key = $1 AND at < $2 \
-                 ORDER BY at LIMIT 1 OFFSET $3), $2)",
-            )
-            .bind(key)
-            .bind(before)
-            .bind(PRUNED_PINGS_PER_AGENT)
-            .execute(&mut *transaction)
-            .await?
-            .rows_affected();
-            pruned.pings += deleted;
-            pruned.more |= deleted > PRUNED_PINGS_PER_AGENT.unsigned_abs();
-            if deleted > 0 || removed {
-                sqlx::query("DELETE FROM hours WHERE agent_key = $1 AND hour < $2")
-                    .bind(key)
-                    .bind(before.div_euclid(MICROS_PER_HOUR))
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            if removed && deleted == 0 {
-                sqlx::query("DELETE FROM removed_agents WHERE key = $1")
-                    .bind(key)
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-        }
-        transaction.commit().await?;
-        if i64::try_from(due.len()) == Ok(PRUNED_AGENTS) {
-            let last = due.last().map(|row| row.try_get("key")).transpose()?;
-            pruned.next = last.map(PruneFrom);
-        }
-        Ok(pruned)
-    }
-}
-
 /// The row that a statement returns once it has written it. It must be run to its end: the row comes
 /// before the commit, and only what comes after it tells whether that failed.
 async fn written(
@@ -546,14 +353,4 @@ async fn in_time<T>(
 /// Names and JSON values always have a JSON form.
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
-}
-
-/// Stands for no number where all numbers are from 0, and becomes NULL in the statement: sqlx's Any
-/// binds the lack of an f64 as that of an f32, which PostgreSQL keeps to for all later uses.
-fn or_nothing(number: Option<f64>) -> f64 {
-    number.unwrap_or(-1.0)
-}
-
-fn count(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
