@@ -18,24 +18,26 @@ use uptime_runner::wire::agent::Reported;
 const HOSTILE: &str = "<img src=x onerror=\"document.title='taken over'\">";
 const SELDOM: [&str; 2] = ["--base-interval", "15m"];
 
+/// Uptime by the hour; `None` is no answer.
+type Life = fn(i64) -> Option<f64>;
+
 /// Two days of pings of some agents, as they would have come.
 async fn live_through_two_days(folder: &Path, agents: &Agents) {
     let url = format!("sqlite:{}", folder.join("ping-system.db").display());
     let (store, _owner) = sqlite::open(&url).await.unwrap();
     let rules = Rules::default();
     let begin = Utc::now() - TimeDelta::hours(48);
-    // Uptime by the hour; none is no answer.
-    let always = |_: i64| Some(100.0);
-    let nearly = |hour: i64| Some(if hour % 9 == 4 { 98.7 } else { 99.8 });
-    let at_night = |hour: i64| Some(if hour % 24 < 5 { 91.0 } else { 99.9 });
-    let broken = |hour: i64| (hour < 40).then_some(99.5);
-    let lives: [(&str, &str, &dyn Fn(i64) -> Option<f64>); 6] = [
-        ("agent-001", "a1", &always),
-        ("agent-002", "a2", &nearly),
-        ("agent-003", "a3", &at_night),
-        ("agent-004", "a4", &broken),
-        ("berlin-rtx-4090", "a5", &always),
-        (HOSTILE, "a6", &nearly),
+    let always: Life = |_| Some(100.0);
+    let nearly: Life = |hour| Some(if hour % 9 == 4 { 98.7 } else { 99.8 });
+    let at_night: Life = |hour| Some(if hour % 24 < 5 { 91.0 } else { 99.9 });
+    let broken: Life = |hour| (hour < 40).then_some(99.5);
+    let lives: [(&str, &str, Life); 6] = [
+        ("agent-001", "a1", always),
+        ("agent-002", "a2", nearly),
+        ("agent-003", "a3", at_night),
+        ("agent-004", "a4", broken),
+        ("berlin-rtx-4090", "a5", always),
+        (HOSTILE, "a6", nearly),
     ];
     for (name, path, uptime) in lives {
         store

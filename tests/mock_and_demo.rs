@@ -82,34 +82,35 @@ fn the_mock_fails_as_it_is_told() {
 #[test]
 fn the_demo_shows_each_tier_a_suspension_and_the_statistics() {
     let output = binary()
-        .args(["demo", "--duration", "6s"])
+        .args(["demo", "--duration", "15s"])
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
     let text = String::from_utf8(output.stdout).unwrap();
-    let changes: Vec<&str> = text
+    let rates: Vec<(&str, &str)> = text
         .lines()
-        .filter(|line| line.contains("Job rate changed"))
+        .filter_map(|line| {
+            line.strip_prefix("📊 Job rate changed: ")?
+                .split_once(" → ")
+        })
         .collect();
-    assert_eq!(
-        changes,
-        [
-            "📊 Job rate changed: 0 → 1200 jobs/min",
-            "📊 Job rate changed: 1200 → 600 jobs/min",
-            "📊 Job rate changed: 600 → 120 jobs/min",
-            "📊 Job rate changed: 120 → 0 jobs/min",
-            "📊 Job rate changed: 0 → 1200 jobs/min",
-        ]
-    );
+    assert_eq!(rates[0], ("0", "480 jobs/min"), "{text}");
+    // A machine that is held up may show more changes: nobody watched the GPU meanwhile.
+    for rate in ["240 jobs/min", "48 jobs/min", "0 jobs/min"] {
+        assert!(rates.iter().any(|(_, to)| *to == rate), "{rates:?}");
+    }
+    let suspended = rates.iter().position(|(_, to)| *to == "0 jobs/min");
+    assert!(rates.len() > suspended.unwrap() + 1, "{rates:?}");
     assert!(text.contains("✅ [") && text.contains("] gpu-check: 200 ("));
     assert!(text.trim_end().ends_with('}') && text.contains("📊 Status Codes: {200: "));
     assert!(
         !text.contains('\x1b'),
         "no colour and no status line in a pipe"
+    );
+    assert!(
+        log.contains("GPU down: 0 of 1 GPUs ok, GPU 0 lost"),
+        "{log}"
     );
 }
 

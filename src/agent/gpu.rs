@@ -96,6 +96,12 @@ pub enum Act {
 pub struct GpuScript(Vec<(Act, Duration)>);
 
 impl GpuScript {
+    /// This story, over and over.
+    #[must_use]
+    pub fn new(story: Vec<(Act, Duration)>) -> Self {
+        Self(story)
+    }
+
     /// What the GPU does now, and for how long yet.
     #[must_use]
     pub fn at(&self, elapsed: Duration) -> (Act, Duration) {

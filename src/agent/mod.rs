@@ -51,6 +51,18 @@ pub async fn run(config: AgentConfig, shutdown: &Shutdown) -> anyhow::Result<()>
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}: cannot listen there", config.listen))?;
+    run_at(listener, config, shutdown).await
+}
+
+/// The same, where it listens already.
+///
+/// # Errors
+/// When its checkpoint can neither be used nor set aside.
+pub async fn run_at(
+    listener: TcpListener,
+    config: AgentConfig,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     let path = config.checkpoint.path().display().to_string();
     let restored = config
         .checkpoint

@@ -91,6 +91,18 @@ pub async fn run(config: PingSystemConfig, shutdown: &Shutdown) -> anyhow::Resul
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("--listen {}: cannot listen there", config.listen))?;
+    run_at(listener, config, shutdown).await
+}
+
+/// The same, where it listens already.
+///
+/// # Errors
+/// When its database cannot be used.
+pub async fn run_at(
+    listener: TcpListener,
+    config: PingSystemConfig,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let feed = Arc::new(Feed::default());
     let helpers_stop = shutdown.gently.child_token();

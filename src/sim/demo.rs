@@ -1,27 +1,48 @@
-//! The whole system at work on loopback, with nothing else needed.
+//! The whole system at work on loopback, with nothing else needed: a real agent with a simulated GPU,
+//! a real ping system and the real job runner, against a mock gateway.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, ensure};
+use serde_json::json;
+use tokio::net::TcpListener;
+use url::Url;
 
 use super::mock::Mock;
 use super::script::UptimeScript;
+use crate::agent::checkpoint::CheckpointFile;
+use crate::agent::gpu::{Act, GpuScript, GpuSource};
+use crate::agent::watch::Rules as WatchRules;
+use crate::agent::{self, AgentConfig};
 use crate::config::options::RunnerOptions;
 use crate::config::with_path;
+use crate::http_client;
+use crate::ping_system::http::Tokens;
+use crate::ping_system::interval::IntervalRules;
+use crate::ping_system::judge::Rules;
+use crate::ping_system::{self, Database, PingSystemConfig};
 use crate::runner::{self, Ended};
 use crate::shutdown::Shutdown;
-use crate::units::{JobsPerMinute, Percent, Span};
+use crate::units::{JobsPerMinute, Span};
 
 const AGENT: &str = "agent-001";
 
-/// What the agent's uptime is after which share of the demo: each tier, none, and back.
-const STORY: [(f64, f64); 5] = [
-    (0.0, 99.5),
-    (0.25, 96.2),
-    (0.5, 92.0),
-    (0.65, 85.0),
-    (0.8, 99.5),
+/// How much history counts, as a share of the demo.
+const WINDOW: f64 = 16.0 / 60.0;
+
+/// What the GPU does, in shares of the demo. Lost three times within the window, its uptime falls
+/// to about 96, 92 and 85 %; then these times leave the window again, one by one.
+const STORY: [(Act, f64); 7] = [
+    (Act::Up, 17.0 / 60.0),
+    (Act::Lost, 0.62 / 60.0),
+    (Act::Up, 6.0 / 60.0),
+    (Act::Lost, 0.67 / 60.0),
+    (Act::Up, 5.0 / 60.0),
+    (Act::Lost, 1.3 / 60.0),
+    // Far beyond the end.
+    (Act::Up, 1000.0),
 ];
 
 /// Jobs that full uptime would earn over the whole demo.
@@ -35,50 +56,142 @@ pub struct DemoOptions {
     duration: Span,
 }
 
-/// Runs the mock and the real job runner against it.
+/// Runs all parts of the system against each other.
 ///
 /// # Errors
-/// As [`runner::run`], or when no port is free.
+/// As [`runner::run`], or when no port is free or no temporary folder can be made.
 pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<Ended> {
     let duration = options.duration.get();
-    let mut steps = Vec::new();
-    for (share, uptime) in STORY {
-        steps.push((duration.mul_f64(share), Percent::new(uptime)?));
-    }
+    let folder = tempfile::Builder::new()
+        .prefix("uptime-runner-demo-")
+        .tempdir()
+        .context("no temporary folder can be made")?;
+    // The other parts go on until the runner has ended.
+    let others = Shutdown::default();
     let mock = Mock {
         listen: ([127, 0, 0, 1], 0).into(),
-        agents: vec![AGENT.to_owned()],
-        uptime: UptimeScript::new(steps),
+        agents: Vec::new(),
+        uptime: UptimeScript::new(Vec::new()),
         latency: "45ms±10".parse().map_err(anyhow::Error::msg)?,
         failures: vec!["500:2%".parse().map_err(anyhow::Error::msg)?],
     };
-    let (mock, address) = mock.bind().await?;
-    let url = format!("http://{address}")
-        .parse()
-        .context("an address is a valid host")?;
+    let (gateway, gateway_address) = mock.bind().await?;
+    let (at_agent, agent_url) = listen().await?;
+    let (at_ping_system, ping_url) = listen().await?;
 
     let mut config = RunnerOptions::for_agent(AGENT).resolve()?;
-    config.ping.url = url;
-    config.gateway.url = with_path(&config.ping.url, "gateway");
+    config.ping.url = ping_url.clone();
+    let gateway_url = format!("http://{gateway_address}").parse();
+    config.gateway.url = with_path(
+        &gateway_url.context("an address is a valid host")?,
+        "gateway",
+    );
     config.duration = Some(duration);
     config.base_rate = base_rate(duration);
-    // A question a second in a demo of a minute, so that a step shows soon.
+    config.uptime_window = duration.mul_f64(WINDOW);
+    // A look a second in a demo of a minute, in case that listening to the ping system fails.
     config.uptime_interval = (duration / 60).max(Duration::from_millis(20));
-
     writeln!(
         io::stdout(),
-        "demo: {AGENT} has an uptime of 99.5, 96.2, 92, 85 and again 99.5 % within {duration:?}; \
-         the whole rate is {} jobs/min\n",
+        "demo: {AGENT}'s GPU is lost three times for a moment within {duration:?}; the whole rate is {} jobs/min\n\
+         demo: the ping system's dashboard is at {ping_url} until the end\n",
         config.base_rate
     )
     .context("standard output takes no more")?;
-    let stop_mock = shutdown.at_once.child_token();
-    let (_, ended) = tokio::join!(mock.serve(stop_mock.clone()), async {
+
+    let parts = async {
+        tokio::try_join!(
+            agent::run_at(at_agent, agent_config(folder.path(), duration), &others),
+            ping_system::run_at(
+                at_ping_system,
+                ping_system_config(folder.path(), duration),
+                &others
+            ),
+            async { Ok(gateway.serve(others.at_once.clone()).await?) },
+        )
+    };
+    let story = async {
+        register(&ping_url, &agent_url).await?;
         let ended = runner::run(config, shutdown).await;
-        stop_mock.cancel();
+        others.gently.cancel();
+        others.at_once.cancel();
         ended
+    };
+    let (_, ended) = tokio::try_join!(parts, story)?;
+    Ok(ended)
+}
+
+async fn listen() -> anyhow::Result<(TcpListener, Url)> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .context("no port is free")?;
+    let url = format!("http://{}", listener.local_addr()?).parse();
+    Ok((listener, url.context("an address is a valid host")?))
+}
+
+fn agent_config(folder: &Path, duration: Duration) -> AgentConfig {
+    let story = STORY.map(|(act, share)| (act, duration.mul_f64(share)));
+    AgentConfig {
+        rules: WatchRules {
+            agent_id: AGENT.to_owned(),
+            check_interval: (duration / 1200).max(Duration::from_millis(5)),
+            max_transitions: 1000,
+            require_gpus: None,
+        },
+        gpu: GpuSource::Simulated(GpuScript::new(story.into()), Instant::now()),
+        listen: ([127, 0, 0, 1], 0).into(),
+        token: None,
+        checkpoint: CheckpointFile::new(folder.join("agent.json"), AGENT.to_owned()),
+        checkpoint_every: 100,
+    }
+}
+
+fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
+    let base = (duration / 60).max(Duration::from_millis(50));
+    PingSystemConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        database: Database::Sqlite(format!(
+            "sqlite:{}",
+            folder.join("ping-system.db").display()
+        )),
+        rules: Rules {
+            interval: IntervalRules {
+                base,
+                max: 2 * base,
+                ..IntervalRules::default()
+            },
+            ..Rules::default()
+        },
+        response_timeout: Duration::from_secs(10),
+        max_concurrent: 100,
+        retention: Duration::from_hours(24),
+        tokens: Tokens::default(),
+        agent_authorization: None,
+        allowed: Vec::new(),
+    }
+}
+
+/// As whoever deploys an agent does.
+async fn register(ping_url: &Url, agent_url: &Url) -> anyhow::Result<()> {
+    let form = json!({
+        "agent_id": AGENT,
+        "agent_url": agent_url.as_str(),
+        "capabilities": ["gpu-check"],
+        "metadata": { "gpu": "simulated" },
     });
-    ended
+    let client = http_client::new(false, Vec::new())?;
+    let answer = client
+        .post(with_path(ping_url, "ping-system/agents/register"))
+        .body(form.to_string())
+        .send()
+        .await
+        .map_err(|error| anyhow!("{ping_url}: {}", http_client::root_cause(&error)))?;
+    let status = answer.status();
+    ensure!(
+        status.is_success(),
+        "{ping_url}: status {status} at the registration"
+    );
+    Ok(())
 }
 
 /// The same number of jobs however long the demo is, but at least one a second.
