@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::agent::AgentConfig;
 use crate::config::RunnerConfig;
@@ -50,8 +52,20 @@ pub enum Command {
     PingSystem(Box<PingSystemOptions>),
     /// Play a ping system and a gateway on one port, by a script
     Mock(MockOptions),
-    /// See it all at work: the runner against the mock, nothing else needed
+    /// See it all at work: every part of the system on this machine, nothing else needed
     Demo(DemoOptions),
+    /// Find out whether everything that the job runner needs works, without sending a job
+    Check(Box<RunnerArgs>),
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page of the job runner, or of a command
+    Man {
+        /// Which command
+        command: Option<String>,
+    },
 }
 
 /// What is to be done, checked.
@@ -67,6 +81,10 @@ pub enum Task {
     Mock(Mock),
     /// Show it all.
     Demo(DemoOptions),
+    /// Ask everything.
+    Check(Box<RunnerConfig>),
+    /// Print a text.
+    Print(Vec<u8>),
 }
 
 impl Cli {
@@ -93,8 +111,34 @@ impl Cli {
             Some(Command::PingSystem(options)) => Task::PingSystem(Box::new(options.resolve()?)),
             Some(Command::Mock(options)) => Task::Mock(options.resolve()?),
             Some(Command::Demo(options)) => Task::Demo(options),
+            Some(Command::Check(options)) => Task::Check(Box::new(options.resolve()?)),
+            Some(Command::Completions { shell }) => Task::Print(completions(shell)),
+            Some(Command::Man { command }) => Task::Print(manual(command.as_deref())?),
         })
     }
+}
+
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "uptime-runner", &mut text);
+    text
+}
+
+fn manual(of: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    let mut whole = Cli::command();
+    // Commands get their full names and usage.
+    whole.build();
+    let command = match of {
+        None => whole,
+        Some(name) => whole.find_subcommand(name).cloned().with_context(|| {
+            let names = whole.get_subcommands().map(clap::Command::get_name);
+            let names: Vec<&str> = names.collect();
+            format!("man '{name}': expected one of {}", names.join(", "))
+        })?,
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(command).render(&mut text)?;
+    Ok(text)
 }
 
 /// The job runner's command line.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use uptime_runner::cli::{Cli, Task};
 use uptime_runner::runner::Ended;
 use uptime_runner::shutdown::Shutdown;
-use uptime_runner::{agent, ping_system, runner, sim, telemetry};
+use uptime_runner::{agent, ping_system, runner, sim, telemetry, terminal};
 
 const FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
@@ -38,14 +38,12 @@ fn run(task: Task) -> anyhow::Result<Ended> {
         let shutdown = Shutdown::on_signals()?;
         match task {
             Task::Run(config) => runner::run(*config, &shutdown).await,
-            Task::Agent(config) => agent::run(*config, &shutdown)
-                .await
-                .map(|()| Ended::AsAsked(Vec::new())),
-            Task::PingSystem(config) => ping_system::run(*config, &shutdown)
-                .await
-                .map(|()| Ended::AsAsked(Vec::new())),
+            Task::Agent(config) => agent::run(*config, &shutdown).await.map(Ended::from),
+            Task::PingSystem(config) => ping_system::run(*config, &shutdown).await.map(Ended::from),
             Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,
             Task::Demo(options) => sim::demo::run(&options, &shutdown).await,
+            Task::Check(config) => runner::check::run(*config).await,
+            Task::Print(text) => terminal::print(&text).map(Ended::from),
         }
     });
     // An output that stalls, or a name that is being looked up, must not hold up the end.

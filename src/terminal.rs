@@ -1,8 +1,10 @@
 //! The terminal that results and log may share: colour, width, and the status line that both must
 //! clear before they write.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
 
 /// Goes to the line's begin and clears it.
 const CLEAR_LINE: &[u8] = b"\r\x1b[2K";
@@ -44,4 +46,14 @@ pub fn columns() -> Option<usize> {
     } else {
         size.ws_col.into()
     })
+}
+
+/// Writes a text that was asked for to standard output.
+///
+/// # Errors
+/// When that takes no more.
+pub fn print(text: &[u8]) -> anyhow::Result<()> {
+    io::stdout()
+        .write_all(text)
+        .context("standard output takes no more")
 }

@@ -4,6 +4,7 @@
 pub mod accounts;
 pub mod alarm;
 pub mod capability;
+pub mod check;
 pub mod event;
 pub mod follower;
 pub mod gateway;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use chrono::Utc;
+use reqwest::Client;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -67,6 +69,13 @@ pub enum Ended {
     AsAsked(Vec<Missed>),
     /// By a second signal.
     AtOnce,
+}
+
+/// As asked, with nothing required.
+impl From<()> for Ended {
+    fn from((): ()) -> Self {
+        Self::AsAsked(Vec::new())
+    }
 }
 
 /// Runs until the first signal, `--duration` or `--max-jobs`.
@@ -144,11 +153,7 @@ impl Run {
             ),
             None => None,
         };
-        let with_tls = [&config.ping.url, &config.gateway.url]
-            .iter()
-            .any(|u| u.scheme() == "https");
-        let client = http_client::new(with_tls, config.extra_roots.clone())
-            .context("the HTTP client cannot be set up")?;
+        let client = client(&config)?;
 
         let text = TextOutput {
             colour: terminal::wants_colour(&std::io::stdout()),
@@ -181,13 +186,7 @@ impl Run {
             jobs: TaskTracker::new(),
             stop: stop.clone(),
         });
-        let ping_system = Arc::new(PingSystem {
-            client,
-            url: config.ping.url.clone(),
-            authorization: config.ping.authorization.clone(),
-            window: config.uptime_window,
-            patience: config.uptime_interval.min(LONGEST_QUESTION),
-        });
+        let ping_system = Arc::new(ping_system(&config, client));
 
         let mut run = Self {
             recorder: Arc::clone(&recorder),
@@ -288,6 +287,24 @@ impl Run {
     async fn finished(&mut self) {
         while self.tasks.join_next().await.is_some() {}
         self.tracker.wait().await;
+    }
+}
+
+fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
+    let with_tls = [&config.ping.url, &config.gateway.url]
+        .iter()
+        .any(|u| u.scheme() == "https");
+    http_client::new(with_tls, config.extra_roots.clone())
+        .context("the HTTP client cannot be set up")
+}
+
+fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
+    PingSystem {
+        client,
+        url: config.ping.url.clone(),
+        authorization: config.ping.authorization.clone(),
+        window: config.uptime_window,
+        patience: config.uptime_interval.min(LONGEST_QUESTION),
     }
 }
 

@@ -169,24 +169,27 @@ impl PingSystem {
             })?
     }
 
-    async fn agent(&self, agent_id: &str) -> Result<Agent, AskError> {
+    /// All agents.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn agents(&self) -> Result<Vec<Agent>, AskError> {
         let url = self.address(&[]);
         let body = self.get(&url).await?;
-        let agents = match read_agents(&body) {
-            Ok(agents) => agents,
-            Err(error) => {
-                return Err(AskError::Invalid {
-                    url: url.into(),
-                    error,
-                });
-            }
-        };
+        read_agents(&body).map_err(|error| AskError::Invalid {
+            url: url.into(),
+            error,
+        })
+    }
+
+    async fn agent(&self, agent_id: &str) -> Result<Agent, AskError> {
+        let agents = self.agents().await?;
         let listed = agents.len();
         agents
             .into_iter()
             .find(|agent| agent.agent_id == agent_id)
             .ok_or_else(|| AskError::NotListed {
-                url: url.into(),
+                url: self.address(&[]).into(),
                 agent_id: agent_id.to_owned(),
                 listed,
             })

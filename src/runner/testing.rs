@@ -140,6 +140,7 @@ fn pinged(agent_id: &str, uptime: f64) -> (Agent, Ping) {
     let timestamp = Utc::now();
     let agent = Agent {
         agent_id: agent_id.to_owned(),
+        agent_url: None,
         last_ping_at: Some(timestamp),
         total_pings: Some(1),
         consecutive_poor_uptime: Some(0),

@@ -320,6 +320,7 @@ mod tests {
     fn picture(history: Vec<Ping>) -> Picture {
         let agent = Agent {
             agent_id: "a".to_owned(),
+            agent_url: None,
             last_ping_at: None,
             total_pings: None,
             consecutive_poor_uptime: None,

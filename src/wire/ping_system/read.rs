@@ -17,6 +17,9 @@ pub const MAX_BODY_BYTES: usize = 8 << 20;
 pub struct Agent {
     /// The agent's name.
     pub agent_id: String,
+    /// Where it answers; only shown and looked at by `check`.
+    #[serde(default, deserialize_with = "text_or_nothing")]
+    pub agent_url: Option<String>,
     /// When it was last asked.
     #[serde(default, deserialize_with = "time_or_null")]
     pub last_ping_at: Option<DateTime<Utc>>,
@@ -212,6 +215,14 @@ fn length_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f
             "{length} is not a length of time: expected a finite number from 0"
         ))),
         length => Ok(length),
+    }
+}
+
+/// A text that is only shown: what is no text is left out.
+fn text_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(Some(text)),
+        _ => Ok(None),
     }
 }
 

@@ -1,0 +1,163 @@
+//! `check`: asks all that the runner depends on, and says what works, what does not and what to do.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::bail;
+use chrono::Utc;
+use reqwest::{Client, Url};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::ping_client::{AskError, AskUptime, PingSystem};
+use super::{Ended, client, ping_system, policy};
+use crate::config::{RunnerConfig, with_path};
+use crate::http_client::root_cause;
+use crate::terminal;
+use crate::wire::ping_system::Agent;
+
+/// The longest wait for a connection.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How something is.
+enum Finding {
+    Works(String),
+    /// Cannot be told from here, and need not be.
+    Unseen(String),
+    Fails(String),
+}
+
+/// Checks everything and prints what was found.
+///
+/// # Errors
+/// When something does not work, so that the exit status is 1.
+pub async fn run(config: RunnerConfig) -> anyhow::Result<Ended> {
+    let client = client(&config)?;
+    let system = ping_system(&config, client.clone());
+    let mut findings = Vec::new();
+    match system.agents().await {
+        Ok(agents) => {
+            findings.push(Finding::Works(format!(
+                "ping system at {}: {} agents registered",
+                system.url,
+                agents.len()
+            )));
+            for wanted in &config.agents {
+                let known = agents.iter().find(|agent| agent.agent_id == wanted.id);
+                findings.push(uptime(&config, &system, &wanted.id, &agents).await);
+                if let Some(url) = known.and_then(|agent| agent.agent_url.as_deref()) {
+                    findings.push(agent(&client, &wanted.id, url).await);
+                }
+            }
+        }
+        Err(error) => findings.push(Finding::Fails(format!(
+            "ping system: {error}. Start it (uptime-runner ping-system), or name another (--ping-url)"
+        ))),
+    }
+    findings.push(gateway(&config.gateway.url).await);
+
+    let mut text = String::new();
+    let mut failed = 0;
+    for finding in &findings {
+        let (mark, what) = match finding {
+            Finding::Works(what) => ("✅", what),
+            Finding::Unseen(what) => ("➖", what),
+            Finding::Fails(what) => {
+                failed += 1;
+                ("❌", what)
+            }
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{mark} {what}");
+    }
+    terminal::print(text.as_bytes())?;
+    if failed > 0 {
+        bail!("{failed} of {} checks failed", findings.len());
+    }
+    Ok(Ended::AsAsked(Vec::new()))
+}
+
+/// What the agent's uptime is, and what it earns.
+async fn uptime(
+    config: &RunnerConfig,
+    system: &PingSystem,
+    agent_id: &str,
+    agents: &[Agent],
+) -> Finding {
+    match system.ask(agent_id).await {
+        Ok(picture) => {
+            let reading = picture.reading(Utc::now(), config.uptime_window);
+            let Some(uptime) = reading.uptime else {
+                return Finding::Fails(format!(
+                    "{agent_id}: registered, but no ping covers now: no job would be sent. \
+                     Is the ping system asking it? Its dashboard and log tell"
+                ));
+            };
+            let rate = policy::job_rate(config.base_rate, uptime);
+            let what = format!(
+                "{agent_id}: uptime {} % of {} pings, which earns {rate} of {} jobs/min",
+                uptime.floored(2),
+                reading.pings,
+                config.base_rate
+            );
+            if rate.get() > 0 {
+                Finding::Works(what)
+            } else {
+                Finding::Fails(format!("{what}. Is its GPU up?"))
+            }
+        }
+        Err(AskError::NotListed { url, .. }) => {
+            let known: Vec<&str> = agents.iter().map(|a| a.agent_id.as_str()).take(5).collect();
+            let known = if known.is_empty() {
+                "nobody is".to_owned()
+            } else {
+                format!("{} are", known.join(", "))
+            };
+            Finding::Fails(format!(
+                "{agent_id}: not registered, {known}. Register it: curl {url}/register \
+                 -d '{{\"agent_id\": \"{agent_id}\", \"agent_url\": \"http://…:8001\"}}'"
+            ))
+        }
+        Err(error) => Finding::Fails(format!("{agent_id}: {error}")),
+    }
+}
+
+/// The agent itself, which only the ping system has to reach.
+async fn agent(client: &Client, agent_id: &str, url: &str) -> Finding {
+    let Ok(base) = url.parse::<Url>() else {
+        return Finding::Fails(format!(
+            "{agent_id}: registered with the address '{}', which is none. Register it anew",
+            url.escape_debug()
+        ));
+    };
+    let asked = client.get(with_path(&base, "agent/health")).send();
+    let unseen = match timeout(PATIENCE, asked).await {
+        Ok(Ok(answer)) if answer.status().is_success() => {
+            return Finding::Works(format!("{agent_id} itself at {url}: answers"));
+        }
+        Ok(Ok(answer)) => format!("status {}", answer.status()),
+        Ok(Err(error)) => root_cause(&error),
+        Err(_) => "no answer in 5s".to_owned(),
+    };
+    Finding::Unseen(format!(
+        "{agent_id} itself at {url}: cannot be reached from here ({unseen}); only the ping system has to"
+    ))
+}
+
+/// Whether somebody listens where jobs go; a job costs money, so none is sent.
+async fn gateway(url: &Url) -> Finding {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let port = url.port_or_known_default().unwrap_or_default();
+    let why = match timeout(PATIENCE, TcpStream::connect((host, port))).await {
+        Ok(Ok(_)) => {
+            return Finding::Works(format!(
+                "gateway at {url}: takes connections (no job was sent)"
+            ));
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no connection in 5s".to_owned(),
+    };
+    Finding::Fails(format!(
+        "gateway at {url}: {why}. Start it, or name another (--gateway-url)"
+    ))
+}
