@@ -7,10 +7,9 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use common::served::Served;
-use common::{binary, wait_until};
+use common::{binary, nvml, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -291,27 +290,6 @@ fn a_checkpoint_that_cannot_be_written_is_written_once_it_can() {
     assert_eq!(after["since"], before["timestamp"], "nothing is lost");
 }
 
-/// Compiles the fake NVML; `None`, and said so, where there is no C compiler.
-fn fake_nvml(folder: &TempDir) -> Option<PathBuf> {
-    let library = folder.path().join("libfake-nvml.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/fake_nvml.c");
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .arg(&library)
-        .arg(source)
-        .status();
-    match compiled {
-        Ok(status) => {
-            assert!(status.success(), "the fake NVML compiles");
-            Some(library)
-        }
-        Err(error) => {
-            eprintln!("skipped: no C compiler to make a fake NVML with: {error}");
-            None
-        }
-    }
-}
-
 /// An agent that looks through a fake NVML, and what steers that.
 struct FakeDriver {
     agent: Agent,
@@ -322,7 +300,7 @@ struct FakeDriver {
 impl FakeDriver {
     fn start(state: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let library = fake_nvml(&folder)?;
+        let library = nvml::compile(folder.path())?;
         Some(Self::start_with(folder, &library, state))
     }
 
@@ -344,10 +322,7 @@ impl FakeDriver {
     }
 
     fn set(&self, state: &str) {
-        // Whole or not at all: the library reads it at any moment.
-        let new = self.state.with_extension("new");
-        std::fs::write(&new, state).unwrap();
-        std::fs::rename(new, &self.state).unwrap();
+        nvml::set(&self.state, state);
     }
 
     fn probe_threads(&self) -> usize {
@@ -481,7 +456,7 @@ fn a_hanging_driver_blocks_no_answer_and_piles_up_no_threads() {
 #[test]
 fn a_library_that_is_missing_is_looked_for_again() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(library) = fake_nvml(&folder) else {
+    let Some(library) = nvml::compile(folder.path()) else {
         return;
     };
     let hidden = library.with_extension("hidden");

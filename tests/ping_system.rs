@@ -254,6 +254,30 @@ fn every_wrong_answer_is_a_failed_ping_with_its_reason() {
 }
 
 #[test]
+fn an_agent_whose_clock_is_behind_is_asked_by_its_own_clock() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let system = PingSystemProcess::start(folder.path(), &SELDOM);
+    system.with_agent("a", &agents);
+    let answers = std::sync::atomic::AtomicUsize::new(0);
+    agents.set("a", move |stream, agent_id| {
+        let body = report(agent_id, 97.0).to_string();
+        match answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => respond(stream, 400, "date: Thu, 01 Jan 2026 12:00:00 GMT\r\n", "{}"),
+            _ => respond(stream, 200, "", &body),
+        }
+    });
+    let ping = system.ping("a");
+    assert_eq!(ping["uptime_percent"], 97.0);
+    let asked = agents.asked("a");
+    // An hour is the interval.
+    assert!(
+        asked[2].contains("?since=2026-01-01T11%3A00%3A00Z "),
+        "{asked:?}"
+    );
+}
+
+#[test]
 fn an_agent_that_hangs_costs_only_its_own_place() {
     let folder = tempfile::tempdir().unwrap();
     let agents = Agents::start();

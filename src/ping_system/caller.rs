@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use reqwest::header::{AUTHORIZATION, HeaderValue};
-use reqwest::{Client, StatusCode};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderValue};
+use reqwest::{Client, Response, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
@@ -65,7 +65,7 @@ impl Caller {
     pub async fn ask(&self, agent: &Agent) -> Asked {
         let at = whole_micros(Utc::now());
         let begun = Instant::now();
-        let answer = tokio::time::timeout(self.patience, self.report(agent, at))
+        let answer = tokio::time::timeout(self.patience, self.report(agent))
             .await
             .unwrap_or_else(|_| {
                 Err(format!(
@@ -80,28 +80,41 @@ impl Caller {
         }
     }
 
-    async fn report(&self, agent: &Agent, now: DateTime<Utc>) -> Result<Reported, String> {
-        let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
-        // What was allowed at the registration may not be so any more.
-        self.reach.check(&base).map_err(|why| why.to_string())?;
-        let mut url = with_path(&base, "agent/uptime-since-last-ping");
-        if let Some(last) = agent.last_ping_at {
-            // The clock may have been set back since.
-            let since = last.min(now).to_rfc3339_opts(SecondsFormat::AutoSi, true);
+    async fn get(&self, route: &Url, since: Option<DateTime<Utc>>) -> Result<Response, String> {
+        let mut url = route.clone();
+        if let Some(since) = since {
+            let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
             url.query_pairs_mut().append_pair("since", &since);
         }
         let mut request = self.client.get(url);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
         }
-        let response = request.send().await.map_err(|error| {
+        request.send().await.map_err(|error| {
             let what = if error.is_connect() {
                 "no connection: "
             } else {
                 ""
             };
             format!("{what}{}", root_cause(&error))
-        })?;
+        })
+    }
+
+    async fn report(&self, agent: &Agent) -> Result<Reported, String> {
+        let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
+        // What was allowed at the registration may not be so any more.
+        self.reach.check(&base).map_err(|why| why.to_string())?;
+        let route = with_path(&base, "agent/uptime-since-last-ping");
+        let mut response = self.get(&route, agent.last_ping_at).await?;
+        // By the agent's clock that time may be still to come: the clocks differ, or ours was ahead
+        // at the last ping. Then it is asked for as much time before its own now.
+        if response.status() == StatusCode::BAD_REQUEST && agent.last_ping_at.is_some() {
+            let since = date_of(&response).and_then(|now| {
+                let interval = TimeDelta::try_seconds(interval_seconds(agent))?;
+                now.checked_sub_signed(interval)
+            });
+            response = self.get(&route, since).await?;
+        }
         match response.status() {
             StatusCode::OK => {}
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
@@ -117,6 +130,23 @@ impl Caller {
             .map_err(|error| error.to_string())?;
         read_report(&body, &agent.agent_id).map_err(|error| error.to_string())
     }
+}
+
+/// When an answer was given, by the clock of whoever gave it.
+fn date_of(response: &Response) -> Option<DateTime<Utc>> {
+    let date = response.headers().get(DATE)?.to_str().ok()?;
+    let date = DateTime::parse_from_rfc2822(date).ok()?;
+    Some(date.to_utc())
+}
+
+/// Whole seconds from one ping to the next, at least one.
+fn interval_seconds(agent: &Agent) -> i64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates, far beyond any interval"
+    )]
+    let seconds = (agent.ping_interval_minutes * 60.0).ceil() as i64;
+    seconds.max(1)
 }
 
 /// As exact as instants are stored, so that a time that is told is the time that was stored.

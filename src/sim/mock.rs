@@ -124,6 +124,7 @@ pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Ended> {
         .agents
         .first()
         .map_or("agent-001", String::as_str);
+    tracing::info!("the mock answers at http://{address}");
     // Nobody has to read it: a mock goes on without.
     let _ = write!(
         io::stdout(),

@@ -26,7 +26,7 @@ const STORED_PINGS: u64 = 10_000_000;
 /// One agent has a ping each 15 s of a day, the others share the rest.
 const DAY_OF_PINGS: u64 = 24 * 3600 / INTERVAL_SECONDS;
 const WARM_UP: Duration = Duration::from_secs(20);
-const MEASURED: Duration = Duration::from_secs(60);
+const MEASURED: Duration = Duration::from_mins(1);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {

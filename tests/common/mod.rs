@@ -3,8 +3,10 @@
 
 pub mod agents;
 pub mod browser;
+pub mod nvml;
 pub mod ping_system;
 pub mod postgres;
+pub mod proxy;
 pub mod served;
 
 use std::io::{BufRead, BufReader, Read, Write};

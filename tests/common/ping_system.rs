@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -19,6 +20,10 @@ impl PingSystemProcess {
             .args(["ping-system", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .current_dir(folder);
+        Self::spawn(command)
+    }
+
+    pub fn spawn(command: Command) -> Self {
         Self(Served::spawn(command))
     }
 

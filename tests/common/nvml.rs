@@ -1,0 +1,32 @@
+//! NVIDIA's management library as a small C file, steered by another file.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Compiles the fake NVML; `None`, and said so, where there is no C compiler.
+pub fn compile(folder: &Path) -> Option<PathBuf> {
+    let library = folder.join("libfake-nvml.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/fake_nvml.c");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&library)
+        .arg(source)
+        .status();
+    match compiled {
+        Ok(status) => {
+            assert!(status.success(), "the fake NVML compiles");
+            Some(library)
+        }
+        Err(error) => {
+            eprintln!("skipped: no C compiler to make a fake NVML with: {error}");
+            None
+        }
+    }
+}
+
+/// Makes the library do something else: whole or not at all, since it reads that at any moment.
+pub fn set(state_file: &Path, state: &str) {
+    let new = state_file.with_extension("new");
+    std::fs::write(&new, state).unwrap();
+    std::fs::rename(new, state_file).unwrap();
+}
