@@ -31,6 +31,8 @@ pub mod cli;
 pub mod config;
 pub mod http_client;
 pub mod http_server;
+#[cfg(test)]
+mod mutation;
 pub mod ping_system;
 pub mod runner;
 pub mod shutdown;

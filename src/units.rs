@@ -222,6 +222,7 @@ pub fn milliseconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     #[test]
@@ -302,6 +303,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn nearly_right_spans_are_read_or_refused(text in mutated(&["1h30m", "500ms", "7d", "0.5"])) {
+            if let Ok(span) = String::from_utf8_lossy(&text).parse::<Span>() {
+                prop_assert!(!span.get().is_zero());
+            }
+        }
+
         #[test]
         fn any_text_is_a_span_over_zero_or_an_error(text in ".{0,40}") {
             if let Ok(span) = text.parse::<Span>() {

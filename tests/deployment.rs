@@ -19,18 +19,14 @@ fn deploy() -> PathBuf {
 /// Runs a checker; `false`, and a word about it, where the machine has none.
 fn check(command: &mut Command) -> bool {
     let program = command.get_program().to_owned();
-    match command.output() {
-        Ok(output) => {
-            let said = [output.stdout, output.stderr].concat();
-            let said = String::from_utf8_lossy(&said);
-            assert!(output.status.success(), "{command:?}: {said}");
-            true
-        }
-        Err(_) => {
-            eprintln!("SKIPPED: no {} on this machine", program.display());
-            false
-        }
-    }
+    let Ok(output) = command.output() else {
+        eprintln!("SKIPPED: no {} on this machine", program.display());
+        return false;
+    };
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "{command:?}: {said}");
+    true
 }
 
 #[test]

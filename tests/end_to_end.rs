@@ -25,7 +25,7 @@ const RATE: u32 = 3000;
 const RATES: [&str; 2] = ["--rate", "3000"];
 
 /// All parts, each at an address that it keeps when it is started anew.
-struct System {
+struct Chain {
     folder: TempDir,
     gpu: PathBuf,
     library: PathBuf,
@@ -33,7 +33,7 @@ struct System {
     ping_system_at: SocketAddr,
     /// Between the ping system and the agent.
     to_agent: Proxy,
-    /// Between the runner and the ping system.
+    /// Between the runner and the ping chain.
     to_ping_system: Proxy,
     gateway: Served,
     agent: Served,
@@ -44,7 +44,7 @@ struct System {
     disk: Option<Disk>,
 }
 
-impl System {
+impl Chain {
     /// `None` where there is no C compiler to make a GPU with.
     fn start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ impl System {
             [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
         let to_agent = Proxy::before(agent_at);
         let to_ping_system = Proxy::before(ping_system_at);
-        let system = Self {
+        let chain = Self {
             agent: agent(folder.path(), &library, &gpu, agent_at),
             ping_system: ping_system(folder.path(), ping_system_at),
             gateway: gateway(),
@@ -71,8 +71,8 @@ impl System {
             to_ping_system,
             disk,
         };
-        system.ping_system.register(AGENT, &system.to_agent.url());
-        Some(system)
+        chain.ping_system.register(AGENT, &chain.to_agent.url());
+        Some(chain)
     }
 
     fn run_jobs(&mut self) {
@@ -268,25 +268,25 @@ fn assert_no_job_at_rate_0(finished: &Finished) {
 
 #[test]
 fn a_lost_gpu_stops_the_jobs_and_one_that_is_back_brings_them_back() {
-    let Some(mut system) = System::start() else {
+    let Some(mut chain) = Chain::start() else {
         return;
     };
-    system.run_jobs();
-    system.runner().wait_for_rate(u64::from(RATE));
-    system.recovers();
+    chain.run_jobs();
+    chain.runner().wait_for_rate(u64::from(RATE));
+    chain.recovers();
 
     // Each station hears of it after the one before.
     let lost_at = chrono::Utc::now();
-    nvml::set(&system.gpu, "lost");
+    nvml::set(&chain.gpu, "lost");
     let peek = "/agent/uptime-since-last-ping?peek=true";
     let at_agent = wait_until("the agent to know", || {
-        let report = system.agent.ask(peek);
+        let report = chain.agent.ask(peek);
         (report["gpu_available"] == false).then_some(report)
     });
-    let ping = system.wait_for_ping("a poor ping", |ping| {
+    let ping = chain.wait_for_ping("a poor ping", |ping| {
         ping["gpu_available"] == false && instant(&ping["timestamp"]) > lost_at
     });
-    let stopped = system.runner().wait_for_rate(0);
+    let stopped = chain.runner().wait_for_rate(0);
     assert!(instant(&at_agent["timestamp"]) >= lost_at);
     assert!(instant(&stopped["ts"]) >= lost_at);
     assert_eq!(stopped["reason"], "uptime");
@@ -296,97 +296,97 @@ fn a_lost_gpu_stops_the_jobs_and_one_that_is_back_brings_them_back() {
         instant(&stopped["ts"]) - lost_at
     );
     wait_until("the longest interval", || {
-        let agent = system.ping_system.agent(AGENT);
+        let agent = chain.ping_system.agent(AGENT);
         (agent["ping_interval_minutes"] == json!(0.02)).then_some(())
     });
 
     let back_at = chrono::Utc::now();
-    nvml::set(&system.gpu, "ok");
-    let full = system.runner().wait_for_rate(u64::from(RATE));
+    nvml::set(&chain.gpu, "ok");
+    let full = chain.runner().wait_for_rate(u64::from(RATE));
     assert!(instant(&full["ts"]) > back_at);
     eprintln!("back; all jobs after {}", instant(&full["ts"]) - back_at);
-    system.recovers();
+    chain.recovers();
     assert_eq!(
-        system.ping_system.agent(AGENT)["ping_interval_minutes"],
+        chain.ping_system.agent(AGENT)["ping_interval_minutes"],
         0.005
     );
-    system.accounts_add_up();
+    chain.accounts_add_up();
 }
 
-type Fault = (&'static str, fn(&mut System));
+type Fault = (&'static str, fn(&mut Chain));
 
 const FAULTS: [Fault; 12] = [
-    ("agent killed", |system| {
-        system.agent.kill();
-        system.restart_agent();
+    ("agent killed", |chain| {
+        chain.agent.kill();
+        chain.restart_agent();
     }),
-    ("ping system killed", |system| {
-        system.ping_system.kill();
-        system.restart_ping_system();
+    ("ping system killed", |chain| {
+        chain.ping_system.kill();
+        chain.restart_ping_system();
     }),
-    ("runner killed", |system| {
-        let runner = system.runner.take().expect("it was started");
+    ("runner killed", |chain| {
+        let runner = chain.runner.take().expect("it was started");
         drop(runner);
-        system.run_jobs();
+        chain.run_jobs();
     }),
-    ("agent frozen", |system| {
-        system.agent.signal(Signal::STOP);
-        system.is_unreachable();
-        system.agent.signal(Signal::CONT);
+    ("agent frozen", |chain| {
+        chain.agent.signal(Signal::STOP);
+        chain.is_unreachable();
+        chain.agent.signal(Signal::CONT);
     }),
-    ("ping system frozen", |system| {
-        system.ping_system.signal(Signal::STOP);
-        system.rate_is(0);
-        system.ping_system.signal(Signal::CONT);
+    ("ping system frozen", |chain| {
+        chain.ping_system.signal(Signal::STOP);
+        chain.rate_is(0);
+        chain.ping_system.signal(Signal::CONT);
     }),
-    ("runner frozen", |system| {
-        let before = system.pings();
-        system.runner().signal(Signal::STOP);
+    ("runner frozen", |chain| {
+        let before = chain.pings();
+        chain.runner().signal(Signal::STOP);
         wait_until("pings meanwhile", || {
-            (system.pings() > before + 3).then_some(())
+            (chain.pings() > before + 3).then_some(())
         });
-        system.runner().signal(Signal::CONT);
+        chain.runner().signal(Signal::CONT);
     }),
-    ("agent away", |system| {
-        system.agent.kill();
-        system.is_unreachable();
-        system.rate_is(0);
-        system.restart_agent();
+    ("agent away", |chain| {
+        chain.agent.kill();
+        chain.is_unreachable();
+        chain.rate_is(0);
+        chain.restart_agent();
     }),
-    ("ping system away", |system| {
-        system.ping_system.kill();
-        system.rate_is(0);
-        system.restart_ping_system();
+    ("ping system away", |chain| {
+        chain.ping_system.kill();
+        chain.rate_is(0);
+        chain.restart_ping_system();
     }),
-    ("agent's answers cut", |system| {
-        system.to_agent.cut(true);
-        system.is_unreachable();
-        system.to_agent.cut(false);
+    ("agent's answers cut", |chain| {
+        chain.to_agent.cut(true);
+        chain.is_unreachable();
+        chain.to_agent.cut(false);
     }),
-    ("ping system's answers cut", |system| {
-        system.to_ping_system.cut(true);
-        system.rate_is(0);
-        system.to_ping_system.cut(false);
+    ("ping system's answers cut", |chain| {
+        chain.to_ping_system.cut(true);
+        chain.rate_is(0);
+        chain.to_ping_system.cut(false);
     }),
-    ("clock set forward and back", |system| {
+    ("clock set forward and back", |chain| {
         if faketime().is_none() {
             eprintln!("SKIPPED: no faketime on this machine (package faketime)");
             return;
         }
-        let folder = system.folder.path().to_owned();
+        let folder = chain.folder.path().to_owned();
         for (offset, hours) in [("+3600s", 1), ("-3600s", -1), ("+0s", 0)] {
             set_clock(&folder, offset);
-            let before = system.pings();
+            let before = chain.pings();
             wait_until("pings by that clock", || {
-                (system.pings() > before + 2).then_some(())
+                (chain.pings() > before + 2).then_some(())
             });
-            let agent = system.ping_system.agent(AGENT);
+            let agent = chain.ping_system.agent(AGENT);
             let ahead = instant(&agent["last_ping_at"]) - chrono::Utc::now();
             assert!((ahead.num_minutes() - hours * 60).abs() < 10, "{ahead}");
         }
     }),
-    ("database's disk full", |system| {
-        let Some(Disk(disk)) = &system.disk else {
+    ("database's disk full", |chain| {
+        let Some(Disk(disk)) = &chain.disk else {
             eprintln!("SKIPPED: no disk can be mounted here (needs root)");
             return;
         };
@@ -396,7 +396,7 @@ const FAULTS: [Fault; 12] = [
             while std::io::Write::write_all(&mut file, &vec![0; piece]).is_ok() {}
         }
         wait_until("failing health", || {
-            (system.ping_system.ask_with("/health", "").0 == 503).then_some(())
+            (chain.ping_system.ask_with("/health", "").0 == 503).then_some(())
         });
         std::fs::remove_file(filler).unwrap();
     }),
@@ -412,30 +412,30 @@ fn after_each_fault_the_system_recovers_by_itself() {
     let mut random = fastrand::Rng::with_seed(seed);
     let soak: Option<Span> = std::env::var("SOAK").ok().map(|soak| soak.parse().unwrap());
     let begun = Instant::now();
-    let Some(mut system) = System::start() else {
+    let Some(mut chain) = Chain::start() else {
         return;
     };
-    system.run_jobs();
-    system.recovers();
+    chain.run_jobs();
+    chain.recovers();
     loop {
         let mut faults = FAULTS;
         random.shuffle(&mut faults);
         for (name, fault) in faults {
             eprintln!("{name} …");
             let since = Instant::now();
-            fault(&mut system);
-            let broken = since.elapsed();
-            system.recovers();
+            fault(&mut chain);
+            let (broken, mended) = (since.elapsed(), Instant::now());
+            chain.recovers();
             eprintln!(
                 "{name}: {broken:.1?}, recovered after {:.1?}",
-                since.elapsed() - broken
+                mended.elapsed()
             );
         }
-        system.accounts_add_up();
+        chain.accounts_add_up();
         if begun.elapsed() >= soak.map_or(Duration::ZERO, Span::get) {
             break;
         }
-        system.run_jobs();
-        system.recovers();
+        chain.run_jobs();
+        chain.recovers();
     }
 }

@@ -220,6 +220,7 @@ mod tests {
     use super::super::ledger::State;
     use super::*;
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     const GAP: Duration = Duration::from_secs(10);
 
@@ -311,6 +312,28 @@ mod tests {
             let file = file(&folder);
             fs::write(file.path(), &bytes).unwrap();
             prop_assert_eq!(file.read().unwrap(), None);
+        }
+
+        #[test]
+        fn a_damaged_checkpoint_and_note_are_read_or_set_aside(
+            damage in prop::collection::vec((any::<Index>(), any::<u8>()), 1..4),
+            of_the_note in any::<bool>(),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let file = file(&folder);
+            file.write(&ledger(), &note(10)).unwrap();
+            file.write_note(&note(25)).unwrap();
+            let damaged = if of_the_note { file.note_path() } else { file.path().to_owned() };
+            let mut bytes = fs::read(&damaged).unwrap();
+            for (place, byte) in damage {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            fs::write(&damaged, bytes).unwrap();
+            if let Some(restored) = file.read().unwrap() {
+                let window = restored.ledger.window(s(30), s(30), GAP);
+                prop_assert!(window.up <= s(30));
+            }
         }
     }
 }

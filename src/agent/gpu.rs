@@ -216,6 +216,7 @@ impl fmt::Display for Sighting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     #[test]
@@ -254,6 +255,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn nearly_right_scripts_are_read_or_refused(
+            text in mutated(&["up 50s, lost 10s, hang 5s, none 3s", "up 1h30m,lost 500ms"]),
+            later in any::<u32>(),
+        ) {
+            if let Ok(script) = String::from_utf8_lossy(&text).parse::<GpuScript>() {
+                let (_, left) = script.at(Duration::from_millis(later.into()));
+                prop_assert!(!left.is_zero());
+            }
+        }
+
         #[test]
         fn any_text_is_a_script_or_refused(text in ".{0,40}") {
             if let Ok(script) = text.parse::<GpuScript>() {

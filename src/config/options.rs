@@ -253,6 +253,10 @@ impl RunnerOptions {
         let name = file.display().to_string();
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("--config {name}: cannot be read"))?;
+        self.resolve_with_text(name, text)
+    }
+
+    fn resolve_with_text(self, name: String, text: String) -> anyhow::Result<RunnerConfig> {
         let options: Self = toml::from_str(&text).map_err(|error| {
             anyhow::anyhow!("--config {name}: {}", error.to_string().trim_end())
         })?;
@@ -346,5 +350,46 @@ impl RunnerOptions {
             requirements: self.require.unwrap_or_default(),
             metrics_listen: self.metrics_listen.map(|ListenAddress(address)| address),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutation::mutated;
+    use proptest::prelude::*;
+
+    const WHOLE: &str = r#"
+rate = 60
+uptime_interval = "10s"
+max_in_flight = 100
+require = ["p99<=2s"]
+
+[[agents]]
+id = "agent-001"
+orchestrators = ["https://orch-1.example:8935"]
+
+[capabilities.upscale]
+route = "upscale"
+timeout_seconds = 60
+weight = 2
+payload = { image_url = "https://img.example/1.png", seed = "{seed}", at = "{timestamp}" }
+"#;
+
+    #[test]
+    fn the_sample_is_right() {
+        let config = RunnerOptions::default().resolve_with_text("x".to_owned(), WHOLE.to_owned());
+        assert_eq!(config.unwrap().agents[0].id, "agent-001");
+    }
+
+    proptest! {
+        #[test]
+        fn nearly_right_files_are_read_or_refused(text in mutated(&[WHOLE])) {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            match RunnerOptions::default().resolve_with_text("x.toml".to_owned(), text) {
+                Ok(config) => prop_assert!(!config.agents.is_empty()),
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
+            }
+        }
     }
 }

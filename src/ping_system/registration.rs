@@ -76,6 +76,7 @@ pub fn read(body: &[u8]) -> Result<Form, Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -131,6 +132,15 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = read(&body);
+        }
+
+        #[test]
+        fn nearly_right_ones_are_read_or_refused(body in mutated(&[
+            r#"{"agent_id":"agent-001","agent_url":"http://127.0.0.1:8001","capabilities":["gpu-check"],"metadata":{"region":"eu","n":[1,2.5,null]}}"#,
+        ])) {
+            if let Ok(form) = read(&body) {
+                prop_assert!(is_agent_id(&form.agent_id));
+            }
         }
     }
 }

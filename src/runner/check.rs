@@ -7,7 +7,7 @@ use anyhow::bail;
 use chrono::Utc;
 use reqwest::{Client, Url};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::ping_client::{AskError, AskUptime, PingSystem};
 use super::{Ended, client, ping_system, policy};
@@ -18,6 +18,10 @@ use crate::wire::ping_system::Agent;
 
 /// The longest wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often, and after which pauses, it is looked for an agent's first ping.
+const FIRST_PING_LOOKS: u32 = 30;
+const FIRST_PING_PAUSE: Duration = Duration::from_millis(100);
 
 /// How something is.
 enum Finding {
@@ -84,7 +88,19 @@ async fn uptime(
     agent_id: &str,
     agents: &[Agent],
 ) -> Finding {
-    match system.ask(agent_id).await {
+    let mut answer = system.ask(agent_id).await;
+    // One that was registered a moment ago is just being asked.
+    for _ in 0..FIRST_PING_LOOKS {
+        if !answer
+            .as_ref()
+            .is_ok_and(|picture| picture.agent.total_pings == Some(0))
+        {
+            break;
+        }
+        sleep(FIRST_PING_PAUSE).await;
+        answer = system.ask(agent_id).await;
+    }
+    match answer {
         Ok(picture) => {
             let reading = picture.reading(Utc::now(), config.uptime_window);
             let Some(uptime) = reading.uptime else {

@@ -179,6 +179,7 @@ pub struct Utilization {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     #[test]
@@ -238,6 +239,16 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = read_report(&body, "a");
+        }
+
+        #[test]
+        fn nearly_right_answers_are_read_or_refused(body in mutated(&[
+            r#"{"agent_id":"a","uptime_percent":99.97,"window_seconds":900.5,"since":"2026-01-01T00:00:00Z","timestamp":"2026-01-01T00:15:00Z","first_ping":false,"gpu_available":true,"gpu_count":1,"checks_total":180,"checks_available":179}"#,
+            r#"{"uptime_percentage": 0}"#,
+        ])) {
+            if let Ok(read) = read_report(&body, "a") {
+                prop_assert!(read.window_seconds.is_none_or(|w| w >= 0.0 && w.is_finite()));
+            }
         }
     }
 }

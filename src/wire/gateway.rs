@@ -221,6 +221,7 @@ impl DoneMark {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     fn header() -> JobHeader<'static> {
@@ -344,6 +345,13 @@ mod tests {
         #[test]
         fn any_header_is_read_or_refused(value in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = JobHeader::decode(&value);
+        }
+
+        #[test]
+        fn nearly_right_headers_are_read_or_refused(json in mutated(&[
+            r#"{"id":"4f33dcc5-f472-4147-97f4-5909909de4f0","request":"{\"run\": \"agent-net\"}","parameters":"{}","capability":"agent-net","timeout_seconds":30}"#,
+        ])) {
+            let _ = JobHeader::decode(STANDARD.encode(json).as_bytes());
         }
 
         #[test]

@@ -234,6 +234,7 @@ fn count_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     fn utc(text: &str) -> DateTime<Utc> {
@@ -356,6 +357,21 @@ mod tests {
         fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = read_agents(&body);
             let _ = read_history(&body, "a");
+        }
+
+        #[test]
+        fn nearly_right_answers_are_read_or_refused(body in mutated(&[
+            r#"{"agents":[{"agent_id":"a","agent_url":"http://x","status":"active","last_ping_at":"2026-01-01T00:00:00Z","total_pings":8,"consecutive_poor_uptime":1,"ping_interval_minutes":15,"last_uptime_percent":96.25}],"count":1}"#,
+            r#"{"agent_id":"a","hours":1,"pings":[{"timestamp":1767226500.5,"success":true,"uptime_percent":99.5,"window_seconds":900,"gpu_available":true,"first_ping":false}],"count":1}"#,
+            r#"{"agent_id":"a","total_pings":9,"ping":{"timestamp":"2026-01-01T00:00:00Z","success":false,"uptime_percent":null}}"#,
+        ])) {
+            let _ = read_agents(&body);
+            if let Ok(pings) = read_history(&body, "a") {
+                let sorted = pings.is_sorted_by_key(|ping| ping.timestamp);
+                let weighable = pings.iter().all(|ping| ping.window_seconds.is_none_or(|w| w >= 0.0 && w.is_finite()));
+                prop_assert!(sorted && weighable);
+            }
+            let _ = read_event(&body, "a");
         }
 
         #[test]
