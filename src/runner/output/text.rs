@@ -219,7 +219,7 @@ fn agent_block(agent: &AgentStatistics, text: &mut String) {
         .map(|uptime| format!("{}%", uptime.floored(2)));
     let interval = agent
         .ping_interval_minutes
-        .map(|minutes| format!("{minutes} min"));
+        .map(|minutes| format!("{} min", (minutes * 100.0).round() / 100.0));
     append(text, format_args!("  📈 Uptime: {}\n", or_unknown(uptime)));
     append(
         text,
