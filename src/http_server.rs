@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Connections at once; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 1024;
+pub const MAX_CONNECTIONS: usize = 1024;
 /// The longest that a client may take to send a request's head, idling before it included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest head that is read.
@@ -125,6 +126,21 @@ async fn check(State(tokens): State<Arc<[Token]>>, request: Request, next: Next)
         header::HeaderValue::from_static("Bearer"),
     );
     refused
+}
+
+/// Makes `{"error": text}` of what the framework says by itself about a request that it cannot read.
+pub fn errors_as_json(router: Router) -> Router {
+    router.layer(middleware::map_response(async |answer: Response| {
+        let status = answer.status();
+        let kind = answer.headers().get(header::CONTENT_TYPE);
+        let is_text = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+        if !(status.is_client_error() && is_text) {
+            return answer;
+        }
+        let text = to_bytes(answer.into_body(), MAX_HEAD_BYTES).await;
+        let text = text.unwrap_or_default();
+        error(status, String::from_utf8_lossy(&text).trim())
+    }))
 }
 
 /// `{"error": text}`.

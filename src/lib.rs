@@ -9,7 +9,7 @@
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
 //!
 //! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] are
-//! values that carry their unit, [`http_client`], [`http_server`], [`shutdown`], [`telemetry`] and [`terminal`] are the
+//! values that carry their unit, [`http_client`], [`http_server`], [`open_files`], [`shutdown`], [`telemetry`] and [`terminal`] are the
 //! edges.
 
 #![cfg_attr(
@@ -33,6 +33,7 @@ pub mod http_client;
 pub mod http_server;
 #[cfg(test)]
 mod mutation;
+pub mod open_files;
 pub mod ping_system;
 pub mod runner;
 pub mod shutdown;

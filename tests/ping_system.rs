@@ -411,10 +411,24 @@ fn hostile_requests_get_a_clear_answer() {
     ] {
         let (status, answer) = system.ask_with(path, "");
         assert_eq!(status, expected, "{path}: {answer}");
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(
+            answer["error"].is_string(),
+            status != 200,
+            "{path}: {answer}"
+        );
     }
     let long = format!("/ping-system/agents/{}", "x".repeat(10_000));
     assert_eq!(system.ask_with(&long, "").0, 414);
     assert_eq!(system.request("PUT", "/ping-system/agents", "", "").0, 405);
+}
+
+#[test]
+fn huge_and_slow_bodies_hold_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let system = PingSystemProcess::start(folder.path(), &SELDOM);
+    system.with_agent("a", &agents);
     // Of 100 MB nothing is read but the announcement.
     let mut huge = TcpStream::connect(&system.address).unwrap();
     huge.write_all(b"POST /ping-system/agents/register HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n{").unwrap();

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::gpu::OK;
 use super::monitor::Shared;
-use crate::http_server::{Token, error, guard};
+use crate::http_server::{Token, error, errors_as_json, guard};
 use crate::telemetry::metrics_answer;
 use crate::wire::agent::GpuStatus;
 
@@ -30,9 +30,10 @@ pub fn routes(shared: Arc<Shared>, agent_id: String, token: Option<Token>) -> Ro
         .route("/metrics", get(metrics))
         .with_state(shared);
     let health = get(async move || Json(json!({ "status": "ok", "agent_id": agent_id })));
-    guard(guarded, token.into_iter().collect())
+    let routes = guard(guarded, token.into_iter().collect())
         .route("/agent/health", health)
-        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"));
+    errors_as_json(routes)
 }
 
 #[derive(Deserialize)]

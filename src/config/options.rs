@@ -10,7 +10,7 @@ use super::checks::{GATEWAY_TOKEN, PING_TOKEN, agents, bearer, capabilities, roo
 use super::file::{AgentEntry, FileCapabilities, Source, one_or_many, scalar};
 use super::values::{BaseRate, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use super::{Endpoint, RunnerConfig, with_path};
-use crate::runner::open_files;
+use crate::open_files;
 use crate::runner::require::Requirement;
 use crate::units::{JobsPerMinute, Span};
 
@@ -309,7 +309,8 @@ impl RunnerOptions {
         let capabilities = capabilities(self.capabilities, self.file_capabilities, source)?;
         let max_in_flight = self.max_in_flight.map_or(1000, |Count(n)| n.get());
         let max_in_flight = usize::try_from(max_in_flight).unwrap_or(usize::MAX);
-        open_files::allow(max_in_flight, agents.len())?;
+        // One that polls and one that listens, for each agent.
+        open_files::allow("--max-in-flight", max_in_flight, 2 * agents.len() as u64)?;
         let seconds = Duration::from_secs;
         let span = |option: Option<Span>, default| option.map_or(default, Span::get);
         let url = |option: Option<HttpUrl>, default: &str| {

@@ -10,7 +10,8 @@ use sqlx::postgres::PgConnectOptions;
 use super::agent::check_exposure;
 use super::checks::{bearer, secret};
 use super::values::{Count, ListenAddress};
-use crate::http_server::Token;
+use crate::http_server::{MAX_CONNECTIONS, Token};
+use crate::open_files;
 use crate::ping_system::http::Tokens;
 use crate::ping_system::interval::IntervalRules;
 use crate::ping_system::judge::Rules;
@@ -149,6 +150,15 @@ impl PingSystemOptions {
         );
         let Count(recovery_pings) = self.recovery_threshold;
         let Count(max_concurrent) = self.max_concurrent;
+        let max_concurrent = usize::try_from(max_concurrent.get())
+            .unwrap_or(usize::MAX)
+            .min(MOST_CONCURRENT);
+        // For want of a file an agent that is well would seem not to answer.
+        open_files::allow(
+            "--max-concurrent",
+            max_concurrent,
+            MAX_CONNECTIONS as u64 + DATABASE_FILES,
+        )?;
         Ok(PingSystemConfig {
             listen,
             database: database(&self.database)?,
@@ -167,9 +177,7 @@ impl PingSystemOptions {
                 ("PING_RESPONSE_TIMEOUT_SECONDS", SECOND),
                 10 * SECOND,
             )?,
-            max_concurrent: usize::try_from(max_concurrent.get())
-                .unwrap_or(usize::MAX)
-                .min(MOST_CONCURRENT),
+            max_concurrent,
             retention: self.retention.get(),
             tokens,
             agent_authorization: bearer(
@@ -181,6 +189,9 @@ impl PingSystemOptions {
         })
     }
 }
+
+/// What the database's connections hold.
+const DATABASE_FILES: u64 = 40;
 
 /// More agents at once than there are ports to ask them from.
 const MOST_CONCURRENT: usize = 65_536;

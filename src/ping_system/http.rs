@@ -26,7 +26,7 @@ use super::reach::Reach;
 use super::registration;
 use super::store::{Known, Registration, Store, StoreError};
 use super::stream;
-use crate::http_server::{Token, error, guard};
+use crate::http_server::{Token, error, errors_as_json, guard};
 use crate::telemetry::metrics_answer;
 use crate::wire::ping_system::served::{Agent, Ping};
 
@@ -92,14 +92,15 @@ pub fn routes(core: Arc<Core>, tokens: Tokens) -> Router {
         .route("/", get(page))
         .route("/health", get(health))
         .with_state(core);
-    guard(reading, readers)
+    let routes = guard(reading, readers)
         .merge(guard(writing, tokens.write.into_iter().collect()))
         .merge(open)
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
         .method_not_allowed_fallback(async || {
             error(StatusCode::METHOD_NOT_ALLOWED, "no such method here")
         })
-        .layer(middleware::from_fn(bound_path))
+        .layer(middleware::from_fn(bound_path));
+    errors_as_json(routes)
 }
 
 async fn bound_path(request: Request, next: Next) -> Response {

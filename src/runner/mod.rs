@@ -10,7 +10,6 @@ pub mod follower;
 pub mod gateway;
 pub mod metrics;
 pub mod monitor;
-pub mod open_files;
 pub mod output;
 pub mod pacer;
 pub mod ping_client;

@@ -1,30 +1,31 @@
-//! Each job in flight holds a connection, hence an open file.
+//! Each job in flight, each ping and each client holds a connection, hence an open file.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Standard streams, the runtime's own files, metrics and ping system connections.
 const OWN_FILES: u64 = 20;
 
-/// A `--max-in-flight` that cannot be carried.
+/// A number of connections that cannot be carried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "--max-in-flight {asked}: needs {needed} open files, but the hard limit is {hard}: expected at most {carried}, or a higher limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
+    "{option} {asked}: needs {needed} open files, but the hard limit is {hard}: expected at most {carried}, or a higher limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
 )]
 pub struct TooFewFiles {
+    option: &'static str,
     asked: usize,
     needed: u64,
     hard: u64,
     carried: u64,
 }
 
-/// Sees to it that `max_in_flight` connections for so many agents can be open at once, by raising
-/// the soft limit where it is too low. To be called before any thread starts.
+/// Sees to it that as many connections can be open at once as `option` says, beside `own` files, by
+/// raising the soft limit where it is too low. To be called before any thread starts.
 ///
 /// # Errors
 /// When the hard limit is too low.
-pub fn allow(max_in_flight: usize, agents: usize) -> Result<(), TooFewFiles> {
-    let own = OWN_FILES + 2 * agents as u64;
-    let needed = (max_in_flight as u64).saturating_add(own);
+pub fn allow(option: &'static str, asked: usize, own: u64) -> Result<(), TooFewFiles> {
+    let own = own.saturating_add(OWN_FILES);
+    let needed = (asked as u64).saturating_add(own);
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|soft| soft >= needed) {
         reserve(needed);
@@ -39,7 +40,8 @@ pub fn allow(max_in_flight: usize, agents: usize) -> Result<(), TooFewFiles> {
         hard => setrlimit(Resource::Nofile, raised).map_err(|_| hard.unwrap_or(u64::MAX)),
     }
     .map_err(|hard| TooFewFiles {
-        asked: max_in_flight,
+        option,
+        asked,
         needed,
         hard,
         carried: hard.saturating_sub(own),
