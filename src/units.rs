@@ -102,11 +102,18 @@ impl JobsPerMinute {
         self.0
     }
 
-    /// A share of this rate, rounded down to whole jobs.
+    /// A share of this rate, from 0 to 1, rounded down to whole jobs.
     #[must_use]
-    pub fn share(self, percent: u8) -> Self {
-        let jobs = u64::from(self.0) * u64::from(percent.min(100)) / 100;
-        Self(u32::try_from(jobs).unwrap_or(self.0))
+    pub fn share(self, share: f64) -> Self {
+        // Far less than a job is forgiven: half of 60 must not be 29 by a rounding error.
+        let jobs = (f64::from(self.0) * share.clamp(0.0, 1.0) + 1e-6).floor();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "from 0 to this rate"
+        )]
+        let jobs = jobs as u32;
+        Self(jobs.min(self.0))
     }
 }
 
@@ -291,14 +298,16 @@ mod tests {
 
     #[test]
     fn a_share_is_rounded_down() {
-        for (base, percent, share) in [
-            (60, 50, 30),
-            (61, 50, 30),
-            (19, 10, 1),
-            (9, 10, 0),
-            (7, 0, 0),
+        for (base, part, share) in [
+            (60, 0.5, 30),
+            (61, 0.5, 30),
+            (19, 0.1, 1),
+            (9, 0.1, 0),
+            (7, 0.0, 0),
+            (6_000_000, 1.0, 6_000_000),
+            (100, 0.29, 29),
         ] {
-            assert_eq!(JobsPerMinute::new(base).share(percent).get(), share);
+            assert_eq!(JobsPerMinute::new(base).share(part).get(), share);
         }
     }
 

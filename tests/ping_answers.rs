@@ -209,3 +209,29 @@ fn the_ping_system_is_asked_as_the_contract_says() {
         "each token goes to its own place only"
     );
 }
+
+#[test]
+fn the_policy_that_is_asked_for_decides() {
+    let gateway = good_gateway();
+    for (uptime, policy, rate) in [
+        (94.5, "linear:90..99", 3000),
+        (50.0, "proportional:2", 1500),
+        (12.0, "tiers:99=100 probe_rate=60", 60),
+        (98.0, "tiers:99=100,97=25,90=10", 1500),
+    ] {
+        let pings = PingSystem::start(uptime);
+        let arguments = ["--rate", "6000", "--policy", policy, "--max-jobs", "1"];
+        let finished = Runner::start(&pings.url(), &gateway.url(), &arguments).finish();
+        assert_eq!(finished.of_kind("rate_changed")[0]["to"], rate, "{policy}");
+    }
+    let pings = PingSystem::start(99.0);
+    let arguments = ["--rate", "5", "--max-jobs", "1"];
+    let finished = Runner::start(&pings.url(), &gateway.url(), &arguments).finish();
+    assert!(
+        finished
+            .stderr
+            .contains("an uptime of 90 % earns is less than one job"),
+        "{}",
+        finished.stderr
+    );
+}

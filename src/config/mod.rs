@@ -17,6 +17,7 @@ use url::Url;
 
 use self::values::OutputFormat;
 use crate::runner::capability::Capability;
+use crate::runner::policy::Policy;
 use crate::runner::require::Requirement;
 use crate::units::JobsPerMinute;
 
@@ -39,6 +40,8 @@ pub struct RunnerConfig {
     pub uptime_interval: Duration,
     /// How much history counts.
     pub uptime_window: Duration,
+    /// How the rate follows from it.
+    pub policy: Policy,
     /// How long the last known uptime may be acted on.
     pub stale_after: Duration,
     /// The longest wait for one job's answer, in place of the capability's own.

@@ -11,6 +11,7 @@ use super::file::{AgentEntry, FileCapabilities, Source, one_or_many, scalar};
 use super::values::{BaseRate, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use super::{Endpoint, RunnerConfig, with_path};
 use crate::open_files;
+use crate::runner::policy::Policy;
 use crate::runner::require::Requirement;
 use crate::units::{JobsPerMinute, Span};
 
@@ -155,6 +156,19 @@ pub struct RunnerOptions {
     #[serde(deserialize_with = "scalar")]
     pub uptime_window: Option<Span>,
 
+    /// How the rate follows from the uptime: tiers:UPTIME=SHARE,…, linear:FROM..TO (nothing at one
+    /// uptime, all at the other) or proportional:POWER; behind it recover_after=T, how long more must
+    /// have been earned before the rate rises, and probe_rate=N, jobs per minute that are always sent
+    /// [default: tiers:99=100,95=50,90=10]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "UPTIME_RUNNER_POLICY",
+        help_heading = "Uptime"
+    )]
+    #[serde(deserialize_with = "scalar")]
+    pub policy: Option<Policy>,
+
     /// How long the last known uptime may be acted on when no newer one can be had; then the rate
     /// is 0 until it can [default: 5m]
     #[arg(
@@ -292,6 +306,7 @@ impl RunnerOptions {
             ca_file: self.ca_file.or(file.ca_file),
             uptime_interval: self.uptime_interval.or(file.uptime_interval),
             uptime_window: self.uptime_window.or(file.uptime_window),
+            policy: self.policy.or(file.policy),
             stale_after: self.stale_after.or(file.stale_after),
             duration: self.duration.or(file.duration),
             max_jobs: self.max_jobs.or(file.max_jobs),
@@ -340,6 +355,7 @@ impl RunnerOptions {
             extra_roots: self.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?,
             uptime_interval: span(self.uptime_interval, seconds(30)),
             uptime_window: span(self.uptime_window, seconds(3600)),
+            policy: self.policy.unwrap_or_default(),
             stale_after: span(self.stale_after, seconds(300)),
             timeout: self.timeout.map(Span::get),
             max_in_flight,

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::ping_client::{AskError, AskUptime, PingSystem};
-use super::{Ended, client, ping_system, policy};
+use super::{Ended, client, ping_system};
 use crate::config::{RunnerConfig, with_path};
 use crate::http_client::root_cause;
 use crate::terminal;
@@ -109,7 +109,7 @@ async fn uptime(
                      Is the ping system asking it? Its dashboard and log tell"
                 ));
             };
-            let rate = policy::job_rate(config.base_rate, uptime);
+            let rate = config.policy.rate(config.base_rate, uptime);
             let what = format!(
                 "{agent_id}: uptime {} % of {} pings, which earns {rate} of {} jobs/min",
                 uptime.floored(2),

@@ -160,6 +160,7 @@ impl Run {
         let recorder = Arc::new(recorder(&config, text, output_failed)?);
         recorder.record(&Event::Started { ts: Utc::now() });
         warn_of_short_timeouts(&config);
+        warn_of_empty_tiers(&config);
 
         let routes = config.capabilities.iter().map(|capability| {
             let path = format!(
@@ -261,6 +262,7 @@ impl Run {
 
             let (recorder, source) = (Arc::clone(&self.recorder), Arc::clone(ping_system));
             let stop = stop.clone();
+            let policy = self.config.policy.clone();
             let (base_rate, uptime_interval, uptime_window, stale_after) = (
                 self.config.base_rate,
                 self.config.uptime_interval,
@@ -274,6 +276,7 @@ impl Run {
                     base_rate,
                     uptime_interval,
                     uptime_window,
+                    policy: &policy,
                     stale_after,
                     recorder: &recorder,
                 };
@@ -337,6 +340,16 @@ fn recorder(
         config.stats_every,
         writer,
     )?)
+}
+
+fn warn_of_empty_tiers(config: &RunnerConfig) {
+    for uptime in config.policy.tiers_without_jobs(config.base_rate) {
+        tracing::warn!(
+            "--policy: the share of {} jobs/min that an uptime of {} % earns is less than one job a minute: nothing is sent",
+            config.base_rate,
+            uptime.get()
+        );
+    }
 }
 
 fn warn_of_short_timeouts(config: &RunnerConfig) {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::event::{AgentIndex, Event, RateReason, UptimePolled};
 use super::follower::{Heard, follow};
 use super::ping_client::{AskError, AskUptime};
-use super::policy;
+use super::policy::{Policy, Recovery};
 use super::recorder::Recorder;
 use super::uptime::{Knowledge, Picture, Reading, Standing, State};
 use crate::units::{JobsPerMinute, Percent};
@@ -81,6 +81,8 @@ pub struct Monitor<'a> {
     pub uptime_interval: Duration,
     /// How much history counts.
     pub uptime_window: Duration,
+    /// How the rate follows from it.
+    pub policy: &'a Policy,
     /// How long the last known uptime may be acted on.
     pub stale_after: Duration,
     /// Is told each answer.
@@ -133,6 +135,7 @@ impl Monitor<'_> {
         let mut question = None;
         let (sender, mut heard) = mpsc::channel(HEARD_AHEAD);
         let mut following = pin!(follow(source, self.agent_id, self.uptime_interval, sender));
+        let mut recovery = Recovery::new(self.policy);
         loop {
             let (state, _) = known.knowledge.at(Instant::now().into_std());
             let stale_at = known.knowledge.stale_at().filter(|_| state == State::Fresh);
@@ -167,8 +170,9 @@ impl Monitor<'_> {
                 },
                 // While a question is still waiting for its answer, too.
                 () = until(stale_at) => {}
+                () = until(recovery.rises_at()) => {}
             }
-            self.publish(&known.knowledge, &verdicts);
+            self.publish(&known.knowledge, &mut recovery, &verdicts);
         }
     }
 
@@ -258,11 +262,17 @@ impl Monitor<'_> {
         }
     }
 
-    fn publish(&self, knowledge: &Knowledge, verdicts: &watch::Sender<Option<Verdict>>) {
-        let verdict = match knowledge.at(Instant::now().into_std()) {
+    fn publish(
+        &self,
+        knowledge: &Knowledge,
+        recovery: &mut Recovery,
+        verdicts: &watch::Sender<Option<Verdict>>,
+    ) {
+        let now = Instant::now().into_std();
+        let verdict = match knowledge.at(now) {
             (State::Fresh, Some(uptime)) => Verdict::Earns {
                 uptime,
-                rate: policy::job_rate(self.base_rate, uptime),
+                rate: recovery.allow(self.policy.rate(self.base_rate, uptime), now),
             },
             (state, last_uptime) => Verdict::Suspended {
                 last_uptime,
@@ -321,6 +331,14 @@ mod tests {
         source: &ScriptedPings,
         seconds: u64,
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
+        published_by(&Policy::default(), source, seconds).await
+    }
+
+    async fn published_by(
+        policy: &Policy,
+        source: &ScriptedPings,
+        seconds: u64,
+    ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         let (recorder, sink) = recorder(60);
         let (sender, mut receiver) = watch::channel(None);
         let stop = CancellationToken::new();
@@ -330,6 +348,7 @@ mod tests {
             base_rate: JobsPerMinute::new(60),
             uptime_interval: INTERVAL,
             uptime_window: Duration::from_hours(1),
+            policy,
             stale_after: STALE_AFTER,
             recorder: &recorder,
         };
@@ -456,6 +475,23 @@ mod tests {
                 (0, 60, RateReason::Uptime),
                 (3, 6, RateReason::Uptime),
                 (10, 30, RateReason::Uptime)
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_rises_only_after_good_uptime_has_lasted() {
+        let policy = "tiers:99=100,95=50 recover_after=15s".parse().unwrap();
+        let script = [99.5, 96.0, 99.5, 99.5, 99.5].map(Said::Uptime);
+        let (seen, _) = published_by(&policy, &ScriptedPings::new(script), 45).await;
+        assert_eq!(
+            seen,
+            [
+                (0, 60, RateReason::Uptime),
+                (10, 30, RateReason::Uptime),
+                // It earns more from now on, and has for long enough when no question is asked.
+                (20, 30, RateReason::Uptime),
+                (35, 60, RateReason::Uptime)
             ]
         );
     }

@@ -356,8 +356,8 @@ mod tests {
                     None => pacer.finish(now),
                     Some(share) => {
                         changes += 1;
-                        let due = pacer.change_rate(now, jobs(base).share(share));
-                        rate = jobs(base).share(share);
+                        let due = pacer.change_rate(now, jobs(base).share(f64::from(share) / 100.0));
+                        rate = jobs(base).share(f64::from(share) / 100.0);
                         due
                     }
                 };

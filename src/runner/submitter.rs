@@ -247,7 +247,7 @@ fn unix_seconds(ts: chrono::DateTime<Utc>) -> f64 {
 mod tests {
     use super::super::capability::Capability;
     use super::super::event::RateReason;
-    use super::super::policy;
+    use super::super::policy::Policy;
     use super::super::testing::{Sink, SlowGateway, percent, recorder};
     use super::*;
     use proptest::prelude::*;
@@ -301,7 +301,7 @@ mod tests {
 
         fn uptime(&self, uptime: f64, base: u32) {
             let uptime = percent(uptime);
-            let rate = policy::job_rate(JobsPerMinute::new(base), uptime);
+            let rate = Policy::default().rate(JobsPerMinute::new(base), uptime);
             self.verdicts
                 .send_replace(Some(Verdict::Earns { uptime, rate }));
         }
