@@ -235,3 +235,47 @@ fn the_policy_that_is_asked_for_decides() {
         finished.stderr
     );
 }
+
+#[test]
+fn agents_have_rates_and_capabilities_of_their_own_and_fall_to_one_shard() {
+    let pings = PingSystem::start(99.5);
+    let gateway = good_gateway();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runner.toml");
+    let config = "capabilities = [\"gpu-check\", \"text-to-image\"]\nrate = 6000\n\
+        [[agents]]\nid = \"agent-001\"\nrate = 3000\ncapabilities = [\"text-to-image\"]\n\
+        [[agents]]\nid = \"agent-002\"\n";
+    std::fs::write(&file, config).unwrap();
+    let mut followed = Vec::new();
+    for shard in ["1/1", "1/3", "2/3", "3/3"] {
+        let arguments = ["--config", file.to_str().unwrap(), "--shard", shard];
+        let arguments = [&arguments[..], &["--duration", "300ms"]].concat();
+        let finished = Runner::start(&pings.url(), &gateway.url(), &arguments).finish();
+        assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+        for change in finished.of_kind("rate_changed") {
+            let rate = if change["agent"] == "agent-001" {
+                3000
+            } else {
+                6000
+            };
+            assert_eq!(change["to"], rate);
+        }
+        for job in finished.of_kind("job") {
+            assert!(
+                job["agent"] != "agent-001" || job["capability"] == "text-to-image",
+                "{job}"
+            );
+        }
+        let agents = finished.of_kind("started")[0]["agents"]
+            .as_array()
+            .unwrap()
+            .clone();
+        followed.push(agents);
+    }
+    let [whole, shards @ ..] = &followed[..] else {
+        panic!("{followed:?}")
+    };
+    let mut together: Vec<_> = shards.iter().flatten().cloned().collect();
+    together.sort_by_key(std::string::ToString::to_string);
+    assert_eq!(&together, whole);
+}

@@ -8,7 +8,7 @@ use reqwest::header::HeaderValue;
 
 use super::AgentConfig;
 use super::file::{AgentEntry, CapabilityEntry, FileCapabilities, Source};
-use super::values::{AgentId, HttpUrl, Weight};
+use super::values::{AgentId, BaseRate, HttpUrl, Weight};
 use crate::runner::capability::{self, Capability};
 
 pub(super) fn agents(
@@ -53,9 +53,37 @@ pub(super) fn agents(
                 .iter()
                 .map(|HttpUrl(url)| url.as_str().trim_end_matches('/').to_owned())
                 .collect(),
+            base_rate: entry
+                .and_then(|entry| entry.rate)
+                .map(|BaseRate(rate)| rate),
+            capabilities: entry.and_then(|entry| entry.capabilities.clone()),
         });
     }
     Ok(agents)
+}
+
+/// Whether each agent is asked for something, and only for what is asked for at all.
+pub(super) fn agents_capabilities(
+    agents: &[AgentConfig],
+    capabilities: &[Capability],
+    source: &Source,
+) -> anyhow::Result<()> {
+    for agent in agents {
+        let Some(wanted) = &agent.capabilities else {
+            continue;
+        };
+        let known: Vec<&str> = capabilities.iter().map(|c| c.name.as_str()).collect();
+        let unknown = wanted.iter().find(|name| !known.contains(&name.as_str()));
+        ensure!(
+            unknown.is_none() && !wanted.is_empty(),
+            "{}: [[agents]] '{}': capabilities has {}: expected some of those that are asked for, {}",
+            source.name,
+            agent.id,
+            unknown.map_or("nothing".to_owned(), |name| format!("'{name}'")),
+            known.join(", ")
+        );
+    }
+    Ok(())
 }
 
 pub(super) fn capabilities(

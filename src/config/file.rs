@@ -10,7 +10,7 @@ use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use toml::Spanned;
 
-use super::values::{AgentId, HttpUrl, Weight};
+use super::values::{AgentId, BaseRate, HttpUrl, Weight};
 
 /// `[[agents]]` in the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -20,6 +20,9 @@ pub(super) struct AgentEntry {
     pub(super) id: AgentId,
     #[serde(default, deserialize_with = "one_or_many")]
     pub(super) orchestrators: Option<Vec<HttpUrl>>,
+    #[serde(default, deserialize_with = "scalar")]
+    pub(super) rate: Option<BaseRate>,
+    pub(super) capabilities: Option<Vec<String>>,
 }
 
 /// `capabilities` in the file: names to choose from, or tables that define them.

@@ -6,6 +6,7 @@ mod checks;
 mod file;
 pub mod options;
 pub mod ping_system;
+pub mod shard;
 pub mod values;
 
 use std::net::SocketAddr;
@@ -24,7 +25,7 @@ use crate::units::JobsPerMinute;
 /// Everything that a run of the job runner needs, checked.
 #[derive(Debug, Clone)]
 pub struct RunnerConfig {
-    /// Whom to follow; at least one, each once.
+    /// Whom to follow, each once; none where all fall to other shards.
     pub agents: Vec<AgentConfig>,
     /// Each agent's rate at full uptime.
     pub base_rate: JobsPerMinute,
@@ -71,6 +72,19 @@ pub struct AgentConfig {
     pub id: String,
     /// Who may do its jobs; empty for anybody.
     pub orchestrators: Vec<String>,
+    /// Its rate at full uptime, in place of the common one.
+    pub base_rate: Option<JobsPerMinute>,
+    /// What it is asked for, in place of all that is asked for.
+    pub capabilities: Option<Vec<String>>,
+}
+
+impl AgentConfig {
+    /// Whether it is asked for this.
+    #[must_use]
+    pub fn does(&self, capability: &str) -> bool {
+        let names = self.capabilities.as_ref();
+        names.is_none_or(|names| names.iter().any(|name| name == capability))
+    }
 }
 
 /// A program that is asked over HTTP.

@@ -6,8 +6,11 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::checks::{GATEWAY_TOKEN, PING_TOKEN, agents, bearer, capabilities, roots, token_in};
+use super::checks::{
+    GATEWAY_TOKEN, PING_TOKEN, agents, agents_capabilities, bearer, capabilities, roots, token_in,
+};
 use super::file::{AgentEntry, FileCapabilities, Source, one_or_many, scalar};
+use super::shard::Shard;
 use super::values::{BaseRate, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use super::{Endpoint, RunnerConfig, with_path};
 use crate::open_files;
@@ -30,6 +33,16 @@ pub struct RunnerOptions {
     )]
     #[serde(deserialize_with = "one_or_many")]
     pub agent: Option<Vec<String>>,
+
+    /// Follow only the agents that fall to this one of N runners, K from 1
+    #[arg(
+        long,
+        value_name = "K/N",
+        env = "UPTIME_RUNNER_SHARD",
+        help_heading = "Jobs"
+    )]
+    #[serde(deserialize_with = "scalar")]
+    pub shard: Option<Shard>,
 
     /// Base jobs per minute for each agent at full uptime, 1 to 6000000 [default: 60]
     #[arg(
@@ -290,6 +303,7 @@ impl RunnerOptions {
             agent: self.agent.or(file.agent),
             rate: self.rate.or(file.rate),
             capabilities: self.capabilities,
+            shard: self.shard.or(file.shard),
             timeout: self.timeout.or(file.timeout),
             max_in_flight: self.max_in_flight.or(file.max_in_flight),
             random_seed: self.random_seed.or(file.random_seed),
@@ -320,8 +334,12 @@ impl RunnerOptions {
     }
 
     fn checked(self, source: &Source) -> anyhow::Result<RunnerConfig> {
-        let agents = agents(self.agent, self.agents, source)?;
+        let mut agents = agents(self.agent, self.agents, source)?;
         let capabilities = capabilities(self.capabilities, self.file_capabilities, source)?;
+        agents_capabilities(&agents, &capabilities, source)?;
+        if let Some(shard) = self.shard {
+            agents.retain(|agent| shard.holds(&agent.id));
+        }
         let max_in_flight = self.max_in_flight.map_or(1000, |Count(n)| n.get());
         let max_in_flight = usize::try_from(max_in_flight).unwrap_or(usize::MAX);
         // One that polls and one that listens, for each agent.

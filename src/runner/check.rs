@@ -109,12 +109,15 @@ async fn uptime(
                      Is the ping system asking it? Its dashboard and log tell"
                 ));
             };
-            let rate = config.policy.rate(config.base_rate, uptime);
+            let wanted = config.agents.iter().find(|wanted| wanted.id == agent_id);
+            let base_rate = wanted
+                .and_then(|wanted| wanted.base_rate)
+                .unwrap_or(config.base_rate);
+            let rate = config.policy.rate(base_rate, uptime);
             let what = format!(
-                "{agent_id}: uptime {} % of {} pings, which earns {rate} of {} jobs/min",
+                "{agent_id}: uptime {} % of {} pings, which earns {rate} of {base_rate} jobs/min",
                 uptime.floored(2),
-                reading.pings,
-                config.base_rate
+                reading.pings
             );
             if rate.get() > 0 {
                 Finding::Works(what)

@@ -22,6 +22,7 @@ pub mod template;
 mod testing;
 pub mod uptime;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,7 @@ use self::submitter::{JobBudget, Shared, Submitter};
 use crate::config::values::OutputFormat;
 use crate::config::{RunnerConfig, with_path};
 use crate::shutdown::Shutdown;
+use crate::units::JobsPerMinute;
 use crate::wire::gateway::same_orchestrator_form;
 use crate::{http_client, http_server, telemetry, terminal};
 
@@ -233,11 +235,14 @@ impl Run {
         for (index, agent) in self.config.agents.iter().enumerate() {
             let agent_id: Arc<str> = agent.id.as_str().into();
             let (verdicts, verdict) = watch::channel(None);
-            let weights = self
-                .config
-                .capabilities
-                .iter()
-                .map(|capability| capability.weight);
+            let weights = self.config.capabilities.iter().map(|capability| {
+                if agent.does(&capability.name) {
+                    capability.weight
+                } else {
+                    0.0
+                }
+            });
+            let base_rate = agent.base_rate.unwrap_or(self.config.base_rate);
             let parameters = capability::parameters(&agent.orchestrators);
             let submitter = Submitter {
                 agent: AgentIndex(index),
@@ -253,7 +258,7 @@ impl Run {
                     .iter()
                     .map(|address| same_orchestrator_form(address))
                     .collect(),
-                base_rate: self.config.base_rate,
+                base_rate,
                 chooser: Chooser::new(weights, seed.wrapping_add(index as u64)),
                 alarm: Alarm::precise(),
                 shared: Arc::clone(shared),
@@ -263,8 +268,7 @@ impl Run {
             let (recorder, source) = (Arc::clone(&self.recorder), Arc::clone(ping_system));
             let stop = stop.clone();
             let policy = self.config.policy.clone();
-            let (base_rate, uptime_interval, uptime_window, stale_after) = (
-                self.config.base_rate,
+            let (uptime_interval, uptime_window, stale_after) = (
                 self.config.uptime_interval,
                 self.config.uptime_window,
                 self.config.stale_after,
@@ -343,12 +347,18 @@ fn recorder(
 }
 
 fn warn_of_empty_tiers(config: &RunnerConfig) {
-    for uptime in config.policy.tiers_without_jobs(config.base_rate) {
-        tracing::warn!(
-            "--policy: the share of {} jobs/min that an uptime of {} % earns is less than one job a minute: nothing is sent",
-            config.base_rate,
-            uptime.get()
-        );
+    let rates = config
+        .agents
+        .iter()
+        .map(|agent| agent.base_rate.unwrap_or(config.base_rate));
+    let rates: BTreeSet<JobsPerMinute> = rates.collect();
+    for base_rate in rates {
+        for uptime in config.policy.tiers_without_jobs(base_rate) {
+            tracing::warn!(
+                "--policy: the share of {base_rate} jobs/min that an uptime of {} % earns is less than one job a minute: nothing is sent",
+                uptime.get()
+            );
+        }
     }
 }
 

@@ -188,7 +188,7 @@ impl Monitor<'_> {
         match answer {
             Ok(mut picture) => {
                 for (agent, ping) in known.told.drain(..) {
-                    picture.add(agent, ping, self.uptime_window);
+                    picture.add(agent, ping, Utc::now(), self.uptime_window);
                 }
                 let reading = known
                     .picture
@@ -215,7 +215,7 @@ impl Monitor<'_> {
         let Some(picture) = &mut known.picture else {
             return;
         };
-        picture.add(agent, ping, self.uptime_window);
+        picture.add(agent, ping, Utc::now(), self.uptime_window);
         let reading = picture.reading(Utc::now(), self.uptime_window);
         let pings = reading.pings;
         known.answered(&reading);

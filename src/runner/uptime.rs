@@ -12,6 +12,9 @@ use crate::wire::ping_system::{Agent, Ping};
 /// Intervals are spread by up to ±5 % (CONTRACT.md section 2), so a ping covers that much more.
 const INTERVAL_SPREAD: f64 = 1.05;
 
+/// How far the clocks of ping system and runner may differ.
+const CLOCK_SLACK: TimeDelta = TimeDelta::minutes(5);
+
 /// What a good answer says of an agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reading {
@@ -71,7 +74,7 @@ impl Picture {
 
     /// Takes in a new ping, and forgets what is older than the window but for the last before it. A
     /// ping that is known changes nothing.
-    pub fn add(&mut self, agent: Agent, ping: Ping, window: Duration) {
+    pub fn add(&mut self, agent: Agent, ping: Ping, now: DateTime<Utc>, window: Duration) {
         let place = self
             .history
             .partition_point(|known| known.timestamp <= ping.timestamp);
@@ -79,10 +82,10 @@ impl Picture {
         if before.is_some_and(|before| before.timestamp == ping.timestamp) {
             return;
         }
-        if place == self.history.len() {
+        if agent.total_pings >= self.agent.total_pings {
             self.agent = agent;
         }
-        let begin = back_from(ping.timestamp, window);
+        let begin = back_from(now, window);
         self.history.insert(place, ping);
         let older = self
             .history
@@ -103,8 +106,12 @@ pub fn mean_in_window(
 ) -> (Option<Percent>, usize) {
     let begin = back_from(now, window);
     let in_window = history.partition_point(|ping| ping.timestamp < begin);
+    // Those of a clock that was ahead would stay in the window for as long as it was.
+    let end = history.partition_point(|ping| ping.timestamp <= now + CLOCK_SLACK);
+    let in_window = in_window..end.max(in_window);
     let weighted = |first_pings: bool| -> Vec<(Percent, Option<f64>)> {
-        (in_window..history.len())
+        in_window
+            .clone()
             .filter(|&index| history[index].first_ping == first_pings)
             .filter_map(|index| {
                 let before = index.checked_sub(1).map(|before| &history[before]);
@@ -114,7 +121,7 @@ pub fn mean_in_window(
             .collect()
     };
     let mean = weighted_mean(&weighted(false)).or_else(|| weighted_mean(&weighted(true)));
-    (mean, history.len() - in_window)
+    (mean, in_window.len())
 }
 
 /// The newest ping, for as long as its own interval covers now: for agents that are pinged so
@@ -299,6 +306,15 @@ mod tests {
     }
 
     #[test]
+    fn pings_from_a_clock_that_was_ahead_do_not_count() {
+        let ahead = ping(3000, 0.0, Some(3600.0));
+        assert_eq!(mean(&[ping(-100, 98.0, None), ahead.clone()]), Some(98.0));
+        assert_eq!(mean(&[ahead]), None);
+        // Clocks need not agree to the second.
+        assert_eq!(mean(&[ping(30, 98.0, None)]), Some(98.0));
+    }
+
+    #[test]
     fn a_missing_window_is_the_time_since_the_ping_before() {
         let before_the_window = ping(-3700, 0.0, None);
         let history = [
@@ -337,13 +353,14 @@ mod tests {
             ..picture(Vec::new()).agent
         };
         let told = |picture: &mut Picture, seconds: i64, total| {
-            picture.add(agent(total), ping(seconds, 99.0, None), HOUR);
+            let now = at(seconds.max(0));
+            picture.add(agent(total), ping(seconds, 99.0, None), now, HOUR);
         };
         let mut picture = picture(vec![ping(-3000, 90.0, None), ping(-2000, 90.0, None)]);
         told(&mut picture, -1000, 3);
         told(&mut picture, -1000, 9);
         // Late ones find their place, but say nothing of the agent now.
-        told(&mut picture, -1500, 9);
+        told(&mut picture, -1500, 2);
         let seconds = |picture: &Picture| -> Vec<i64> {
             let pings = picture.history.iter();
             pings
