@@ -6,6 +6,7 @@
 //! - [`runner`]: the job runner: pings → uptime → rate → paced jobs → outcomes → accounts → output.
 //! - [`agent`]: the agent container: GPU checks → ledger → answers to pings.
 //! - [`ping_system`]: the ping monitoring system: agents → pings → history → answers.
+//! - [`records`]: the file that a recorded run leaves.
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
 //!
 //! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] are
@@ -35,6 +36,7 @@ pub mod http_server;
 mod mutation;
 pub mod open_files;
 pub mod ping_system;
+pub mod records;
 pub mod runner;
 pub mod shutdown;
 pub mod sim;

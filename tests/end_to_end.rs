@@ -8,9 +8,10 @@ mod common;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use common::disk::Disk;
 use common::ping_system::PingSystemProcess;
 use common::proxy::Proxy;
 use common::served::Served;
@@ -51,7 +52,9 @@ impl Chain {
         let library = nvml::compile(folder.path())?;
         let gpu = folder.path().join("gpu");
         std::fs::write(&gpu, "ok").unwrap();
-        let disk = Disk::mount(&folder.path().join("disk"));
+        let database = folder.path().join("disk");
+        std::fs::create_dir(&database).unwrap();
+        let disk = Disk::mount(&database);
         let [agent_at, ping_system_at] =
             [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
         let to_agent = Proxy::before(agent_at);
@@ -223,29 +226,6 @@ fn set_clock(folder: &Path, offset: &str) {
     nvml::set(&folder.join("clock"), offset);
 }
 
-/// A small disk of its own for the ping system's database.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(at: &Path) -> Option<Self> {
-        std::fs::create_dir(at).unwrap();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
-            .arg(at);
-        let mounted = mount.stderr(Stdio::null()).status();
-        mounted
-            .is_ok_and(|status| status.success())
-            .then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 fn assert_no_job_at_rate_0(finished: &Finished) {
     let changes = finished.of_kind("rate_changed");
     for (n, change) in changes
@@ -386,19 +366,14 @@ const FAULTS: [Fault; 12] = [
         }
     }),
     ("database's disk full", |chain| {
-        let Some(Disk(disk)) = &chain.disk else {
-            eprintln!("SKIPPED: no disk can be mounted here (needs root)");
+        let Some(disk) = &chain.disk else {
             return;
         };
-        let filler = disk.join("filler");
-        let mut file = std::fs::File::create(&filler).unwrap();
-        for piece in [64 << 10, 512, 1] {
-            while std::io::Write::write_all(&mut file, &vec![0; piece]).is_ok() {}
-        }
+        disk.fill();
         wait_until("failing health", || {
             (chain.ping_system.ask_with("/health", "").0 == 503).then_some(())
         });
-        std::fs::remove_file(filler).unwrap();
+        disk.empty();
     }),
 ];
 

@@ -3,14 +3,13 @@
 mod common;
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::agents::{Agents, report};
+use common::disk::Disk;
 use common::ping_system::PingSystemProcess;
 use common::postgres::Postgres;
 use common::{binary, instant, respond, wait_until};
@@ -96,48 +95,6 @@ fn what_was_told_survives_kill_9_at_any_moment() {
             let stored = history.iter().any(|ping| ping["timestamp"] == *since);
             assert!(stored, "{name}: {since}");
         }
-    }
-}
-
-/// A small disk of its own.
-struct Disk<'a>(&'a Path);
-
-impl<'a> Disk<'a> {
-    /// `None`, and a word about it, where disks cannot be mounted.
-    fn mount(at: &'a Path) -> Option<Self> {
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
-            .arg(at);
-        if mount.status().is_ok_and(|status| status.success()) {
-            return Some(Self(at));
-        }
-        eprintln!("SKIPPED: no disk can be mounted here (needs root)");
-        None
-    }
-
-    fn remount(&self, how: &str) {
-        let mut mount = Command::new("mount");
-        mount.args(["-o", &format!("remount,{how}")]).arg(self.0);
-        assert!(mount.status().unwrap().success());
-    }
-
-    /// Leaves no room.
-    fn fill(&self) {
-        let mut filler = std::fs::File::create(self.0.join("filler")).unwrap();
-        for piece in [64 << 10, 512, 1] {
-            while filler.write_all(&vec![0; piece]).is_ok() {}
-        }
-    }
-
-    fn empty(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for Disk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
     }
 }
 

@@ -10,6 +10,7 @@ pub mod shard;
 pub mod values;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Certificate;
@@ -63,6 +64,8 @@ pub struct RunnerConfig {
     pub requirements: Vec<Requirement>,
     /// Where metrics are served.
     pub metrics_listen: Option<SocketAddr>,
+    /// The file in which everything is recorded.
+    pub record: Option<PathBuf>,
 }
 
 /// An agent to follow.

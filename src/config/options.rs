@@ -245,6 +245,15 @@ pub struct RunnerOptions {
     #[serde(deserialize_with = "scalar")]
     pub stats_every: Option<Whole>,
 
+    /// Keep every job, poll and change of rate in this file of SQLite
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "UPTIME_RUNNER_RECORD",
+        help_heading = "Output"
+    )]
+    pub record: Option<PathBuf>,
+
     /// Serve Prometheus metrics at /metrics of this address
     #[arg(
         long,
@@ -327,6 +336,7 @@ impl RunnerOptions {
             require: self.require.or(file.require),
             output: self.output.or(file.output),
             stats_every: self.stats_every.or(file.stats_every),
+            record: self.record.or(file.record),
             metrics_listen: self.metrics_listen.or(file.metrics_listen),
             agents: file.agents,
             file_capabilities: file.file_capabilities,
@@ -383,6 +393,7 @@ impl RunnerOptions {
             stats_every: self.stats_every.map_or(50, |Whole(n)| n),
             random_seed: self.random_seed.map(|Whole(n)| n),
             requirements: self.require.unwrap_or_default(),
+            record: self.record,
             metrics_listen: self.metrics_listen.map(|ListenAddress(address)| address),
         })
     }

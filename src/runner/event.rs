@@ -98,6 +98,18 @@ pub enum RateReason {
     Unknown,
 }
 
+impl RateReason {
+    /// As it stands in JSON and in records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uptime => "uptime",
+            Self::Stale => "stale",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 impl From<State> for RateReason {
     fn from(state: State) -> Self {
         match state {

@@ -15,6 +15,7 @@ pub mod pacer;
 pub mod ping_client;
 pub mod policy;
 pub mod recorder;
+pub mod recording;
 pub mod require;
 pub mod submitter;
 pub mod template;
@@ -47,6 +48,7 @@ use self::output::text::TextOutput;
 use self::output::writer::Writer;
 use self::ping_client::PingSystem;
 use self::recorder::Recorder;
+use self::recording::{Recording, RunDescription};
 use self::require::Missed;
 use self::submitter::{JobBudget, Shared, Submitter};
 use crate::config::values::OutputFormat;
@@ -336,6 +338,11 @@ fn recorder(
             .collect(),
         base_rate: config.base_rate,
     };
+    let recording = config
+        .record
+        .as_deref()
+        .map(|file| Recording::start(file, &description(config)))
+        .transpose()?;
     let writer = Writer::start(std::io::stdout(), output_failed)
         .context("the output thread cannot be started")?;
     Ok(Recorder::new(
@@ -343,7 +350,22 @@ fn recorder(
         output,
         config.stats_every,
         writer,
+        recording,
     )?)
+}
+
+/// What is recorded of the run itself.
+fn description(config: &RunnerConfig) -> RunDescription {
+    let agents = config.agents.iter().map(|agent| {
+        let base_rate = agent.base_rate.unwrap_or(config.base_rate);
+        (agent.id.as_str().into(), base_rate)
+    });
+    let capabilities = config.capabilities.iter();
+    RunDescription {
+        agents: agents.collect(),
+        capabilities: capabilities.map(|c| c.name.as_str().into()).collect(),
+        policy: config.policy.to_string(),
+    }
 }
 
 fn warn_of_empty_tiers(config: &RunnerConfig) {

@@ -12,6 +12,7 @@ use super::metrics::Metrics;
 use super::output::text::TextOutput;
 use super::output::writer::Writer;
 use super::output::{AgentProgress, Output, Progress};
+use super::recording::Recording;
 use super::uptime::State;
 use crate::units::Percent;
 use crate::wire::gateway::Outcome;
@@ -24,6 +25,7 @@ pub struct Recorder {
     output: Output,
     stats_every: u64,
     writer: Writer,
+    recording: Option<Recording>,
     metrics: Metrics,
     books: Mutex<Books>,
 }
@@ -80,6 +82,7 @@ impl Recorder {
         output: Output,
         stats_every: u64,
         writer: Writer,
+        recording: Option<Recording>,
     ) -> prometheus::Result<Self> {
         Ok(Self {
             metrics: Metrics::new(&roster)?,
@@ -95,12 +98,16 @@ impl Recorder {
             output,
             stats_every,
             writer,
+            recording,
         })
     }
 
     /// Takes in what happened.
     pub fn record(&self, event: &Event) {
         self.metrics.apply(event);
+        if let Some(recording) = &self.recording {
+            recording.record(event);
+        }
         let mut books = self.books();
         books.accounts.apply(event);
         if let Event::Uptime(polled) = event {
@@ -175,6 +182,15 @@ impl Recorder {
             self.writer.write(&lines);
             books.accounts.total()
         };
+        if let Some(recording) = &self.recording {
+            match recording.close().await? {
+                0 => {}
+                dropped => tracing::warn!(
+                    records = dropped,
+                    "--record: the disk was too slow, so many records are not in the file; the accounts have them all"
+                ),
+            }
+        }
         self.writer.close().await?;
         Ok(total)
     }

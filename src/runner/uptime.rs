@@ -220,6 +220,18 @@ pub enum State {
     Unknown,
 }
 
+impl State {
+    /// As it stands in JSON and in records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// What is known of an agent's uptime, over all good and bad answers so far.
 #[derive(Debug, Clone)]
 pub struct Knowledge {

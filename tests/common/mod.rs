@@ -3,6 +3,7 @@
 
 pub mod agents;
 pub mod browser;
+pub mod disk;
 pub mod nvml;
 pub mod ping_system;
 pub mod postgres;

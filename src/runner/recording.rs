@@ -1,0 +1,294 @@
+//! `--record`: keeps every job, poll and change of rate in a file, from a thread of its own, so that a
+//! slow disk neither drops nor delays a job.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use chrono::Utc;
+use rusqlite::{Connection, params};
+
+use super::event::{AgentIndex, CapabilityIndex, Event, JobDone, RateChanged, UptimePolled};
+use crate::records;
+use crate::units::JobsPerMinute;
+
+/// Records that wait for the disk at most; more are dropped and counted.
+const MAX_WAITING: usize = 50_000;
+/// The time between two commits; what came since the last one is lost by `kill -9`.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
+/// The pause before a commit that failed is tried again, and how long that goes on at the end.
+const RETRY: Duration = Duration::from_millis(500);
+const LAST_TRIES: Duration = Duration::from_secs(5);
+
+/// What a run is known by in the file.
+#[derive(Debug, Clone)]
+pub struct RunDescription {
+    /// The agents' names and rates at full uptime, in the order of the roster.
+    pub agents: Vec<(Arc<str>, JobsPerMinute)>,
+    /// The capabilities' names, in the order of the roster.
+    pub capabilities: Vec<Arc<str>>,
+    /// How rates follow from uptimes.
+    pub policy: String,
+}
+
+/// A queue of records and the thread that writes them.
+#[derive(Debug)]
+pub struct Recording {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    closing: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    records: Vec<Record>,
+    dropped: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+enum Record {
+    Job(Box<JobDone>),
+    Poll(UptimePolled),
+    Rate(RateChanged),
+}
+
+impl Recording {
+    /// Adds a run to `file`.
+    ///
+    /// # Errors
+    /// When the file cannot be used, or no thread can be started.
+    pub fn start(file: &Path, run: &RunDescription) -> anyhow::Result<Self> {
+        let keeper = Keeper::begin(file, run)
+            .with_context(|| format!("--record {}: cannot be used", file.display()))?;
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::Builder::new().name("records".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.keep_all(keeper)
+        })?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Takes in what happened; what there is no room for is counted.
+    pub fn record(&self, event: &Event) {
+        let record = match event {
+            Event::Job(job) => Record::Job(Box::new(job.clone())),
+            Event::Uptime(polled) => Record::Poll(polled.clone()),
+            Event::RateChanged(changed) => Record::Rate(changed.clone()),
+            Event::Started { .. } | Event::Sent(..) | Event::Delayed(..) | Event::Dropped(..) => {
+                return;
+            }
+        };
+        // The thread is not woken: it looks for itself, which costs nothing a job.
+        let mut queue = self.shared.lock();
+        if queue.records.len() < MAX_WAITING {
+            queue.records.push(record);
+        } else {
+            queue.dropped += 1;
+        }
+    }
+
+    /// Writes what still waits, and tells how many records are not in the file.
+    ///
+    /// # Errors
+    /// When the thread failed.
+    pub async fn close(&self) -> io::Result<u64> {
+        self.shared.lock().closed = true;
+        self.shared.closing.notify_one();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            let joined = tokio::task::spawn_blocking(|| thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                return Err(io::Error::other("the thread that records panicked"));
+            }
+        }
+        Ok(self.shared.lock().dropped)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_all(&self, mut keeper: Keeper) {
+        let mut closed_at = None;
+        let mut failing = false;
+        let mut batch = Vec::new();
+        loop {
+            let (closed, dropped) = {
+                let queue = self.lock();
+                let (mut queue, _) = self
+                    .closing
+                    .wait_timeout_while(queue, COMMIT_INTERVAL, |queue| !queue.closed)
+                    .unwrap_or_else(PoisonError::into_inner);
+                // While the disk takes nothing they wait, and are dropped there, within bounds.
+                if batch.is_empty() {
+                    std::mem::swap(&mut batch, &mut queue.records);
+                }
+                (queue.closed, queue.dropped)
+            };
+            if closed {
+                closed_at.get_or_insert_with(Instant::now);
+            }
+            match keeper.keep(&batch, dropped, closed) {
+                Ok(()) => {
+                    batch.clear();
+                    failing = false;
+                    if closed && self.lock().records.is_empty() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!("--record: jobs go on, but are not recorded: {error}");
+                    }
+                    if closed_at.is_some_and(|at| at.elapsed() > LAST_TRIES) {
+                        let mut queue = self.lock();
+                        queue.dropped += (batch.len() + queue.records.len()) as u64;
+                        return;
+                    }
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the records of one run.
+struct Keeper {
+    connection: Connection,
+    run: i64,
+    /// By index: the row of each agent, and its rate at full uptime.
+    agents: Vec<(i64, JobsPerMinute)>,
+    capabilities: Vec<i64>,
+}
+
+impl Keeper {
+    fn begin(file: &Path, run: &RunDescription) -> Result<Self, records::RecordsError> {
+        let mut connection = records::open_to_write(file)?;
+        let transaction = connection.transaction()?;
+        transaction.execute(
+            "INSERT INTO runs (started_at, version, policy) VALUES (?1, ?2, ?3)",
+            params![
+                Utc::now().timestamp_micros(),
+                env!("CARGO_PKG_VERSION"),
+                run.policy
+            ],
+        )?;
+        let number = transaction.last_insert_rowid();
+        let row = |table: &str, key: &str, column: &str, name: &str| {
+            transaction.execute(
+                &format!("INSERT OR IGNORE INTO {table} ({column}) VALUES (?1)"),
+                [name],
+            )?;
+            transaction.query_row(
+                &format!("SELECT {key} FROM {table} WHERE {column} = ?1"),
+                [name],
+                |row| row.get(0),
+            )
+        };
+        let agents = run
+            .agents
+            .iter()
+            .map(|(name, base)| Ok((row("agents", "agent", "agent_id", name)?, *base)))
+            .collect::<Result<_, rusqlite::Error>>()?;
+        let capabilities = run
+            .capabilities
+            .iter()
+            .map(|name| row("capabilities", "capability", "name", name))
+            .collect::<Result<_, rusqlite::Error>>()?;
+        transaction.commit()?;
+        Ok(Self {
+            connection,
+            run: number,
+            agents,
+            capabilities,
+        })
+    }
+
+    /// Stores a batch in one transaction.
+    fn keep(&mut self, batch: &[Record], dropped: u64, closed: bool) -> rusqlite::Result<()> {
+        if batch.is_empty() && !closed {
+            return Ok(());
+        }
+        let transaction = self.connection.transaction()?;
+        {
+            let mut jobs = transaction.prepare(
+                "INSERT INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            )?;
+            let mut polls =
+                transaction.prepare("INSERT INTO polls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+            let mut rates =
+                transaction.prepare("INSERT INTO rates VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+            let agent = |AgentIndex(index): AgentIndex| self.agents[index];
+            let capability = |CapabilityIndex(index): CapabilityIndex| self.capabilities[index];
+            for record in batch {
+                match record {
+                    Record::Job(job) => jobs.execute(params![
+                        self.run,
+                        job.ts.timestamp_micros(),
+                        agent(job.agent).0,
+                        capability(job.capability),
+                        job.job_id.as_bytes(),
+                        job.answer.outcome.name(),
+                        job.answer.status,
+                        micros(job.latency),
+                        micros(job.send_lag),
+                        job.rate.get(),
+                        job.uptime.get(),
+                        job.answer.orchestrator,
+                        job.answer.balance_wei,
+                        job.answer.error,
+                    ])?,
+                    Record::Poll(polled) => polls.execute(params![
+                        self.run,
+                        polled.ts.timestamp_micros(),
+                        agent(polled.agent).0,
+                        polled.state.name(),
+                        polled.uptime.map(f64::from),
+                        i64::try_from(polled.pings).unwrap_or(i64::MAX),
+                    ])?,
+                    Record::Rate(changed) => rates.execute(params![
+                        self.run,
+                        changed.ts.timestamp_micros(),
+                        agent(changed.agent).0,
+                        changed.from.get(),
+                        changed.to.get(),
+                        agent(changed.agent).1.get(),
+                        changed.uptime.map(f64::from),
+                        changed.reason.name(),
+                    ])?,
+                };
+            }
+        }
+        transaction.execute(
+            "UPDATE runs SET records_dropped = ?1, ended_at = ?2 WHERE run = ?3",
+            params![
+                i64::try_from(dropped).unwrap_or(i64::MAX),
+                closed.then(|| Utc::now().timestamp_micros()),
+                self.run
+            ],
+        )?;
+        transaction.commit()
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
