@@ -64,7 +64,7 @@ fn all_that_was_printed_is_in_the_file() {
             .of_kind("job")
             .into_iter()
             .map(|job| {
-                let whole = |ms: &Value| json!((ms.as_f64().unwrap() * 1e3).round() as i64);
+                let whole = |ms: &Value| json!((ms.as_f64().unwrap() * 1e3).round());
                 let id = job["job_id"].as_str().unwrap().replace('-', "");
                 let mut row = vec![json!(micros(&job["ts"]))];
                 row.extend(["agent", "capability", "outcome", "status"].map(|f| job[f].clone()));
@@ -87,10 +87,8 @@ fn all_that_was_printed_is_in_the_file() {
         // Microseconds are cut in one, rounded in the other.
         for (kept, printed) in jobs.iter().zip(&printed) {
             for (column, (kept, printed)) in kept.iter().zip(printed).enumerate() {
-                let near = kept
-                    .as_i64()
-                    .zip(printed.as_i64())
-                    .is_some_and(|(a, b)| (a - b).abs() <= 1);
+                let near = (5..=6).contains(&column)
+                    && (kept.as_f64().unwrap() - printed.as_f64().unwrap()).abs() <= 1.0;
                 assert!(kept == printed || near, "{column}: {kept} {printed}");
             }
         }
