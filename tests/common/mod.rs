@@ -259,24 +259,30 @@ impl Finished {
             assert_eq!(sums, [0; 3]);
             return sums;
         };
-        // A run may end long after its last slot, but not before it.
-        let sent_or_changed = self.events.iter().filter(|event| {
-            ["job", "rate_changed"].contains(&event["event"].as_str().unwrap_or_default())
-        });
-        let last_slot = sent_or_changed
-            .max_by_key(|event| instant(&event["ts"]))
-            .unwrap_or(first);
-        let slots = |until: &Value| {
-            let milliseconds = (instant(&until["ts"]) - instant(&first["ts"])).num_milliseconds();
+        // A run may end long after its last slot, but not before it. A job leaves after its slot.
+        let slots_of = |event: &Value| match event["event"].as_str() {
+            Some("job") => {
+                let lag = event["send_lag_ms"].as_f64().expect("a number") / 1e3;
+                let lag = std::time::Duration::from_secs_f64(lag);
+                Some(instant(&event["ts"]) - lag)
+            }
+            Some("rate_changed") => Some(instant(&event["ts"])),
+            _ => None,
+        };
+        let last_slot = self.events.iter().filter_map(slots_of).max();
+        let last_slot = last_slot.expect("the first change of rate");
+        let slots = |until: chrono::DateTime<chrono::Utc>| {
+            let milliseconds = (until - instant(&first["ts"])).num_milliseconds();
             f64::from(i32::try_from(milliseconds).unwrap()) / 60e3 * f64::from(base_rate)
         };
+        let ended = instant(&summary["ts"]);
         let slack = f64::from(u32::try_from(changes.len()).unwrap()) + 1.0;
         let all = f64::from(u32::try_from(sums.iter().sum::<u64>()).unwrap());
         assert!(
-            all >= slots(last_slot) - slack && all <= slots(summary) + slack,
+            all >= slots(last_slot) - slack && all <= slots(ended) + slack,
             "{sums:?} within {} to {} slots",
             slots(last_slot),
-            slots(summary)
+            slots(ended)
         );
         sums
     }
