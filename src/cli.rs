@@ -12,6 +12,7 @@ use crate::config::agent::AgentOptions;
 use crate::config::options::RunnerOptions;
 use crate::config::ping_system::PingSystemOptions;
 use crate::ping_system::PingSystemConfig;
+use crate::report::ReportOptions;
 use crate::sim::demo::DemoOptions;
 use crate::sim::mock::{Mock, MockOptions};
 
@@ -56,6 +57,8 @@ pub enum Command {
     Demo(DemoOptions),
     /// Find out whether everything that the job runner needs works, without sending a job
     Check(Box<RunnerArgs>),
+    /// Tell what recorded runs (--record) say of agents, and what another policy would have done
+    Report(ReportOptions),
     /// Print the completions of a shell
     Completions {
         /// Which shell
@@ -83,6 +86,8 @@ pub enum Task {
     Demo(DemoOptions),
     /// Ask everything.
     Check(Box<RunnerConfig>),
+    /// Tell of the past.
+    Report(ReportOptions),
     /// Print a text.
     Print(Vec<u8>),
 }
@@ -112,6 +117,7 @@ impl Cli {
             Some(Command::Mock(options)) => Task::Mock(options.resolve()?),
             Some(Command::Demo(options)) => Task::Demo(options),
             Some(Command::Check(options)) => Task::Check(Box::new(options.resolve()?)),
+            Some(Command::Report(options)) => Task::Report(options),
             Some(Command::Completions { shell }) => Task::Print(completions(shell)),
             Some(Command::Man { command }) => Task::Print(manual(command.as_deref())?),
         })

@@ -7,6 +7,7 @@
 //! - [`agent`]: the agent container: GPU checks → ledger → answers to pings.
 //! - [`ping_system`]: the ping monitoring system: agents → pings → history → answers.
 //! - [`records`]: the file that a recorded run leaves.
+//! - [`report`]: what recorded runs say.
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
 //!
 //! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] are
@@ -37,6 +38,7 @@ mod mutation;
 pub mod open_files;
 pub mod ping_system;
 pub mod records;
+pub mod report;
 pub mod runner;
 pub mod shutdown;
 pub mod sim;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use uptime_runner::cli::{Cli, Task};
 use uptime_runner::runner::Ended;
 use uptime_runner::shutdown::Shutdown;
-use uptime_runner::{agent, ping_system, runner, sim, telemetry, terminal};
+use uptime_runner::{agent, ping_system, report, runner, sim, telemetry, terminal};
 
 const FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
@@ -43,6 +43,7 @@ fn run(task: Task) -> anyhow::Result<Ended> {
             Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,
             Task::Demo(options) => sim::demo::run(&options, &shutdown).await,
             Task::Check(config) => runner::check::run(*config).await,
+            Task::Report(options) => report::run(&options).map(Ended::from),
             Task::Print(text) => terminal::print(&text).map(Ended::from),
         }
     });

@@ -198,6 +198,9 @@ impl Sum {
     /// The mean uptime; `None` where no ping speaks for any time.
     #[must_use]
     pub fn uptime(self) -> Option<Percent> {
+        if self.covered_seconds <= 0.0 {
+            return None;
+        }
         let percent = self.up_seconds / self.covered_seconds * 100.0;
         Percent::new(percent.min(100.0))
             .map(Percent::to_a_billionth)
@@ -218,4 +221,25 @@ pub struct Pruned {
     pub next: Option<PruneFrom>,
     /// Whether some of these agents have more to be deleted.
     pub more: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pings_that_speak_for_no_time_make_no_mean() {
+        let uptime = |up_seconds, covered_seconds| {
+            let sum = Sum {
+                up_seconds,
+                covered_seconds,
+            };
+            sum.uptime().map(f64::from)
+        };
+        assert_eq!(uptime(0.0, 0.0), None);
+        assert_eq!(uptime(0.0, 10.0), Some(0.0));
+        assert_eq!(uptime(9.9, 10.0), Some(99.0));
+        // By a rounding error of many additions.
+        assert_eq!(uptime(10.000_000_001, 10.0), Some(100.0));
+    }
 }
