@@ -5,6 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 
 use common::agents::{Agents, Answer, report};
@@ -259,22 +260,29 @@ fn an_agent_whose_clock_is_behind_is_asked_by_its_own_clock() {
     let agents = Agents::start();
     let system = PingSystemProcess::start(folder.path(), &SELDOM);
     system.with_agent("a", &agents);
-    let answers = std::sync::atomic::AtomicUsize::new(0);
-    agents.set("a", move |stream, agent_id| {
-        let body = report(agent_id, 97.0).to_string();
-        match answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            0 => respond(stream, 400, "date: Thu, 01 Jan 2026 12:00:00 GMT\r\n", "{}"),
-            _ => respond(stream, 200, "", &body),
-        }
-    });
-    let ping = system.ping("a");
-    assert_eq!(ping["uptime_percent"], 97.0);
-    let asked = agents.asked("a");
-    // An hour is the interval.
-    assert!(
-        asked[2].contains("?since=2026-01-01T11%3A00%3A00Z "),
-        "{asked:?}"
-    );
+    // Far behind it refuses; a little behind it has nothing to tell of yet.
+    let mut nothing_yet = report("a", 0.0);
+    nothing_yet["window_seconds"] = json!(0.0);
+    for (status, first) in [(400, "{}".to_owned()), (200, nothing_yet.to_string())] {
+        let asked = agents.asked("a").len();
+        let answers = AtomicUsize::new(0);
+        agents.set("a", move |stream, agent_id| {
+            if answers.fetch_add(1, Ordering::Relaxed) == 0 {
+                let date = "date: Thu, 01 Jan 2026 12:00:00 GMT\r\n";
+                respond(stream, status, date, &first);
+            } else {
+                respond(stream, 200, "", &report(agent_id, 97.0).to_string());
+            }
+        });
+        assert_eq!(system.ping("a")["uptime_percent"], 97.0);
+        // An hour is the interval, or with a poor ping before two.
+        let again = &agents.asked("a")[asked + 1];
+        let hour = if status == 400 { "11" } else { "10" };
+        assert!(
+            again.contains(&format!("?since=2026-01-01T{hour}%3A00%3A00Z ")),
+            "{again}"
+        );
+    }
 }
 
 #[test]

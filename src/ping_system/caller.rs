@@ -105,31 +105,42 @@ impl Caller {
         // What was allowed at the registration may not be so any more.
         self.reach.check(&base).map_err(|why| why.to_string())?;
         let route = with_path(&base, "agent/uptime-since-last-ping");
-        let mut response = self.get(&route, agent.last_ping_at).await?;
-        // By the agent's clock that time may be still to come: the clocks differ, or ours was ahead
-        // at the last ping. Then it is asked for as much time before its own now.
-        if response.status() == StatusCode::BAD_REQUEST && agent.last_ping_at.is_some() {
-            let since = date_of(&response).and_then(|now| {
-                let interval = TimeDelta::try_seconds(interval_seconds(agent))?;
-                now.checked_sub_signed(interval)
-            });
-            response = self.get(&route, since).await?;
+        let answer = self.get(&route, agent.last_ping_at).await?;
+        let now_there = date_of(&answer);
+        if agent.last_ping_at.is_none() {
+            return read(answer, agent).await;
         }
-        match response.status() {
-            StatusCode::OK => {}
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                return Err(format!("status {status}: check --agent-token-file"));
+        if answer.status() != StatusCode::BAD_REQUEST {
+            let reported = read(answer, agent).await?;
+            if reported.window_seconds != Some(0.0) {
+                return Ok(reported);
             }
-            status if status.is_redirection() => {
-                return Err(format!("status {status}: redirects are not followed"));
-            }
-            status => return Err(format!("status {status}, expected 200")),
         }
-        let body = read_body(response, MAX_REPORT_BYTES)
-            .await
-            .map_err(|error| error.to_string())?;
-        read_report(&body, &agent.agent_id).map_err(|error| error.to_string())
+        // By the agent's clock that time is still to come: the clocks differ, or ours was ahead at
+        // the last ping. Then it is asked for as much time before its own now.
+        let since = now_there.and_then(|now| {
+            let interval = TimeDelta::try_seconds(interval_seconds(agent))?;
+            now.checked_sub_signed(interval)
+        });
+        read(self.get(&route, since).await?, agent).await
     }
+}
+
+async fn read(answer: Response, agent: &Agent) -> Result<Reported, String> {
+    match answer.status() {
+        StatusCode::OK => {}
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            return Err(format!("status {status}: check --agent-token-file"));
+        }
+        status if status.is_redirection() => {
+            return Err(format!("status {status}: redirects are not followed"));
+        }
+        status => return Err(format!("status {status}, expected 200")),
+    }
+    let body = read_body(answer, MAX_REPORT_BYTES)
+        .await
+        .map_err(|error| error.to_string())?;
+    read_report(&body, &agent.agent_id).map_err(|error| error.to_string())
 }
 
 /// When an answer was given, by the clock of whoever gave it.
