@@ -27,6 +27,8 @@ const RATES: [&str; 2] = ["--rate", "3000"];
 
 /// All parts, each at an address that it keeps when it is started anew.
 struct Chain {
+    // Before the folder that it is mounted in.
+    disk: Option<Disk>,
     folder: TempDir,
     gpu: PathBuf,
     library: PathBuf,
@@ -34,7 +36,7 @@ struct Chain {
     ping_system_at: SocketAddr,
     /// Between the ping system and the agent.
     to_agent: Proxy,
-    /// Between the runner and the ping chain.
+    /// Between the runner and the ping system.
     to_ping_system: Proxy,
     gateway: Served,
     agent: Served,
@@ -42,7 +44,6 @@ struct Chain {
     runner: Option<Runner>,
     /// Pings that were seen in the history.
     seen: Vec<Value>,
-    disk: Option<Disk>,
 }
 
 impl Chain {
