@@ -60,6 +60,8 @@ use crate::{http_client, http_server, telemetry, terminal};
 
 /// The longest wait for an answer of the ping system (CONTRACT.md section 1).
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
+/// Questions to the ping system at once, over all agents.
+const QUESTIONS_AT_ONCE: usize = 8;
 /// The time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a second signal waits for standard output to take the final accounts.
@@ -313,6 +315,7 @@ fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
         authorization: config.ping.authorization.clone(),
         window: config.uptime_window,
         patience: config.uptime_interval.min(LONGEST_QUESTION),
+        places: Semaphore::new(QUESTIONS_AT_ONCE),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use tokio::sync::Semaphore;
 
 use super::uptime::{Picture, newest_in_history, newest_in_list};
 use crate::http_client::{BodyError, read_body, root_cause};
@@ -115,6 +116,9 @@ pub struct PingSystem {
     pub window: Duration,
     /// The longest wait for an answer.
     pub patience: Duration,
+    /// The bound on questions at once: each list of agents is held whole while it is read, and a
+    /// runner may follow thousands.
+    pub places: Semaphore,
 }
 
 impl PingSystem {
@@ -228,6 +232,8 @@ impl AskUptime for PingSystem {
     type Listening = PingStream;
 
     async fn ask(&self, agent_id: &str) -> Result<Picture, AskError> {
+        // Waiting for a place is no part of an answer's time.
+        let _place = self.places.acquire().await;
         let agent = self.agent(agent_id).await?;
         let history = self.history(agent_id, self.window).await?;
         let mut picture = Picture { agent, history };
