@@ -2,9 +2,11 @@
 //! bearer token.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::{Request, State};
@@ -29,6 +31,16 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// The pause after a connection that could not be accepted, for want of open files most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens at the address that `option` was given.
+///
+/// # Errors
+/// When it is not to be had, in a message that names the option.
+pub async fn listen(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{option} {address}: cannot listen there, expected a free ADDRESS:PORT")
+    })
+}
 
 /// Answers until `stop`; then all connections are closed.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {

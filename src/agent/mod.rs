@@ -48,9 +48,7 @@ pub struct AgentConfig {
 /// # Errors
 /// When it cannot listen, or its checkpoint can neither be used nor set aside.
 pub async fn run(config: AgentConfig, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("--listen {}: cannot listen there", config.listen))?;
+    let listener = http_server::listen("--listen", config.listen).await?;
     run_at(listener, config, shutdown).await
 }
 

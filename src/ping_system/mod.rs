@@ -88,9 +88,7 @@ impl std::fmt::Debug for Database {
 /// # Errors
 /// When it cannot listen, or its database cannot be used.
 pub async fn run(config: PingSystemConfig, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("--listen {}: cannot listen there", config.listen))?;
+    let listener = http_server::listen("--listen", config.listen).await?;
     run_at(listener, config, shutdown).await
 }
 

@@ -22,6 +22,7 @@ pub mod template;
 #[cfg(test)]
 mod testing;
 pub mod uptime;
+pub mod worker;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +31,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use chrono::Utc;
 use reqwest::Client;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -151,11 +151,7 @@ impl Run {
         output_failed: CancellationToken,
     ) -> anyhow::Result<Self> {
         let metrics_listener = match config.metrics_listen {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .with_context(|| format!("--metrics-listen {address}: cannot listen there"))?,
-            ),
+            Some(address) => Some(http_server::listen("--metrics-listen", address).await?),
             None => None,
         };
         let client = client(&config)?;

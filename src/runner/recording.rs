@@ -4,7 +4,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -12,6 +11,7 @@ use chrono::Utc;
 use rusqlite::{Connection, params};
 
 use super::event::{AgentIndex, CapabilityIndex, Event, JobDone, RateChanged, UptimePolled};
+use super::worker::Worker;
 use crate::records;
 use crate::units::JobsPerMinute;
 
@@ -38,7 +38,7 @@ pub struct RunDescription {
 #[derive(Debug)]
 pub struct Recording {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Worker,
 }
 
 #[derive(Debug, Default)]
@@ -70,14 +70,11 @@ impl Recording {
         let keeper = Keeper::begin(file, run)
             .with_context(|| format!("--record {}: cannot be used", file.display()))?;
         let shared = Arc::new(Shared::default());
-        let thread = std::thread::Builder::new().name("records".into()).spawn({
+        let thread = Worker::start("records", {
             let shared = Arc::clone(&shared);
             move || shared.keep_all(keeper)
         })?;
-        Ok(Self {
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Self { shared, thread })
     }
 
     /// Takes in what happened; what there is no room for is counted.
@@ -106,17 +103,7 @@ impl Recording {
     pub async fn close(&self) -> io::Result<u64> {
         self.shared.lock().closed = true;
         self.shared.closing.notify_one();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            let joined = tokio::task::spawn_blocking(|| thread.join()).await;
-            if !matches!(joined, Ok(Ok(()))) {
-                return Err(io::Error::other("the thread that records panicked"));
-            }
-        }
+        self.thread.ended().await?;
         Ok(self.shared.lock().dropped)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Path, Request, State};
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::script::{Failure, FailureShare, Latency, UptimeScript};
 use crate::config::values::ListenAddress;
+use crate::http_server;
 use crate::runner::Ended;
 use crate::shutdown::Shutdown;
 use crate::units::Percent;
@@ -141,12 +142,7 @@ impl Mock {
     /// # Errors
     /// When the address is not to be had.
     pub async fn bind(self) -> anyhow::Result<(Listening, SocketAddr)> {
-        let listener = TcpListener::bind(self.listen).await.with_context(|| {
-            format!(
-                "--listen {}: cannot listen there, expected a free ADDRESS:PORT",
-                self.listen
-            )
-        })?;
+        let listener = http_server::listen("--listen", self.listen).await?;
         let address = listener.local_addr()?;
         Ok((
             Listening {

@@ -3,12 +3,12 @@
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::runner::worker::Worker;
 use crate::terminal;
 
 /// Lines waiting to be written beyond which there is no room for more.
@@ -19,7 +19,7 @@ const BATCH: Duration = Duration::from_millis(25);
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Worker,
 }
 
 #[derive(Debug)]
@@ -53,14 +53,11 @@ impl Writer {
             written: Notify::new(),
             failed,
         });
-        let thread = std::thread::Builder::new().name("output".into()).spawn({
+        let thread = Worker::start("output", {
             let shared = Arc::clone(&shared);
             move || shared.write_all_to(out)
         })?;
-        Ok(Self {
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Self { shared, thread })
     }
 
     /// Queues lines.
@@ -107,17 +104,7 @@ impl Writer {
             queue.closed = true;
             self.shared.tell(&queue);
         }
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            let joined = tokio::task::spawn_blocking(|| thread.join()).await;
-            if !matches!(joined, Ok(Ok(()))) {
-                return Err(io::Error::other("the output thread panicked"));
-            }
-        }
+        self.thread.ended().await?;
         self.shared.lock().error.take().map_or(Ok(()), Err)
     }
 }

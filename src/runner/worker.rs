@@ -1,0 +1,48 @@
+//! A thread that works beside the runtime until it is told to end.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Such a thread.
+#[derive(Debug)]
+pub struct Worker {
+    name: &'static str,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Worker {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(name: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(work)?;
+        Ok(Self {
+            name,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Waits for its end, which somebody must have told it.
+    ///
+    /// # Errors
+    /// When it panicked.
+    pub async fn ended(&self) -> io::Result<()> {
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(thread) = thread else {
+            return Ok(());
+        };
+        match tokio::task::spawn_blocking(|| thread.join()).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(io::Error::other(format!(
+                "the thread '{}' panicked",
+                self.name
+            ))),
+        }
+    }
+}
