@@ -10,9 +10,9 @@
 //! - [`report`]: what recorded runs say.
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
 //!
-//! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] are
-//! values that carry their unit, [`http_client`], [`http_server`], [`open_files`], [`shutdown`], [`telemetry`] and [`terminal`] are the
-//! edges.
+//! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] and
+//! [`money`] are values that carry their unit, [`http_client`], [`http_server`], [`open_files`],
+//! [`shutdown`], [`telemetry`] and [`terminal`] are the edges.
 
 #![cfg_attr(
     test,
@@ -33,6 +33,7 @@ pub mod cli;
 pub mod config;
 pub mod http_client;
 pub mod http_server;
+pub mod money;
 #[cfg(test)]
 mod mutation;
 pub mod open_files;

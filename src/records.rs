@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 
 /// Marks the file as one of ours ("UPRR").
 const APPLICATION_ID: i32 = 0x5550_5252;
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 /// Instants are microseconds since 1970, outcomes the names of CONTRACT.md section 4, wei text, since
 /// they may be of 256 bits.
@@ -24,6 +24,16 @@ CREATE TABLE runs (
 );
 CREATE TABLE agents (agent INTEGER PRIMARY KEY, agent_id TEXT NOT NULL UNIQUE);
 CREATE TABLE capabilities (capability INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+-- Who was followed in a run, and on which terms.
+CREATE TABLE run_agents (
+    run INTEGER NOT NULL,
+    agent INTEGER NOT NULL,
+    -- Wei for a second of compute; NULL where no price is known.
+    price_wei TEXT,
+    -- Whether its jobs could be done by nobody else, so that they say something of it.
+    tied INTEGER NOT NULL,
+    PRIMARY KEY (run, agent)
+);
 CREATE TABLE jobs (
     run INTEGER NOT NULL,
     sent_at INTEGER NOT NULL,
@@ -54,7 +64,7 @@ CREATE TABLE rates (
     agent INTEGER NOT NULL,
     rate_before INTEGER NOT NULL,
     rate INTEGER NOT NULL,
-    -- What full uptime would earn.
+    -- The slots that are accounted for: what full uptime would earn.
     base_rate INTEGER NOT NULL,
     uptime_percent REAL,
     reason TEXT NOT NULL

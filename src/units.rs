@@ -102,11 +102,11 @@ impl JobsPerMinute {
         self.0
     }
 
-    /// A share of this rate, from 0 to 1, rounded down to whole jobs.
+    /// A share of this rate, rounded down to whole jobs.
     #[must_use]
-    pub fn share(self, share: f64) -> Self {
+    pub fn share(self, share: Share) -> Self {
         // Far less than a job is forgiven: half of 60 must not be 29 by a rounding error.
-        let jobs = (f64::from(self.0) * share.clamp(0.0, 1.0) + 1e-6).floor();
+        let jobs = (f64::from(self.0) * share.0 + 1e-6).floor();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -114,6 +114,29 @@ impl JobsPerMinute {
         )]
         let jobs = jobs as u32;
         Self(jobs.min(self.0))
+    }
+}
+
+/// A part of something, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Share(f64);
+
+impl Share {
+    /// No part of it.
+    pub const NOTHING: Self = Self(0.0);
+    /// The whole of it.
+    pub const ALL: Self = Self(1.0);
+
+    /// This part; more than the whole is the whole, and what is no number is nothing.
+    #[must_use]
+    pub fn new(share: f64) -> Self {
+        Self(if share > 0.0 { share.min(1.0) } else { 0.0 })
+    }
+
+    /// The number, from 0 to 1.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        self.0
     }
 }
 
@@ -307,7 +330,10 @@ mod tests {
             (6_000_000, 1.0, 6_000_000),
             (100, 0.29, 29),
         ] {
-            assert_eq!(JobsPerMinute::new(base).share(part).get(), share);
+            assert_eq!(
+                JobsPerMinute::new(base).share(Share::new(part)).get(),
+                share
+            );
         }
     }
 

@@ -1,22 +1,31 @@
 //! What is checked of options beyond each single value.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use reqwest::Certificate;
 use reqwest::header::HeaderValue;
 
-use super::AgentConfig;
 use super::file::{AgentEntry, CapabilityEntry, FileCapabilities, Source};
-use super::values::{AgentId, BaseRate, HttpUrl, Weight};
+use super::values::{AgentId, BaseRate, Budget, HttpUrl, Weight};
+use super::{AgentConfig, RunnerConfig};
+use crate::runner::allotment::Split;
 use crate::runner::capability::{self, Capability};
+use crate::runner::rates::Sharing;
+use crate::wire::gateway::same_orchestrator_form;
 
 pub(super) fn agents(
     flags: Option<Vec<String>>,
+    all: bool,
     entries: Option<Vec<AgentEntry>>,
     source: &Source,
 ) -> anyhow::Result<Vec<AgentConfig>> {
     let entries = entries.unwrap_or_default();
+    ensure!(
+        !(all && flags.is_some()),
+        "--agent and --all-agents: expected one of them; [[agents]] in the file say how single agents are followed"
+    );
     let ids = match flags {
         Some(flags) => flags
             .iter()
@@ -28,8 +37,8 @@ pub(super) fn agents(
         None => entries.iter().map(|entry| entry.id.clone()).collect(),
     };
     ensure!(
-        !ids.is_empty(),
-        "no agent to follow: expected --agent ID, or [[agents]] with an id in the file that --config names"
+        all || !ids.is_empty(),
+        "no agent to follow: expected --agent ID, --all-agents, or [[agents]] with an id in the file that --config names"
     );
     let mut agents: Vec<AgentConfig> = Vec::with_capacity(ids.len());
     for AgentId(id) in ids {
@@ -57,9 +66,85 @@ pub(super) fn agents(
                 .and_then(|entry| entry.rate)
                 .map(|BaseRate(rate)| rate),
             capabilities: entry.and_then(|entry| entry.capabilities.clone()),
+            price: entry.and_then(|entry| entry.price.clone()),
+            budget: entry
+                .and_then(|entry| entry.budget_wei.clone())
+                .map(|Budget(budget)| budget),
+            is_tied: false,
         });
     }
+    tie(&mut agents);
     Ok(agents)
+}
+
+/// Finds the agents whose orchestrators are nobody else's.
+fn tie(agents: &mut [AgentConfig]) {
+    let mut users: BTreeMap<String, usize> = BTreeMap::new();
+    for agent in &*agents {
+        let forms = agent
+            .orchestrators
+            .iter()
+            .map(|o| same_orchestrator_form(o));
+        for form in forms.collect::<BTreeSet<_>>() {
+            *users.entry(form).or_default() += 1;
+        }
+    }
+    for agent in agents {
+        let alone = |o: &String| users[&same_orchestrator_form(o)] == 1;
+        agent.is_tied = !agent.orchestrators.is_empty() && agent.orchestrators.iter().all(alone);
+    }
+}
+
+/// Whether each agent has its own rate, or all share one.
+pub(super) fn sharing(
+    total: Option<BaseRate>,
+    split: Option<Split>,
+    redistribute: bool,
+    own: Option<BaseRate>,
+    agents: &[AgentConfig],
+) -> anyhow::Result<Sharing> {
+    let Some(BaseRate(rate)) = total else {
+        ensure!(
+            split.is_none() && !redistribute,
+            "{} says how a total is shared out: expected --total-rate N with it",
+            if split.is_some() {
+                "--split"
+            } else {
+                "--redistribute"
+            }
+        );
+        return Ok(Sharing::Own);
+    };
+    ensure!(
+        own.is_none() && agents.iter().all(|agent| agent.base_rate.is_none()),
+        "--total-rate and --rate (or rate in [[agents]]): expected one of them, a rate that all share or one for each"
+    );
+    Ok(Sharing::Total {
+        rate,
+        split: split.unwrap_or_default(),
+        redistribute,
+    })
+}
+
+/// Whether there is a price for whatever a budget bounds.
+pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
+    let agents = config.agents.iter();
+    let mut unpriced = agents.filter(|agent| config.price(agent).is_none());
+    let missing = if config.budget.is_some() {
+        let anybody =
+            (config.all_agents && config.price.is_none()).then(|| "whoever is listed".to_owned());
+        unpriced.next().map(|agent| agent.id.clone()).or(anybody)
+    } else {
+        unpriced
+            .find(|agent| agent.budget.is_some())
+            .map(|agent| agent.id.clone())
+    };
+    if let Some(agent) = missing {
+        bail!(
+            "--budget-wei (or budget_wei in [[agents]]): no price is known for {agent}: expected --price N, or price in [[agents]]"
+        );
+    }
+    Ok(())
 }
 
 /// Whether each agent is asked for something, and only for what is asked for at all.

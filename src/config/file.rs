@@ -10,7 +10,8 @@ use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use toml::Spanned;
 
-use super::values::{AgentId, BaseRate, HttpUrl, Weight};
+use super::values::{AgentId, BaseRate, Budget, HttpUrl, Weight};
+use crate::money::WeiPerSecond;
 
 /// `[[agents]]` in the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,6 +24,10 @@ pub(super) struct AgentEntry {
     #[serde(default, deserialize_with = "scalar")]
     pub(super) rate: Option<BaseRate>,
     pub(super) capabilities: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "scalar")]
+    pub(super) price: Option<WeiPerSecond>,
+    #[serde(default, deserialize_with = "scalar")]
+    pub(super) budget_wei: Option<Budget>,
 }
 
 /// `capabilities` in the file: names to choose from, or tables that define them.

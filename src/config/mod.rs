@@ -17,17 +17,31 @@ use reqwest::Certificate;
 use reqwest::header::HeaderValue;
 use url::Url;
 
+use self::shard::Shard;
 use self::values::OutputFormat;
+use crate::money::{Wei, WeiPerSecond};
 use crate::runner::capability::Capability;
 use crate::runner::policy::Policy;
+use crate::runner::rates::Sharing;
 use crate::runner::require::Requirement;
 use crate::units::JobsPerMinute;
 
 /// Everything that a run of the job runner needs, checked.
 #[derive(Debug, Clone)]
 pub struct RunnerConfig {
-    /// Whom to follow, each once; none where all fall to other shards.
+    /// Whom to follow, each once; none where all fall to other shards. With `all_agents`, how to follow
+    /// them if they are listed.
     pub agents: Vec<AgentConfig>,
+    /// Whether whoever the ping system lists is followed.
+    pub all_agents: bool,
+    /// Which agents fall to this runner; all of them where there is only one.
+    pub shard: Option<Shard>,
+    /// Whether each agent has its own rate, or all share one.
+    pub sharing: Sharing,
+    /// What a second of compute costs, where an agent has no price of its own.
+    pub price: Option<WeiPerSecond>,
+    /// What all agents' jobs may cost together.
+    pub budget: Option<Wei>,
     /// Each agent's rate at full uptime.
     pub base_rate: JobsPerMinute,
     /// What to ask for; at least one.
@@ -68,8 +82,44 @@ pub struct RunnerConfig {
     pub record: Option<PathBuf>,
 }
 
+impl RunnerConfig {
+    /// Whom to follow from the start.
+    #[must_use]
+    pub fn agents_at_start(&self) -> &[AgentConfig] {
+        if self.all_agents { &[] } else { &self.agents }
+    }
+
+    /// How to follow an agent that is listed.
+    #[must_use]
+    pub fn agent(&self, id: &str) -> AgentConfig {
+        let configured = self.agents.iter().find(|agent| agent.id == id);
+        configured.cloned().unwrap_or_else(|| AgentConfig {
+            id: id.to_owned(),
+            ..AgentConfig::default()
+        })
+    }
+
+    /// Whether an agent falls to this runner.
+    #[must_use]
+    pub fn is_ours(&self, id: &str) -> bool {
+        self.shard.is_none_or(|shard| shard.holds(id))
+    }
+
+    /// What a second of an agent's compute costs, where that is known.
+    #[must_use]
+    pub fn price<'a>(&'a self, agent: &'a AgentConfig) -> Option<&'a WeiPerSecond> {
+        agent.price.as_ref().or(self.price.as_ref())
+    }
+
+    /// Whether spending is bounded.
+    #[must_use]
+    pub fn has_budgets(&self) -> bool {
+        self.budget.is_some() || self.agents.iter().any(|agent| agent.budget.is_some())
+    }
+}
+
 /// An agent to follow.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AgentConfig {
     /// Its name.
     pub id: String,
@@ -79,6 +129,13 @@ pub struct AgentConfig {
     pub base_rate: Option<JobsPerMinute>,
     /// What it is asked for, in place of all that is asked for.
     pub capabilities: Option<Vec<String>>,
+    /// What a second of its compute costs, in place of the common price.
+    pub price: Option<WeiPerSecond>,
+    /// What its jobs may cost.
+    pub budget: Option<Wei>,
+    /// Whether no other agent shares one of its orchestrators, so that what becomes of its jobs says
+    /// something of it.
+    pub is_tied: bool,
 }
 
 impl AgentConfig {

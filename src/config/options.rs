@@ -7,16 +7,22 @@ use anyhow::Context;
 use serde::Deserialize;
 
 use super::checks::{
-    GATEWAY_TOKEN, PING_TOKEN, agents, agents_capabilities, bearer, capabilities, roots, token_in,
+    GATEWAY_TOKEN, PING_TOKEN, agents, agents_capabilities, bearer, capabilities, prices, roots,
+    sharing, token_in,
 };
 use super::file::{AgentEntry, FileCapabilities, Source, one_or_many, scalar};
 use super::shard::Shard;
-use super::values::{BaseRate, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
+use super::values::{BaseRate, Budget, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use super::{Endpoint, RunnerConfig, with_path};
+use crate::money::WeiPerSecond;
 use crate::open_files;
+use crate::runner::allotment::Split;
 use crate::runner::policy::Policy;
 use crate::runner::require::Requirement;
 use crate::units::{JobsPerMinute, Span};
+
+/// Agents of `--all-agents` for whose streams of pings there is room, where the limits allow it.
+const LISTENED_TO: usize = 1000;
 
 /// The job runner's options as they are written, each in two places: as a flag or environment
 /// variable, and in the file.
@@ -33,6 +39,18 @@ pub struct RunnerOptions {
     )]
     #[serde(deserialize_with = "one_or_many")]
     pub agent: Option<Vec<String>>,
+
+    /// Follow whoever the ping system lists, newcomers included
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "UPTIME_RUNNER_ALL_AGENTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Jobs"
+    )]
+    pub all_agents: Option<bool>,
 
     /// Follow only the agents that fall to this one of N runners, K from 1
     #[arg(
@@ -53,6 +71,39 @@ pub struct RunnerOptions {
     )]
     #[serde(deserialize_with = "scalar")]
     pub rate: Option<BaseRate>,
+
+    /// Jobs per minute at full uptime that all agents share, in place of a rate for each
+    #[arg(
+        long,
+        value_name = "N",
+        env = "UPTIME_RUNNER_TOTAL_RATE",
+        help_heading = "Jobs"
+    )]
+    #[serde(deserialize_with = "scalar")]
+    pub total_rate: Option<BaseRate>,
+
+    /// How they share it: equal, uptime (in proportion to it), or performance (success share ×
+    /// uptime ÷ median latency of the last jobs) [default: equal]
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "UPTIME_RUNNER_SPLIT",
+        help_heading = "Jobs"
+    )]
+    #[serde(deserialize_with = "scalar")]
+    pub split: Option<Split>,
+
+    /// Give what a punished agent loses of a total to agents that have earned more
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "UPTIME_RUNNER_REDISTRIBUTE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Jobs"
+    )]
+    pub redistribute: Option<bool>,
 
     /// What to ask for, chosen at random for each job: gpu-check, text-to-image, prompt-enhance, or
     /// what the file defines [default: gpu-check and what the file defines]
@@ -79,6 +130,26 @@ pub struct RunnerOptions {
     )]
     #[serde(deserialize_with = "scalar")]
     pub max_in_flight: Option<Count>,
+
+    /// What a second of compute costs, in wei; a job is charged for each second begun
+    #[arg(
+        long,
+        value_name = "WEI",
+        env = "UPTIME_RUNNER_PRICE",
+        help_heading = "Money"
+    )]
+    #[serde(deserialize_with = "scalar")]
+    pub price: Option<WeiPerSecond>,
+
+    /// Send no job that could make the run cost more than this, by the price
+    #[arg(
+        long,
+        value_name = "WEI",
+        env = "UPTIME_RUNNER_BUDGET_WEI",
+        help_heading = "Money"
+    )]
+    #[serde(deserialize_with = "scalar")]
+    pub budget_wei: Option<Budget>,
 
     /// Makes the choice of capability and payload repeatable [default: from the clock]
     #[arg(
@@ -312,7 +383,13 @@ impl RunnerOptions {
             agent: self.agent.or(file.agent),
             rate: self.rate.or(file.rate),
             capabilities: self.capabilities,
+            all_agents: self.all_agents.or(file.all_agents),
             shard: self.shard.or(file.shard),
+            total_rate: self.total_rate.or(file.total_rate),
+            split: self.split.or(file.split),
+            redistribute: self.redistribute.or(file.redistribute),
+            price: self.price.or(file.price),
+            budget_wei: self.budget_wei.or(file.budget_wei),
             timeout: self.timeout.or(file.timeout),
             max_in_flight: self.max_in_flight.or(file.max_in_flight),
             random_seed: self.random_seed.or(file.random_seed),
@@ -344,7 +421,16 @@ impl RunnerOptions {
     }
 
     fn checked(self, source: &Source) -> anyhow::Result<RunnerConfig> {
-        let mut agents = agents(self.agent, self.agents, source)?;
+        let all_agents = self.all_agents.unwrap_or(false);
+        let mut agents = agents(self.agent, all_agents, self.agents, source)?;
+        let redistribute = self.redistribute.unwrap_or(false);
+        let sharing = sharing(
+            self.total_rate,
+            self.split,
+            redistribute,
+            self.rate,
+            &agents,
+        )?;
         let capabilities = capabilities(self.capabilities, self.file_capabilities, source)?;
         agents_capabilities(&agents, &capabilities, source)?;
         if let Some(shard) = self.shard {
@@ -353,7 +439,14 @@ impl RunnerOptions {
         let max_in_flight = self.max_in_flight.map_or(1000, |Count(n)| n.get());
         let max_in_flight = usize::try_from(max_in_flight).unwrap_or(usize::MAX);
         // One that polls and one that listens, for each agent.
-        open_files::allow("--max-in-flight", max_in_flight, 2 * agents.len() as u64)?;
+        let allow =
+            |agents: usize| open_files::allow("--max-in-flight", max_in_flight, 2 * agents as u64);
+        if all_agents {
+            // How many there will be is not known; whoever cannot be listened to is asked.
+            allow(LISTENED_TO).or_else(|_| allow(agents.len()))?;
+        } else {
+            allow(agents.len())?;
+        }
         let seconds = Duration::from_secs;
         let span = |option: Option<Span>, default| option.map_or(default, Span::get);
         let url = |option: Option<HttpUrl>, default: &str| {
@@ -362,8 +455,13 @@ impl RunnerOptions {
         let HttpUrl(ping_url) = url(self.ping_url, "http://localhost:8000")?;
         let HttpUrl(gateway_url) = url(self.gateway_url, "http://localhost:8088")?;
         let prefix = self.gateway_prefix.unwrap_or_else(|| "/gateway".to_owned());
-        Ok(RunnerConfig {
+        let config = RunnerConfig {
             agents,
+            all_agents,
+            shard: self.shard,
+            sharing,
+            price: self.price,
+            budget: self.budget_wei.map(|Budget(budget)| budget),
             base_rate: self
                 .rate
                 .map_or(JobsPerMinute::new(60), |BaseRate(rate)| rate),
@@ -395,7 +493,9 @@ impl RunnerOptions {
             requirements: self.require.unwrap_or_default(),
             record: self.record,
             metrics_listen: self.metrics_listen.map(|ListenAddress(address)| address),
-        })
+        };
+        prices(&config)?;
+        Ok(config)
     }
 }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use url::Url;
 
+use crate::money::Wei;
 use crate::units::JobsPerMinute;
 use crate::wire::agent::is_agent_id;
 
@@ -51,6 +52,22 @@ impl FromStr for BaseRate {
                     JobsPerMinute::MAX
                 )
             })
+    }
+}
+
+/// An amount of wei that may be spent, over 0.
+#[derive(Debug, Clone)]
+pub struct Budget(pub(super) Wei);
+
+impl FromStr for Budget {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let budget = text.parse().ok();
+        budget
+            .filter(|budget: &Wei| !budget.is_negative() && !budget.is_zero())
+            .map(Self)
+            .ok_or("expected a whole number of wei over 0, of at most 256 bits")
     }
 }
 

@@ -49,14 +49,15 @@ pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<Stretch> {
             rates.push((at, JobsPerMinute::ZERO));
             continue;
         };
-        let earned = policy.rate(timeline.base_rate, uptime);
-        rates.push((at, recovery.allow(earned, instant(at))));
+        let earned = policy.share(uptime);
+        let rate = |share| policy.rate_of(timeline.base_rate, share);
+        rates.push((at, rate(recovery.allow(earned, instant(at)))));
         // A rate may rise between two looks.
         while let Some(rises_at) = recovery.rises_at().filter(|&rises| rises < instant(until)) {
             let after = i64::try_from((rises_at - origin).as_micros()).unwrap_or(i64::MAX);
             rates.push((
                 begin.saturating_add(after),
-                recovery.allow(earned, rises_at),
+                rate(recovery.allow(earned, rises_at)),
             ));
         }
     }
@@ -162,8 +163,8 @@ mod tests {
                 let known = uptimes.iter().rev().find(|&&(from, _)| from <= second).unwrap().1;
                 if let Ok(uptime) = Percent::new(known) {
                     let now = origin + Duration::from_secs(second.unsigned_abs());
-                    let earned = policy.rate(line.base_rate, uptime);
-                    expected += i64::from(recovery.allow(earned, now).get());
+                    let share = recovery.allow(policy.share(uptime), now);
+                    expected += i64::from(policy.rate_of(line.base_rate, share).get());
                 }
             }
             prop_assert_eq!(got, expected);

@@ -10,18 +10,18 @@ use chrono::{DateTime, Utc};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::event::{Event, JobDone, Roster};
+use super::event::{AgentIndex, AgentJoined, Event, JobDone, Roster};
 use super::uptime::Standing;
+use crate::money::Wei;
 use crate::units::{JobsPerMinute, Percent, milliseconds};
 use crate::wire::gateway::Outcome;
 
 /// What a run has done so far.
 #[derive(Debug)]
 pub struct Accounts {
-    roster: Arc<Roster>,
     sent: u64,
-    agents: Vec<AgentAccount>,
-    capabilities: Vec<CapabilityAccount>,
+    agents: Vec<(Arc<str>, AgentAccount)>,
+    capabilities: Vec<(Arc<str>, CapabilityAccount)>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -29,6 +29,7 @@ struct AgentAccount {
     uptime: Option<Percent>,
     standing: Standing,
     rate: JobsPerMinute,
+    spent: Option<Wei>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -43,29 +44,51 @@ struct CapabilityAccount {
 impl Accounts {
     /// Nothing has happened yet.
     #[must_use]
-    pub fn new(roster: Arc<Roster>) -> Self {
+    pub fn new(roster: &Roster) -> Self {
+        let (agents, capabilities) = (roster.agents.iter(), roster.capabilities.iter());
         Self {
             sent: 0,
-            agents: vec![AgentAccount::default(); roster.agents.len()],
-            capabilities: vec![CapabilityAccount::default(); roster.capabilities.len()],
-            roster,
+            agents: agents
+                .map(|name| (Arc::clone(name), AgentAccount::default()))
+                .collect(),
+            capabilities: capabilities
+                .map(|name| (Arc::clone(name), CapabilityAccount::default()))
+                .collect(),
         }
     }
 
     /// Takes in what happened.
     pub fn apply(&mut self, event: &Event) {
         match event {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::BaseChanged(_) | Event::Claim(_) => {}
+            Event::AgentJoined(joined) => self.join(joined),
+            Event::AgentLeft { agent, .. } => self.agent(*agent).rate = JobsPerMinute::ZERO,
             Event::Uptime(polled) => {
-                let agent = &mut self.agents[polled.agent.0];
+                let agent = self.agent(polled.agent);
                 agent.uptime = polled.uptime;
                 agent.standing = polled.standing;
             }
-            Event::RateChanged(changed) => self.agents[changed.agent.0].rate = changed.to,
+            Event::RateChanged(changed) => self.agent(changed.agent).rate = changed.to,
             Event::Sent(..) => self.sent += 1,
-            Event::Job(job) => self.capabilities[job.capability.0].job(job),
-            Event::Delayed(_, capability) => self.capabilities[capability.0].delayed += 1,
-            Event::Dropped(_, capability) => self.capabilities[capability.0].dropped += 1,
+            Event::Job(job) => {
+                if let Some(cost) = &job.cost {
+                    *self.agent(job.agent).spent.get_or_insert_default() += cost;
+                }
+                self.capabilities[job.capability.0].1.job(job);
+            }
+            Event::Delayed(_, capability) => self.capabilities[capability.0].1.delayed += 1,
+            Event::Dropped(_, capability) => self.capabilities[capability.0].1.dropped += 1,
+        }
+    }
+
+    fn agent(&mut self, AgentIndex(index): AgentIndex) -> &mut AgentAccount {
+        &mut self.agents[index].1
+    }
+
+    fn join(&mut self, joined: &AgentJoined) {
+        if joined.agent.0 == self.agents.len() {
+            let account = AgentAccount::default();
+            self.agents.push((Arc::clone(&joined.id), account));
         }
     }
 
@@ -80,7 +103,7 @@ impl Accounts {
     pub fn jobs_done(&self) -> u64 {
         self.capabilities
             .iter()
-            .map(CapabilityAccount::attempts)
+            .map(|(_, account)| account.attempts())
             .sum()
     }
 
@@ -89,7 +112,7 @@ impl Accounts {
     pub fn current_rate(&self) -> u64 {
         self.agents
             .iter()
-            .map(|agent| u64::from(agent.rate.get()))
+            .map(|(_, agent)| u64::from(agent.rate.get()))
             .sum()
     }
 
@@ -97,7 +120,7 @@ impl Accounts {
     #[must_use]
     pub fn total(&self) -> CapabilityStatistics {
         let mut total = CapabilityAccount::default();
-        for capability in &self.capabilities {
+        for (_, capability) in &self.capabilities {
             total.add(capability);
         }
         total.statistics()
@@ -106,8 +129,7 @@ impl Accounts {
     /// The accounts as they are printed.
     #[must_use]
     pub fn statistics(&self, ts: DateTime<Utc>, runtime: Duration) -> Statistics {
-        let agents = self.roster.agents.iter().zip(&self.agents);
-        let capabilities = self.roster.capabilities.iter().zip(&self.capabilities);
+        let (agents, capabilities) = (self.agents.iter(), self.capabilities.iter());
         Statistics {
             ts,
             runtime_s: milliseconds(runtime).round() / 1e3,
@@ -131,6 +153,7 @@ impl AgentAccount {
             ping_interval_minutes: self.standing.ping_interval_minutes,
             total_pings: self.standing.total_pings,
             rate: self.rate,
+            spent_wei: self.spent.clone(),
         }
     }
 }
@@ -287,6 +310,9 @@ pub struct AgentStatistics {
     pub total_pings: Option<u64>,
     /// Jobs per minute now.
     pub rate: JobsPerMinute,
+    /// What its jobs have cost, where they have a price.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spent_wei: Option<Wei>,
 }
 
 /// What became of the slots of a capability.
@@ -346,12 +372,12 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
-    fn roster() -> Arc<Roster> {
-        Arc::new(Roster {
+    fn roster() -> Roster {
+        Roster {
             agents: vec!["agent-001".into()],
             capabilities: vec!["gpu-check".into(), "text-to-image".into()],
             base_rate: JobsPerMinute::new(60),
-        })
+        }
     }
 
     fn job(capability: usize, outcome: Outcome, status: Option<u16>, latency_us: u64) -> Event {
@@ -364,6 +390,7 @@ mod tests {
             send_lag: Duration::ZERO,
             rate: JobsPerMinute::new(60),
             uptime: Percent::FULL,
+            cost: None,
             answer: Answer {
                 status,
                 ..Answer::failure(outcome, String::new())
@@ -372,7 +399,7 @@ mod tests {
     }
 
     fn statistics(events: &[Event]) -> (CapabilityStatistics, CapabilityStatistics) {
-        let mut accounts = Accounts::new(roster());
+        let mut accounts = Accounts::new(&roster());
         for event in events {
             accounts.apply(event);
         }

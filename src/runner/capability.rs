@@ -115,9 +115,10 @@ pub struct JobForm {
 }
 
 impl JobForm {
-    /// The value of the job header.
+    /// The value of the job header of a job that may run for `seconds` at most, and never longer than
+    /// its capability says.
     #[must_use]
-    pub fn header(&self, job_id: Uuid) -> String {
+    pub fn header(&self, job_id: Uuid, seconds: u64) -> String {
         let JobHeader {
             request,
             parameters,
@@ -130,7 +131,8 @@ impl JobForm {
             request: Cow::Borrowed(request),
             parameters: Cow::Borrowed(parameters),
             capability: Cow::Borrowed(capability),
-            timeout_seconds: *timeout_seconds,
+            timeout_seconds: u32::try_from(seconds)
+                .map_or(*timeout_seconds, |s| s.min(*timeout_seconds)),
         }
         .encode()
     }

@@ -1,5 +1,6 @@
 //! `check`: asks all that the runner depends on, and says what works, what does not and what to do.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -46,8 +47,11 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Ended> {
                 system.url,
                 agents.len()
             )));
-            for wanted in &config.agents {
-                let known = agents.iter().find(|agent| agent.agent_id == wanted.id);
+            let listed = agents.keys().filter(|id| config.all_agents && config.is_ours(id));
+            let listed = listed.map(|id| config.agent(id));
+            let wanted = config.agents_at_start().iter().cloned().chain(listed);
+            for wanted in wanted {
+                let known = agents.get(&wanted.id);
                 findings.push(uptime(&config, &system, &wanted.id, &agents).await);
                 if let Some(url) = known.and_then(|agent| agent.agent_url.as_deref()) {
                     findings.push(agent(&client, &wanted.id, url).await);
@@ -86,7 +90,7 @@ async fn uptime(
     config: &RunnerConfig,
     system: &PingSystem,
     agent_id: &str,
-    agents: &[Agent],
+    agents: &BTreeMap<String, Agent>,
 ) -> Finding {
     let mut answer = system.ask(agent_id).await;
     // One that was registered a moment ago is just being asked.
@@ -126,7 +130,7 @@ async fn uptime(
             }
         }
         Err(AskError::NotListed { url, .. }) => {
-            let known: Vec<&str> = agents.iter().map(|a| a.agent_id.as_str()).take(5).collect();
+            let known: Vec<&str> = agents.keys().map(String::as_str).take(5).collect();
             let known = if known.is_empty() {
                 "nobody is".to_owned()
             } else {

@@ -8,7 +8,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::claims::Contradiction;
 use super::uptime::{Standing, State};
+use crate::money::Wei;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
 
@@ -23,7 +25,7 @@ pub struct CapabilityIndex(pub usize);
 /// Who and what takes part in a run.
 #[derive(Debug, Clone)]
 pub struct Roster {
-    /// The agents' names.
+    /// The agents' names; more may join.
     pub agents: Vec<Arc<str>>,
     /// The capabilities' names.
     pub capabilities: Vec<Arc<str>>,
@@ -53,10 +55,23 @@ pub enum Event {
         /// When.
         ts: DateTime<Utc>,
     },
+    /// An agent is followed from now on.
+    AgentJoined(AgentJoined),
+    /// An agent is not followed any more.
+    AgentLeft {
+        /// When.
+        ts: DateTime<Utc>,
+        /// Who.
+        agent: AgentIndex,
+    },
     /// The ping system was asked.
     Uptime(UptimePolled),
     /// Another rate took hold.
     RateChanged(RateChanged),
+    /// The rate stays as it is, but other slots are accounted for.
+    BaseChanged(RateChanged),
+    /// What an agent's jobs say began to contradict what it claims, or no longer does.
+    Claim(ClaimChecked),
     /// A job left.
     Sent(AgentIndex, CapabilityIndex),
     /// A job was answered, or given up.
@@ -65,6 +80,30 @@ pub enum Event {
     Delayed(AgentIndex, CapabilityIndex),
     /// A slot found no place for a job, or was overdue.
     Dropped(AgentIndex, CapabilityIndex),
+}
+
+/// An agent that is followed from now on.
+#[derive(Debug, Clone)]
+pub struct AgentJoined {
+    /// When.
+    pub ts: DateTime<Utc>,
+    /// Its place: one of those that were there before, or the next one.
+    pub agent: AgentIndex,
+    /// Its name.
+    pub id: Arc<str>,
+}
+
+/// What an agent claims, beside what its jobs say.
+#[derive(Debug, Clone)]
+pub struct ClaimChecked {
+    /// When.
+    pub ts: DateTime<Utc>,
+    /// Whose claim.
+    pub agent: AgentIndex,
+    /// The uptime that it reports.
+    pub uptime: Percent,
+    /// What contradicts it, if anything does.
+    pub contradiction: Option<Contradiction>,
 }
 
 /// What is known of an agent after asking the ping system.
@@ -96,6 +135,12 @@ pub enum RateReason {
     Stale,
     /// The ping system knows of no uptime now.
     Unknown,
+    /// The agent's jobs contradict the uptime that it reports.
+    Evidence,
+    /// The agent's part of a total rate is another one.
+    Allotment,
+    /// The agent's budget is spent.
+    Budget,
 }
 
 impl RateReason {
@@ -106,6 +151,9 @@ impl RateReason {
             Self::Uptime => "uptime",
             Self::Stale => "stale",
             Self::Unknown => "unknown",
+            Self::Evidence => "evidence",
+            Self::Allotment => "allotment",
+            Self::Budget => "budget",
         }
     }
 }
@@ -131,6 +179,8 @@ pub struct RateChanged {
     pub from: JobsPerMinute,
     /// The rate now.
     pub to: JobsPerMinute,
+    /// The slots that are accounted for now: what full uptime would earn.
+    pub base: JobsPerMinute,
     /// The last known uptime.
     pub uptime: Option<Percent>,
     /// Why.
@@ -156,6 +206,8 @@ pub struct JobDone {
     pub rate: JobsPerMinute,
     /// The agent's uptime when it was sent.
     pub uptime: Percent,
+    /// What it cost, where there is a price.
+    pub cost: Option<Wei>,
     /// What came of it.
     pub answer: Answer,
 }

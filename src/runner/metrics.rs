@@ -1,5 +1,7 @@
 //! The runner's Prometheus metrics, fed with the same events as the accounts.
 
+use std::sync::Arc;
+
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     Opts, Registry, TextEncoder,
@@ -17,8 +19,23 @@ const DURATION_BUCKETS: [f64; 14] = [
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    families: Families,
+    capabilities: Vec<Arc<str>>,
     agents: Vec<AgentMetrics>,
     in_flight: IntGauge,
+}
+
+/// What each agent has series of.
+#[derive(Debug)]
+struct Families {
+    jobs: IntCounterVec,
+    duration: HistogramVec,
+    delayed: IntCounterVec,
+    dropped: IntCounterVec,
+    rate: GaugeVec,
+    uptime: GaugeVec,
+    uptime_age: GaugeVec,
+    contradicted: GaugeVec,
 }
 
 /// One agent's share, looked up once, for a look-up by label in every job would cost more than the
@@ -28,6 +45,7 @@ struct AgentMetrics {
     rate: Gauge,
     uptime: Gauge,
     uptime_age: Gauge,
+    contradicted: Gauge,
     capabilities: Vec<CapabilityMetrics>,
 }
 
@@ -39,8 +57,36 @@ struct CapabilityMetrics {
     dropped: IntCounter,
 }
 
+impl Families {
+    /// An agent's series, at 0; those of the uptime are not a number until it is known.
+    fn of(&self, agent: &str, capabilities: &[Arc<str>]) -> AgentMetrics {
+        let capabilities = capabilities.iter().map(|capability| {
+            let labels = [agent, capability];
+            CapabilityMetrics {
+                outcomes: Outcome::ALL
+                    .iter()
+                    .map(|o| self.jobs.with_label_values(&[agent, capability, o.name()]))
+                    .collect(),
+                duration: self.duration.with_label_values(&labels),
+                delayed: self.delayed.with_label_values(&labels),
+                dropped: self.dropped.with_label_values(&labels),
+            }
+        });
+        let metrics = AgentMetrics {
+            rate: self.rate.with_label_values(&[agent]),
+            uptime: self.uptime.with_label_values(&[agent]),
+            uptime_age: self.uptime_age.with_label_values(&[agent]),
+            contradicted: self.contradicted.with_label_values(&[agent]),
+            capabilities: capabilities.collect(),
+        };
+        metrics.uptime.set(f64::NAN);
+        metrics.uptime_age.set(f64::NAN);
+        metrics
+    }
+}
+
 impl Metrics {
-    /// All series of a run, at 0; those of the uptime are not a number until it is known.
+    /// All series of a run.
     ///
     /// # Errors
     /// When a name is not valid or registered twice.
@@ -82,6 +128,10 @@ impl Metrics {
             "uptime_runner_uptime_age_seconds",
             "Time since the ping system last told the uptime.",
         )?;
+        let contradicted = gauge(
+            "uptime_runner_claim_contradicted",
+            "1 while an agent's jobs contradict the uptime that it reports.",
+        )?;
         let in_flight = IntGauge::new(
             "uptime_runner_in_flight",
             "Jobs waiting for an answer, over all agents.",
@@ -95,43 +145,51 @@ impl Metrics {
         registry.register(Box::new(rate.clone()))?;
         registry.register(Box::new(uptime.clone()))?;
         registry.register(Box::new(age.clone()))?;
+        registry.register(Box::new(contradicted.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
 
-        let agents = roster.agents.iter().map(|agent| {
-            let agent: &str = agent;
-            let capabilities = roster.capabilities.iter().map(|capability| {
-                let labels = [agent, capability];
-                CapabilityMetrics {
-                    outcomes: Outcome::ALL
-                        .iter()
-                        .map(|o| jobs.with_label_values(&[agent, capability, o.name()]))
-                        .collect(),
-                    duration: duration.with_label_values(&labels),
-                    delayed: delayed.with_label_values(&labels),
-                    dropped: dropped.with_label_values(&labels),
-                }
-            });
-            let metrics = AgentMetrics {
-                rate: rate.with_label_values(&[agent]),
-                uptime: uptime.with_label_values(&[agent]),
-                uptime_age: age.with_label_values(&[agent]),
-                capabilities: capabilities.collect(),
-            };
-            metrics.uptime.set(f64::NAN);
-            metrics.uptime_age.set(f64::NAN);
-            metrics
-        });
+        let families = Families {
+            jobs,
+            duration,
+            delayed,
+            dropped,
+            rate,
+            uptime,
+            uptime_age: age,
+            contradicted,
+        };
+        let agents = roster.agents.iter();
         Ok(Self {
-            agents: agents.collect(),
+            agents: agents
+                .map(|agent| families.of(agent, &roster.capabilities))
+                .collect(),
+            families,
+            capabilities: roster.capabilities.clone(),
             registry,
             in_flight,
         })
     }
 
     /// Takes in what happened.
-    pub fn apply(&self, event: &Event) {
+    pub fn apply(&mut self, event: &Event) {
         match event {
-            Event::Started { .. } | Event::Sent(..) => {}
+            Event::Started { .. } | Event::Sent(..) | Event::BaseChanged(_) => {}
+            Event::AgentJoined(joined) => {
+                if joined.agent.0 == self.agents.len() {
+                    let metrics = self.families.of(&joined.id, &self.capabilities);
+                    self.agents.push(metrics);
+                }
+            }
+            Event::AgentLeft { agent, .. } => {
+                let metrics = &self.agents[agent.0];
+                metrics.rate.set(0.0);
+                metrics.uptime.set(f64::NAN);
+                metrics.contradicted.set(0.0);
+            }
+            Event::Claim(claim) => {
+                let contradicted = f64::from(u8::from(claim.contradiction.is_some()));
+                self.agents[claim.agent.0].contradicted.set(contradicted);
+            }
             Event::Uptime(polled) => {
                 let percent = polled.uptime.map_or(f64::NAN, crate::units::Percent::get);
                 self.agents[polled.agent.0].uptime.set(percent);

@@ -3,9 +3,13 @@
 
 pub mod accounts;
 pub mod alarm;
+pub mod allotment;
+pub mod budget;
 pub mod capability;
 pub mod check;
+pub mod claims;
 pub mod event;
+pub mod fleet;
 pub mod follower;
 pub mod gateway;
 pub mod metrics;
@@ -13,7 +17,9 @@ pub mod monitor;
 pub mod output;
 pub mod pacer;
 pub mod ping_client;
+pub mod places;
 pub mod policy;
+pub mod rates;
 pub mod recorder;
 pub mod recording;
 pub mod require;
@@ -21,6 +27,7 @@ pub mod submitter;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod track_record;
 pub mod uptime;
 pub mod worker;
 
@@ -31,31 +38,31 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use chrono::Utc;
 use reqwest::Client;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::alarm::Alarm;
-use self::capability::Chooser;
-use self::event::{AgentIndex, Event, Roster};
+use self::budget::Budgets;
+use self::event::{Event, Roster};
+use self::fleet::{Fleet, terms};
 use self::gateway::Gateway;
-use self::monitor::Monitor;
 use self::output::Output;
 use self::output::json::JsonOutput;
 use self::output::text::TextOutput;
 use self::output::writer::Writer;
 use self::ping_client::PingSystem;
+use self::places::Places;
+use self::rates::{Rates, Sharing};
 use self::recorder::Recorder;
 use self::recording::{Recording, RunDescription};
 use self::require::Missed;
-use self::submitter::{JobBudget, Shared, Submitter};
+use self::submitter::{JobCount, Shared};
 use crate::config::values::OutputFormat;
 use crate::config::{RunnerConfig, with_path};
 use crate::shutdown::Shutdown;
 use crate::units::JobsPerMinute;
-use crate::wire::gateway::same_orchestrator_form;
 use crate::{http_client, http_server, telemetry, terminal};
 
 /// The longest wait for an answer of the ping system (CONTRACT.md section 1).
@@ -93,11 +100,17 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
     let mut run = Run::set_up(config, stop.clone(), output_failed.clone()).await?;
 
     let mut broken = None;
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = output_failed.cancelled() => {}
-        () = sleep(run.config.duration) => {}
-        panic = first_panic(&mut run.tasks) => broken = Some(panic),
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = output_failed.cancelled() => break,
+            () = until(run.ends_at) => break,
+            panic = first_panic(&mut run.fleet.tasks) => {
+                broken = Some(panic);
+                break;
+            }
+            Some(listed) = run.listed.recv() => run.fleet.follow_listed(&listed),
+        }
     }
     stop.cancel();
 
@@ -134,14 +147,16 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
 
 /// All that lives as long as a run.
 struct Run {
-    config: RunnerConfig,
+    config: Arc<RunnerConfig>,
     recorder: Arc<Recorder>,
     /// Jobs under way.
     tracker: TaskTracker,
-    /// Submitters, which end by themselves once stopped.
-    tasks: JoinSet<()>,
-    /// Monitors, metrics and status line: ended when dropped.
-    helpers: JoinSet<()>,
+    fleet: Fleet,
+    /// Who is to be followed, where that is not known from the start.
+    listed: mpsc::Receiver<fleet::Listed>,
+    ends_at: Option<Instant>,
+    /// Metrics, status line, and what looks at all agents together: ended when dropped.
+    _helpers: JoinSet<()>,
 }
 
 impl Run {
@@ -182,116 +197,62 @@ impl Run {
                 .iter()
                 .map(|capability| config.timeout.unwrap_or(capability.patience()))
                 .collect(),
-            places: Arc::new(Semaphore::new(config.max_in_flight)),
-            budget: JobBudget::new(config.max_jobs),
+            places: Arc::new(Places::new(config.max_in_flight)),
+            job_count: JobCount::new(config.max_jobs),
+            budgets: config
+                .has_budgets()
+                .then(|| Budgets::new(config.budget.clone())),
             recorder: Arc::clone(&recorder),
             jobs: TaskTracker::new(),
             stop: stop.clone(),
         });
         let ping_system = Arc::new(ping_system(&config, client));
+        let rates = Arc::new(Rates::new(config.policy.clone(), config.sharing));
+        let ends_at = config.duration.map(|duration| Instant::now() + duration);
+        let config = Arc::new(config);
 
-        let mut run = Self {
-            recorder: Arc::clone(&recorder),
-            tracker: shared.jobs.clone(),
-            tasks: JoinSet::new(),
-            helpers: JoinSet::new(),
-            config,
-        };
-        let in_flight = {
-            let (places, bound) = (Arc::clone(&shared.places), run.config.max_in_flight);
-            move || bound.saturating_sub(places.available_permits())
-        };
+        let mut helpers = JoinSet::new();
+        let places = Arc::clone(&shared.places);
+        let in_flight = move || places.in_flight();
         if let Some(listener) = metrics_listener {
             tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
             let (recorder, in_flight) = (Arc::clone(&recorder), in_flight.clone());
             let routes = telemetry::metrics_routes(move || recorder.metrics_text(in_flight()));
             // Until the helpers are dropped: the last figures can be had while answers are awaited.
-            run.helpers.spawn(http_server::serve(
+            helpers.spawn(http_server::serve(
                 listener,
                 routes,
                 CancellationToken::new(),
             ));
         }
-        if run.config.output == OutputFormat::Text && terminal::columns().is_some() {
-            let ends_at = run
-                .config
-                .duration
-                .map(|duration| Instant::now() + duration);
-            run.helpers
-                .spawn(show_status(recorder, text, in_flight, ends_at));
+        if config.output == OutputFormat::Text && terminal::columns().is_some() {
+            helpers.spawn(show_status(Arc::clone(&recorder), text, in_flight, ends_at));
         }
-        run.start_agents(&shared, &ping_system, &stop);
-        Ok(run)
-    }
-
-    /// Each agent has its own monitor, watch channel, pacer and submitter.
-    fn start_agents(
-        &mut self,
-        shared: &Arc<Shared<Gateway>>,
-        ping_system: &Arc<PingSystem>,
-        stop: &CancellationToken,
-    ) {
-        let seed = self.config.random_seed.unwrap_or_else(|| fastrand::u64(..));
-        for (index, agent) in self.config.agents.iter().enumerate() {
-            let agent_id: Arc<str> = agent.id.as_str().into();
-            let (verdicts, verdict) = watch::channel(None);
-            let weights = self.config.capabilities.iter().map(|capability| {
-                if agent.does(&capability.name) {
-                    capability.weight
-                } else {
-                    0.0
-                }
-            });
-            let base_rate = agent.base_rate.unwrap_or(self.config.base_rate);
-            let parameters = capability::parameters(&agent.orchestrators);
-            let submitter = Submitter {
-                agent: AgentIndex(index),
-                agent_id: Arc::clone(&agent_id),
-                forms: self
-                    .config
-                    .capabilities
-                    .iter()
-                    .map(|capability| capability.prepare(&parameters))
-                    .collect(),
-                orchestrators: agent
-                    .orchestrators
-                    .iter()
-                    .map(|address| same_orchestrator_form(address))
-                    .collect(),
-                base_rate,
-                chooser: Chooser::new(weights, seed.wrapping_add(index as u64)),
-                alarm: Alarm::precise(),
-                shared: Arc::clone(shared),
-            };
-            self.tasks.spawn(submitter.run(verdict));
-
-            let (recorder, source) = (Arc::clone(&self.recorder), Arc::clone(ping_system));
-            let stop = stop.clone();
-            let policy = self.config.policy.clone();
-            let (uptime_interval, uptime_window, stale_after) = (
-                self.config.uptime_interval,
-                self.config.uptime_window,
-                self.config.stale_after,
-            );
-            self.tasks.spawn(async move {
-                let monitor = Monitor {
-                    agent: AgentIndex(index),
-                    agent_id: &agent_id,
-                    base_rate,
-                    uptime_interval,
-                    uptime_window,
-                    policy: &policy,
-                    stale_after,
-                    recorder: &recorder,
-                };
-                monitor.run(source.as_ref(), verdicts, stop).await;
-            });
+        if config.sharing != Sharing::Own {
+            helpers.spawn(fleet::rebalance(Arc::clone(&rates), Arc::clone(&config)));
         }
+        let (sender, listed) = mpsc::channel(1);
+        if config.all_agents {
+            let (ping_system, config) = (Arc::clone(&ping_system), Arc::clone(&config));
+            helpers.spawn(fleet::watch_list(ping_system, config, sender));
+        }
+        let tracker = shared.jobs.clone();
+        let mut fleet = Fleet::new(Arc::clone(&config), shared, ping_system, rates);
+        fleet.follow_configured();
+        Ok(Self {
+            config,
+            recorder,
+            tracker,
+            fleet,
+            listed,
+            ends_at,
+            _helpers: helpers,
+        })
     }
 
     /// Waits for the submitters, then for the jobs that they have sent, each at most its timeout.
     async fn finished(&mut self) {
-        while self.tasks.join_next().await.is_some() {}
+        while self.fleet.tasks.join_next().await.is_some() {}
         self.tracker.wait().await;
     }
 }
@@ -312,6 +273,7 @@ fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
         window: config.uptime_window,
         patience: config.uptime_interval.min(LONGEST_QUESTION),
         places: Semaphore::new(QUESTIONS_AT_ONCE),
+        last_look: Mutex::default(),
     }
 }
 
@@ -326,7 +288,7 @@ fn recorder(
     };
     let roster = Roster {
         agents: config
-            .agents
+            .agents_at_start()
             .iter()
             .map(|agent| agent.id.as_str().into())
             .collect(),
@@ -345,7 +307,7 @@ fn recorder(
     let writer = Writer::start(std::io::stdout(), output_failed)
         .context("the output thread cannot be started")?;
     Ok(Recorder::new(
-        Arc::new(roster),
+        roster,
         output,
         config.stats_every,
         writer,
@@ -355,24 +317,28 @@ fn recorder(
 
 /// What is recorded of the run itself.
 fn description(config: &RunnerConfig) -> RunDescription {
-    let agents = config.agents.iter().map(|agent| {
-        let base_rate = agent.base_rate.unwrap_or(config.base_rate);
-        (agent.id.as_str().into(), base_rate)
-    });
+    let agents = config.agents_at_start().iter();
     let capabilities = config.capabilities.iter();
     RunDescription {
-        agents: agents.collect(),
+        agents: agents.map(|agent| terms(agent, config)).collect(),
         capabilities: capabilities.map(|c| c.name.as_str().into()).collect(),
         policy: config.policy.to_string(),
     }
 }
 
 fn warn_of_empty_tiers(config: &RunnerConfig) {
-    let rates = config
-        .agents
-        .iter()
-        .map(|agent| agent.base_rate.unwrap_or(config.base_rate));
-    let rates: BTreeSet<JobsPerMinute> = rates.collect();
+    let rates = match config.sharing {
+        Sharing::Own => config
+            .agents_at_start()
+            .iter()
+            .map(|agent| agent.base_rate.unwrap_or(config.base_rate))
+            .collect(),
+        Sharing::Total { rate, split, .. } => {
+            let weights = vec![None; config.agents_at_start().len()];
+            allotment::base_rates(rate, split, &weights)
+        }
+    };
+    let rates: BTreeSet<JobsPerMinute> = rates.into_iter().collect();
     for base_rate in rates {
         for uptime in config.policy.tiers_without_jobs(base_rate) {
             tracing::warn!(
@@ -425,9 +391,9 @@ async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
     std::future::pending().await
 }
 
-async fn sleep(duration: Option<Duration>) {
-    match duration {
-        Some(duration) => tokio::time::sleep(duration).await,
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
         None => std::future::pending().await,
     }
 }

@@ -1,20 +1,22 @@
-//! Follows one agent's uptime and publishes what it earns on a watch channel.
+//! Follows one agent's uptime and publishes what it earns.
 
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::event::{AgentIndex, Event, RateReason, UptimePolled};
+use super::claims::contradiction;
+use super::event::{AgentIndex, ClaimChecked, Event, RateReason, UptimePolled};
 use super::follower::{Heard, follow};
 use super::ping_client::{AskError, AskUptime};
-use super::policy::{Policy, Recovery};
+use super::policy::{Policy, Recovery, Trust};
 use super::recorder::Recorder;
+use super::track_record::TrackRecord;
 use super::uptime::{Knowledge, Picture, Reading, Standing, State};
-use crate::units::{JobsPerMinute, Percent};
+use crate::units::{Percent, Share};
 use crate::wire::ping_system::{Agent, Ping};
 
 /// Pings that were heard, but not yet taken in.
@@ -23,12 +25,19 @@ const HEARD_AHEAD: usize = 64;
 /// What an agent's uptime earns it now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Verdict {
-    /// Jobs at a rate, which may be 0.
+    /// A share of the base rate, which may be nothing.
     Earns {
-        /// The uptime.
+        /// The uptime that the agent reports.
         uptime: Percent,
-        /// The rate that the policy gives for it.
-        rate: JobsPerMinute,
+        /// The share that the policy gives for it.
+        share: Share,
+    },
+    /// A share of the base rate, for less than the agent reports, which its jobs contradict.
+    Doubted {
+        /// The uptime that the agent reports.
+        uptime: Percent,
+        /// The share that the policy gives for what its jobs say.
+        share: Share,
     },
     /// No jobs, since nothing is known of now.
     Suspended {
@@ -40,12 +49,12 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The rate at which jobs are to be sent.
+    /// The share of the base rate; `None` where nothing is to be sent.
     #[must_use]
-    pub fn rate(self) -> JobsPerMinute {
+    pub fn share(self) -> Option<Share> {
         match self {
-            Self::Earns { rate, .. } => rate,
-            Self::Suspended { .. } => JobsPerMinute::ZERO,
+            Self::Earns { share, .. } | Self::Doubted { share, .. } => Some(share),
+            Self::Suspended { .. } => None,
         }
     }
 
@@ -53,7 +62,7 @@ impl Verdict {
     #[must_use]
     pub fn uptime(self) -> Option<Percent> {
         match self {
-            Self::Earns { uptime, .. } => Some(uptime),
+            Self::Earns { uptime, .. } | Self::Doubted { uptime, .. } => Some(uptime),
             Self::Suspended { last_uptime, .. } => last_uptime,
         }
     }
@@ -63,6 +72,7 @@ impl Verdict {
     pub fn reason(self) -> RateReason {
         match self {
             Self::Earns { .. } => RateReason::Uptime,
+            Self::Doubted { .. } => RateReason::Evidence,
             Self::Suspended { reason, .. } => reason,
         }
     }
@@ -75,18 +85,25 @@ pub struct Monitor<'a> {
     pub agent: AgentIndex,
     /// That agent's name.
     pub agent_id: &'a str,
-    /// The rate at full uptime.
-    pub base_rate: JobsPerMinute,
     /// The time between questions.
     pub uptime_interval: Duration,
     /// How much history counts.
     pub uptime_window: Duration,
-    /// How the rate follows from it.
+    /// How the share follows from it.
     pub policy: &'a Policy,
     /// How long the last known uptime may be acted on.
     pub stale_after: Duration,
+    /// What became of its jobs.
+    pub track_record: &'a TrackRecord,
     /// Is told each answer.
     pub recorder: &'a Recorder,
+}
+
+/// What the next verdict depends on, beside what is known.
+struct Judgement {
+    recovery: Recovery,
+    published: Option<Verdict>,
+    contradicted: bool,
 }
 
 /// What a monitor knows.
@@ -111,12 +128,12 @@ impl Known {
 }
 
 impl Monitor<'_> {
-    /// Asks `source`, listens to it where it tells new pings by itself, and publishes on `verdicts`,
-    /// where nothing stands until a first uptime is known, until `stop`.
+    /// Asks `source`, listens to it where it tells new pings by itself, and publishes each new verdict,
+    /// the first one when a first uptime is known, until `stop`.
     pub async fn run(
         self,
         source: &impl AskUptime,
-        verdicts: watch::Sender<Option<Verdict>>,
+        publish: impl Fn(Verdict),
         stop: CancellationToken,
     ) {
         let mut ticks = tokio::time::interval(self.uptime_interval);
@@ -135,7 +152,11 @@ impl Monitor<'_> {
         let mut question = None;
         let (sender, mut heard) = mpsc::channel(HEARD_AHEAD);
         let mut following = pin!(follow(source, self.agent_id, self.uptime_interval, sender));
-        let mut recovery = Recovery::new(self.policy);
+        let mut judgement = Judgement {
+            recovery: Recovery::new(self.policy),
+            published: None,
+            contradicted: false,
+        };
         loop {
             let (state, _) = known.knowledge.at(Instant::now().into_std());
             let stale_at = known.knowledge.stale_at().filter(|_| state == State::Fresh);
@@ -170,9 +191,11 @@ impl Monitor<'_> {
                 },
                 // While a question is still waiting for its answer, too.
                 () = until(stale_at) => {}
-                () = until(recovery.rises_at()) => {}
+                () = until(judgement.recovery.rises_at()) => {}
             }
-            self.publish(&known.knowledge, &mut recovery, &verdicts);
+            if let Some(verdict) = self.new_verdict(&known.knowledge, &mut judgement) {
+                publish(verdict);
+            }
         }
     }
 
@@ -262,32 +285,53 @@ impl Monitor<'_> {
         }
     }
 
-    fn publish(
-        &self,
-        knowledge: &Knowledge,
-        recovery: &mut Recovery,
-        verdicts: &watch::Sender<Option<Verdict>>,
-    ) {
+    fn new_verdict(&self, knowledge: &Knowledge, judgement: &mut Judgement) -> Option<Verdict> {
         let now = Instant::now().into_std();
         let verdict = match knowledge.at(now) {
-            (State::Fresh, Some(uptime)) => Verdict::Earns {
-                uptime,
-                rate: recovery.allow(self.policy.rate(self.base_rate, uptime), now),
-            },
+            (State::Fresh, Some(uptime)) => {
+                let credible = self.credible(uptime, judgement);
+                let share = judgement.recovery.allow(self.policy.share(credible), now);
+                if credible < uptime {
+                    Verdict::Doubted { uptime, share }
+                } else {
+                    Verdict::Earns { uptime, share }
+                }
+            }
             (state, last_uptime) => Verdict::Suspended {
                 last_uptime,
                 reason: state.into(),
             },
         };
-        verdicts.send_if_modified(|published| {
-            // The accounts begin with the first known uptime.
-            let begins = matches!(verdict, Verdict::Earns { .. });
-            let modified = (published.is_some() || begins) && *published != Some(verdict);
-            if modified {
-                *published = Some(verdict);
+        // The accounts begin with the first known uptime.
+        let begins = verdict.share().is_some();
+        let is_new = judgement.published != Some(verdict);
+        if is_new && (begins || judgement.published.is_some()) {
+            judgement.published = Some(verdict);
+            return Some(verdict);
+        }
+        None
+    }
+
+    /// The uptime that counts: the one that the agent reports, or by the policy what its jobs say, where
+    /// they contradict it.
+    fn credible(&self, uptime: Percent, judgement: &mut Judgement) -> Percent {
+        let evidence = self.track_record.evidence(Instant::now().into_std());
+        let found = contradiction(self.policy, uptime, evidence);
+        if found.is_some() != judgement.contradicted {
+            judgement.contradicted = found.is_some();
+            self.recorder.record(&Event::Claim(ClaimChecked {
+                ts: Utc::now(),
+                agent: self.agent,
+                uptime,
+                contradiction: found,
+            }));
+        }
+        match found {
+            Some(found) if self.policy.trust() == Trust::Verified && found.success < uptime => {
+                found.success
             }
-            modified
-        });
+            _ => uptime,
+        }
     }
 }
 
@@ -310,15 +354,19 @@ async fn until(instant: Option<std::time::Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::sync::atomic::Ordering;
 
+    use super::super::event::Answer;
     use super::super::testing::{Said, ScriptedPings, Told, percent, recorder};
     use super::*;
+    use crate::units::JobsPerMinute;
+    use crate::wire::gateway::Outcome;
 
     const INTERVAL: Duration = Duration::from_secs(10);
     const STALE_AFTER: Duration = Duration::from_secs(25);
 
-    /// What is published over time, as (seconds after the start, rate, reason), and the states of
+    /// What is published over time, as (seconds after the start, rate of 60, reason), and the states of
     /// the `uptime` events.
     async fn published(
         script: &[Said],
@@ -340,41 +388,40 @@ mod tests {
         seconds: u64,
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         let (recorder, sink) = recorder(60);
-        let (sender, mut receiver) = watch::channel(None);
+        let track_record = TrackRecord::new(None, INTERVAL);
         let stop = CancellationToken::new();
         let monitor = Monitor {
             agent: AgentIndex(0),
             agent_id: "agent-001",
-            base_rate: JobsPerMinute::new(60),
             uptime_interval: INTERVAL,
             uptime_window: Duration::from_hours(1),
             policy,
             stale_after: STALE_AFTER,
+            track_record: &track_record,
             recorder: &recorder,
         };
         let start = Instant::now();
-        let mut seen = Vec::new();
-        let watching = async {
-            while receiver.changed().await.is_ok() {
-                let verdict: Verdict = receiver.borrow_and_update().unwrap();
-                seen.push((
-                    start.elapsed().as_secs(),
-                    verdict.rate().get(),
-                    verdict.reason(),
-                ));
-            }
+        let seen = RefCell::new(Vec::new());
+        let publish = |verdict: Verdict| {
+            let rate = verdict.share().map_or(0, sixty);
+            let at = start.elapsed().as_secs();
+            seen.borrow_mut().push((at, rate, verdict.reason()));
         };
         let ending = async {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             stop.cancel();
         };
-        tokio::join!(monitor.run(source, sender, stop.clone()), watching, ending);
+        tokio::join!(monitor.run(source, publish, stop.clone()), ending);
         recorder.close().await.unwrap();
         let events = sink.events("uptime");
         let states = events
             .iter()
             .map(|event| event["state"].as_str().unwrap().to_owned());
-        (seen, states.collect())
+        (seen.into_inner(), states.collect())
+    }
+
+    fn sixty(share: Share) -> u32 {
+        JobsPerMinute::new(60).share(share).get()
     }
 
     #[tokio::test(start_paused = true)]
@@ -508,23 +555,72 @@ mod tests {
         );
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn jobs_that_contradict_a_claim_count_where_the_policy_says_so() {
+        for (policy, expected, reason) in [
+            ("tiers:99=100,90=10", 60, RateReason::Uptime),
+            ("tiers:99=100,90=10 trust=verified", 6, RateReason::Evidence),
+        ] {
+            let (recorder, sink) = recorder(60);
+            let window = Duration::from_hours(1);
+            let track_record = TrackRecord::new(Some(Vec::new()), window);
+            for n in 0..100 {
+                let outcome = if n % 12 == 0 {
+                    Outcome::Timeout
+                } else {
+                    Outcome::Success
+                };
+                let answer = Answer::failure(outcome, String::new());
+                track_record.job(&answer, INTERVAL, Instant::now().into_std());
+            }
+            let monitor = Monitor {
+                agent: AgentIndex(0),
+                agent_id: "agent-001",
+                uptime_interval: INTERVAL,
+                uptime_window: window,
+                policy: &policy.parse().unwrap(),
+                stale_after: STALE_AFTER,
+                track_record: &track_record,
+                recorder: &recorder,
+            };
+            let stop = CancellationToken::new();
+            let verdict = Cell::new(None);
+            let publish = |new| {
+                verdict.set(Some(new));
+                stop.cancel();
+            };
+            let source = ScriptedPings::new([Said::Uptime(99.5)]);
+            monitor.run(&source, publish, stop.clone()).await;
+            recorder.close().await.unwrap();
+            let verdict = verdict.get().unwrap();
+            assert_eq!(verdict.share().map(sixty), Some(expected));
+            assert_eq!(
+                (verdict.uptime(), verdict.reason()),
+                (Some(percent(99.5)), reason)
+            );
+            let claim = sink.events("claim").remove(0);
+            assert_eq!(claim["contradicted"], true);
+            assert_eq!(claim["successful"], 91);
+        }
+    }
+
     #[test]
-    fn a_verdict_knows_its_rate_and_why() {
+    fn a_verdict_knows_its_share_and_why() {
         let earns = Verdict::Earns {
             uptime: percent(96.0),
-            rate: JobsPerMinute::new(30),
+            share: Share::new(0.5),
         };
         assert_eq!(
-            (earns.rate().get(), earns.reason()),
-            (30, RateReason::Uptime)
+            (earns.share().map(sixty), earns.reason()),
+            (Some(30), RateReason::Uptime)
         );
         let suspended = Verdict::Suspended {
             last_uptime: Some(percent(96.0)),
             reason: RateReason::Stale,
         };
         assert_eq!(
-            (suspended.rate().get(), suspended.uptime()),
-            (0, Some(percent(96.0)))
+            (suspended.share(), suspended.uptime()),
+            (None, Some(percent(96.0)))
         );
     }
 }

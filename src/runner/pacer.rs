@@ -18,7 +18,7 @@ use crate::units::JobsPerMinute;
 const MINUTE_NANOS: u128 = 60_000_000_000;
 
 /// Decides when jobs are due at a rate that changes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pacer {
     base: JobsPerMinute,
     /// `None` at rate 0.
@@ -77,11 +77,11 @@ impl Pacer {
     /// more than the highest rate has in half a millisecond, so it never holds up a steady run.
     pub const AT_ONCE: u64 = 64;
 
-    /// Nothing is due, and nothing counted as withheld, before the first [`Self::change_rate`].
+    /// Nothing is due, and nothing counted as withheld, before the first [`Self::change`].
     #[must_use]
-    pub fn new(base: JobsPerMinute) -> Self {
+    pub fn new() -> Self {
         Self {
-            base,
+            base: JobsPerMinute::ZERO,
             stretch: None,
             withheld: Withheld::default(),
         }
@@ -139,14 +139,15 @@ impl Pacer {
         }
     }
 
-    /// Takes what is due at `now`, then goes on at `rate`: of the gap in progress the part that
+    /// Takes what is due at `now`, then goes on at `rate`, with the slots of `base`: of the gap in progress the part that
     /// has passed stays passed. From 0, the first slot is due at once; to 0, what is due just now is
     /// withheld, for nothing is sent at rate 0.
-    pub fn change_rate(&mut self, now: Instant, rate: JobsPerMinute) -> Due {
+    pub fn change(&mut self, now: Instant, base: JobsPerMinute, rate: JobsPerMinute) -> Due {
         let mut due = self.take(now, u64::MAX, u64::MAX);
         if rate == JobsPerMinute::ZERO {
             due.withhold_slots();
         }
+        self.base = base;
         self.withheld.counted_until.get_or_insert(now);
         let start = match self.stretch {
             _ if rate == JobsPerMinute::ZERO => None,
@@ -202,6 +203,7 @@ fn nanos(nanos: u128) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Share;
     use proptest::prelude::*;
 
     fn jobs(rate: u32) -> JobsPerMinute {
@@ -215,6 +217,7 @@ mod tests {
     }
 
     struct Run {
+        base: JobsPerMinute,
         pacer: Pacer,
         start: Instant,
     }
@@ -222,14 +225,15 @@ mod tests {
     impl Run {
         fn new(base: u32) -> Self {
             Self {
-                pacer: Pacer::new(jobs(base)),
+                base: jobs(base),
+                pacer: Pacer::new(),
                 start: Instant::now(),
             }
         }
 
         fn change(&mut self, at_ms: u64, rate: u32) -> (Vec<u128>, u64, u64) {
             let at = self.start + Duration::from_millis(at_ms);
-            millis(&self.pacer.change_rate(at, jobs(rate)), self.start)
+            millis(&self.pacer.change(at, self.base, jobs(rate)), self.start)
         }
 
         fn advance(&mut self, at_ms: u64) -> (Vec<u128>, u64, u64) {
@@ -339,14 +343,14 @@ mod tests {
             steps in prop::collection::vec((1..2_000_000_000_u64, prop::option::of(0..=100_u8)), 1..60),
         ) {
             let start = Instant::now();
-            let mut pacer = Pacer::new(jobs(base));
+            let mut pacer = Pacer::new();
             let mut now = start;
             let mut rate = jobs(base);
             let mut changes = 1_u64;
             let (mut taken, mut overdue, mut withheld) = (0_u64, 0, 0);
             let mut owed = 0.0_f64;
             let mut last_slot = None;
-            let _ = pacer.change_rate(now, rate);
+            let _ = pacer.change(now, jobs(base), rate);
             for (step_nanos, share) in steps {
                 // Long runs at high rates would take long to walk through: as many slots a step.
                 let step = Duration::from_nanos(step_nanos.min(200 * 60_000_000_000 / u64::from(base)));
@@ -356,8 +360,8 @@ mod tests {
                     None => pacer.finish(now),
                     Some(share) => {
                         changes += 1;
-                        let due = pacer.change_rate(now, jobs(base).share(f64::from(share) / 100.0));
-                        rate = jobs(base).share(f64::from(share) / 100.0);
+                        let due = pacer.change(now, jobs(base), jobs(base).share(Share::new(f64::from(share) / 100.0)));
+                        rate = jobs(base).share(Share::new(f64::from(share) / 100.0));
                         due
                     }
                 };
@@ -386,8 +390,8 @@ mod tests {
         #[test]
         fn constant_slots_keep_their_distance(rate in 1..=6_000_000_u32, wakes in prop::collection::vec(1..5_u32, 1..50)) {
             let start = Instant::now();
-            let mut pacer = Pacer::new(jobs(rate));
-            let _ = pacer.change_rate(start, jobs(rate));
+            let mut pacer = Pacer::new();
+            let _ = pacer.change(start, jobs(rate), jobs(rate));
             let gap = 60e9 / f64::from(rate);
             let mut k = 0_u32;
             let mut now = start;

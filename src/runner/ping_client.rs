@@ -1,12 +1,14 @@
 //! Asks a ping system for an agent's uptime, and listens to it (CONTRACT.md section 2).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
 
 use super::uptime::{Picture, newest_in_history, newest_in_list};
 use crate::http_client::{BodyError, read_body, root_cause};
@@ -15,6 +17,8 @@ use crate::wire::ping_system::{
     Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_event, read_history,
 };
 
+/// Who asks so soon after another is told the same: thousands of agents are in one list.
+const LONGEST_SHARED: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
 /// A stream that shows no life for so long is lost; ours does every five seconds.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);
@@ -41,7 +45,7 @@ pub trait Listening: Send {
 }
 
 /// Why there is no good answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum AskError {
     /// No connection, or one that was lost.
     #[error("{url}: {cause}")]
@@ -116,10 +120,14 @@ pub struct PingSystem {
     pub window: Duration,
     /// The longest wait for an answer.
     pub patience: Duration,
-    /// The bound on questions at once: each list of agents is held whole while it is read, and a
-    /// runner may follow thousands.
+    /// The bound on questions at once: a runner may follow thousands of agents.
     pub places: Semaphore,
+    /// The last look at the list of agents, and when it began.
+    pub last_look: Mutex<Option<(Instant, Look)>>,
 }
+
+/// The agents that are listed, by name, or why there is no list.
+pub type Look = Result<Arc<BTreeMap<String, Agent>>, AskError>;
 
 impl PingSystem {
     fn address(&self, path: &[&str]) -> Url {
@@ -173,29 +181,48 @@ impl PingSystem {
             })?
     }
 
-    /// All agents.
+    /// All agents, of now or of a moment ago.
     ///
     /// # Errors
     /// When there is no good answer.
-    pub async fn agents(&self) -> Result<Vec<Agent>, AskError> {
+    pub async fn agents(&self) -> Look {
+        // Held while asking: whoever comes meanwhile waits for the same answer.
+        let mut last = self.last_look.lock().await;
+        let shared = LONGEST_SHARED.min(self.patience / 2);
+        if let Some((began, look)) = &*last
+            && began.elapsed() < shared
+        {
+            return look.clone();
+        }
+        let began = Instant::now();
+        let look = self.look().await;
+        *last = Some((began, look.clone()));
+        look
+    }
+
+    async fn look(&self) -> Look {
         let url = self.address(&[]);
         let body = self.get(&url).await?;
-        read_agents(&body).map_err(|error| AskError::Invalid {
+        let agents = read_agents(&body).map_err(|error| AskError::Invalid {
             url: url.into(),
             error,
-        })
+        })?;
+        let mut by_name = BTreeMap::new();
+        for agent in agents {
+            by_name.entry(agent.agent_id.clone()).or_insert(agent);
+        }
+        Ok(Arc::new(by_name))
     }
 
     async fn agent(&self, agent_id: &str) -> Result<Agent, AskError> {
         let agents = self.agents().await?;
-        let listed = agents.len();
         agents
-            .into_iter()
-            .find(|agent| agent.agent_id == agent_id)
+            .get(agent_id)
+            .cloned()
             .ok_or_else(|| AskError::NotListed {
                 url: self.address(&[]).into(),
                 agent_id: agent_id.to_owned(),
-                listed,
+                listed: agents.len(),
             })
     }
 
@@ -232,9 +259,9 @@ impl AskUptime for PingSystem {
     type Listening = PingStream;
 
     async fn ask(&self, agent_id: &str) -> Result<Picture, AskError> {
+        let agent = self.agent(agent_id).await?;
         // Waiting for a place is no part of an answer's time.
         let _place = self.places.acquire().await;
-        let agent = self.agent(agent_id).await?;
         let history = self.history(agent_id, self.window).await?;
         let mut picture = Picture { agent, history };
         if let Some(older) = self.older(&picture).await? {

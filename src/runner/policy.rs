@@ -4,17 +4,28 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use crate::units::{JobsPerMinute, Percent, Span};
+use crate::units::{JobsPerMinute, Percent, Share, Span};
 
 /// How a rate follows from an uptime.
 ///
 /// As text: a shape, and what else is wanted, separated by spaces: `tiers:99=100,95=50,90=10`,
-/// `linear:90..99` or `proportional:4`, then `recover_after=10m` and `probe_rate=1`.
+/// `linear:90..99` or `proportional:4`, then `recover_after=10m`, `probe_rate=1` and `trust=verified`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     shape: Shape,
     recover_after: Duration,
     probe_rate: JobsPerMinute,
+    trust: Trust,
+}
+
+/// Which uptime counts where what an agent reports and what became of its jobs contradict each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// What the agent reports (SEED.md's rule).
+    #[default]
+    Reported,
+    /// The lower of the two.
+    Verified,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -46,26 +57,64 @@ impl Default for Policy {
             shape: Shape::Tiers(tiers.into()),
             recover_after: Duration::ZERO,
             probe_rate: JobsPerMinute::ZERO,
+            trust: Trust::default(),
         }
     }
 }
 
 impl Policy {
-    /// The rate that an uptime earns, in whole jobs per minute, rounded down.
+    /// These tiers, each the least uptime and the share that it earns, best first.
     #[must_use]
-    pub fn rate(&self, base: JobsPerMinute, uptime: Percent) -> JobsPerMinute {
-        let share = match &self.shape {
+    pub fn of_tiers(tiers: impl IntoIterator<Item = (Percent, Percent)>) -> Self {
+        let tiers = tiers.into_iter();
+        let tiers = tiers.map(|(uptime, share)| Tier { uptime, share });
+        Self {
+            shape: Shape::Tiers(tiers.collect()),
+            ..Self::default()
+        }
+    }
+
+    /// The share of the base rate that an uptime earns.
+    #[must_use]
+    pub fn share(&self, uptime: Percent) -> Share {
+        match &self.shape {
             Shape::Tiers(tiers) => tiers
                 .iter()
                 .find(|tier| uptime >= tier.uptime)
-                .map_or(0.0, |tier| tier.share.get() / 100.0),
+                .map_or(Share::NOTHING, |tier| Share::new(tier.share.get() / 100.0)),
             Shape::Linear { nothing, all } => {
-                let way = (uptime.get() - nothing.get()) / (all.get() - nothing.get());
-                way.clamp(0.0, 1.0)
+                Share::new((uptime.get() - nothing.get()) / (all.get() - nothing.get()))
             }
-            Shape::Proportional { power } => (uptime.get() / 100.0).powf(*power),
-        };
+            Shape::Proportional { power } => Share::new((uptime.get() / 100.0).powf(*power)),
+        }
+    }
+
+    /// The rate that a share makes of a base rate: whole jobs per minute, rounded down, and at least
+    /// the probe rate.
+    #[must_use]
+    pub fn rate_of(&self, base: JobsPerMinute, share: Share) -> JobsPerMinute {
         base.share(share).max(self.probe_rate.min(base))
+    }
+
+    /// The rate that an uptime earns.
+    #[must_use]
+    pub fn rate(&self, base: JobsPerMinute, uptime: Percent) -> JobsPerMinute {
+        self.rate_of(base, self.share(uptime))
+    }
+
+    /// Whom to believe.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// The uptimes at which another share is earned, best first; none where it changes evenly.
+    #[must_use]
+    pub fn thresholds(&self) -> Vec<Percent> {
+        match &self.shape {
+            Shape::Tiers(tiers) => tiers.iter().map(|tier| tier.uptime).collect(),
+            Shape::Linear { .. } | Shape::Proportional { .. } => Vec::new(),
+        }
     }
 
     /// Tiers that earn something, but not as much as one job per minute.
@@ -75,7 +124,8 @@ impl Policy {
             return Vec::new();
         };
         let empty = tiers.iter().filter(|tier| {
-            tier.share > Percent::ZERO && base.share(tier.share.get() / 100.0).get() == 0
+            let share = Share::new(tier.share.get() / 100.0);
+            share > Share::NOTHING && base.share(share).get() == 0
         });
         empty.map(|tier| tier.uptime).collect()
     }
@@ -84,7 +134,7 @@ impl Policy {
 /// What was wrong with a policy, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0}: expected tiers:UPTIME=SHARE,… (best first), linear:FROM..TO or proportional:POWER, then recover_after=T and probe_rate=N where wanted, as in 'tiers:99=100,95=50,90=10 recover_after=10m probe_rate=1'"
+    "{0}: expected tiers:UPTIME=SHARE,… (best first), linear:FROM..TO or proportional:POWER, then recover_after=T, probe_rate=N and trust=reported|verified where wanted, as in 'tiers:99=100,95=50,90=10 recover_after=10m probe_rate=1'"
 )]
 pub struct NotAPolicy(String);
 
@@ -109,6 +159,8 @@ impl FromStr for Policy {
                     let jobs = jobs.parse().map_err(|_| wrong())?;
                     policy.probe_rate = JobsPerMinute::new(jobs);
                 }
+                Some(("trust", "reported")) => policy.trust = Trust::Reported,
+                Some(("trust", "verified")) => policy.trust = Trust::Verified,
                 _ => return Err(wrong()),
             }
         }
@@ -188,43 +240,46 @@ impl fmt::Display for Policy {
         if self.probe_rate > JobsPerMinute::ZERO {
             write!(f, " probe_rate={}", self.probe_rate)?;
         }
+        if self.trust == Trust::Verified {
+            f.write_str(" trust=verified")?;
+        }
         Ok(())
     }
 }
 
-/// Lets a rate fall at once, and rise only after the uptime has earned more for long enough.
+/// Lets a share fall at once, and rise only after the uptime has earned more for long enough.
 #[derive(Debug, Clone)]
 pub struct Recovery {
     recover_after: Duration,
-    rate: Option<JobsPerMinute>,
+    share: Option<Share>,
     /// Since when more is earned, and the least of that.
-    rising: Option<(Instant, JobsPerMinute)>,
+    rising: Option<(Instant, Share)>,
 }
 
 impl Recovery {
-    /// By this policy, with no rate yet: the first one holds at once.
+    /// By this policy, with no share yet: the first one holds at once.
     #[must_use]
     pub fn new(policy: &Policy) -> Self {
         Self {
             recover_after: policy.recover_after,
-            rate: None,
+            share: None,
             rising: None,
         }
     }
 
-    /// The rate at `now`, when `earned` is what the uptime earns.
-    pub fn allow(&mut self, earned: JobsPerMinute, now: Instant) -> JobsPerMinute {
-        let rate = match self.rate {
-            Some(rate) if earned > rate && !self.recover_after.is_zero() => {
+    /// The share at `now`, when `earned` is what the uptime earns.
+    pub fn allow(&mut self, earned: Share, now: Instant) -> Share {
+        let share = match self.share {
+            Some(share) if earned > share && !self.recover_after.is_zero() => {
                 let (since, least) = self.rising.unwrap_or((now, earned));
-                let least = least.min(earned);
+                let least = if earned < least { earned } else { least };
                 if now.saturating_duration_since(since) >= self.recover_after {
                     // What is earned beyond that has yet to last as long.
                     self.rising = (earned > least).then_some((now, earned));
                     least
                 } else {
                     self.rising = Some((since, least));
-                    rate
+                    share
                 }
             }
             _ => {
@@ -232,11 +287,11 @@ impl Recovery {
                 earned
             }
         };
-        self.rate = Some(rate);
-        rate
+        self.share = Some(share);
+        share
     }
 
-    /// When the rate rises, if the uptime goes on to earn more.
+    /// When the share rises, if the uptime goes on to earn more.
     #[must_use]
     pub fn rises_at(&self) -> Option<Instant> {
         let (since, _) = self.rising?;
@@ -344,7 +399,8 @@ mod tests {
         let begin = Instant::now();
         let mut at = |seconds: u64, earned: u32| {
             let now = begin + Duration::from_secs(seconds);
-            let rate = recovery.allow(JobsPerMinute::new(earned), now).get();
+            let rate = recovery.allow(Share::new(f64::from(earned) / 60.0), now);
+            let rate = JobsPerMinute::new(60).share(rate).get();
             let rises = recovery.rises_at().map(|at| (at - begin).as_secs());
             (rate, rises)
         };
@@ -377,7 +433,7 @@ mod tests {
 
         #[test]
         fn what_is_shown_is_read_as_the_same(text in mutated(&[
-            "tiers:99=100,95=50,90=10", "linear:90..99.5 recover_after=10m", "proportional:4 probe_rate=1",
+            "tiers:99=100,95=50,90=10", "linear:90..99.5 recover_after=10m", "proportional:4 probe_rate=1 trust=verified",
         ])) {
             if let Ok(policy) = String::from_utf8_lossy(&text).parse::<Policy>() {
                 prop_assert_eq!(policy.to_string().parse::<Policy>(), Ok(policy));
@@ -394,7 +450,8 @@ mod tests {
             let mut before = None;
             for (later, earned) in steps {
                 now += Duration::from_secs(later);
-                let rate = recovery.allow(JobsPerMinute::new(earned), now).get();
+                let rate = recovery.allow(Share::new(f64::from(earned) / 60.0), now);
+                let rate = JobsPerMinute::new(60).share(rate).get();
                 prop_assert!(rate <= earned);
                 // Never lower than both what it was and what is earned.
                 prop_assert!(before.is_none_or(|before: u32| rate >= before.min(earned)));

@@ -7,12 +7,12 @@ use chrono::Utc;
 use tokio::time::Instant;
 
 use super::accounts::{Accounts, CapabilityStatistics};
-use super::event::{AgentIndex, Event, JobDone, Roster};
+use super::event::{AgentIndex, AgentJoined, Event, JobDone, Roster};
 use super::metrics::Metrics;
 use super::output::text::TextOutput;
 use super::output::writer::Writer;
 use super::output::{AgentProgress, Output, Progress};
-use super::recording::Recording;
+use super::recording::{Recording, Terms};
 use super::uptime::State;
 use crate::units::Percent;
 use crate::wire::gateway::Outcome;
@@ -20,24 +20,33 @@ use crate::wire::gateway::Outcome;
 /// Takes in events from all tasks of a run.
 #[derive(Debug)]
 pub struct Recorder {
-    roster: Arc<Roster>,
     started: Instant,
     output: Output,
     stats_every: u64,
     writer: Writer,
     recording: Option<Recording>,
-    metrics: Metrics,
     books: Mutex<Books>,
 }
 
 #[derive(Debug)]
 struct Books {
+    roster: Roster,
     accounts: Accounts,
+    metrics: Metrics,
     /// By agent: the last known uptime, and when a good answer told it.
     uptimes: Vec<Option<(Percent, Instant)>>,
     lines: Vec<u8>,
     lines_skipped: u64,
     rejections: Rejections,
+}
+
+impl Books {
+    fn join(&mut self, joined: &AgentJoined) {
+        if joined.agent.0 == self.roster.agents.len() {
+            self.roster.agents.push(Arc::clone(&joined.id));
+            self.uptimes.push(None);
+        }
+    }
 }
 
 /// Rejected jobs are our own fault and logged as errors, but not one line each at full rate.
@@ -78,22 +87,22 @@ impl Recorder {
     /// # Errors
     /// When the metrics cannot be set up.
     pub fn new(
-        roster: Arc<Roster>,
+        roster: Roster,
         output: Output,
         stats_every: u64,
         writer: Writer,
         recording: Option<Recording>,
     ) -> prometheus::Result<Self> {
         Ok(Self {
-            metrics: Metrics::new(&roster)?,
             books: Mutex::new(Books {
-                accounts: Accounts::new(Arc::clone(&roster)),
+                accounts: Accounts::new(&roster),
+                metrics: Metrics::new(&roster)?,
                 uptimes: vec![None; roster.agents.len()],
+                roster,
                 lines: Vec::new(),
                 lines_skipped: 0,
                 rejections: Rejections::default(),
             }),
-            roster,
             started: Instant::now(),
             output,
             stats_every,
@@ -102,29 +111,43 @@ impl Recorder {
         })
     }
 
+    /// Takes in an agent that joins, before anything is told of it.
+    pub fn admit(&self, agent: AgentIndex, terms: Terms) {
+        let id = Arc::clone(&terms.id);
+        if let Some(recording) = &self.recording
+            && agent.0 == self.books().roster.agents.len()
+        {
+            recording.admit(terms);
+        }
+        let ts = Utc::now();
+        self.record(&Event::AgentJoined(AgentJoined { ts, agent, id }));
+    }
+
     /// Takes in what happened.
     pub fn record(&self, event: &Event) {
-        self.metrics.apply(event);
         if let Some(recording) = &self.recording {
             recording.record(event);
         }
         let mut books = self.books();
+        books.metrics.apply(event);
         books.accounts.apply(event);
-        if let Event::Uptime(polled) = event {
-            match polled.uptime {
+        match event {
+            Event::AgentJoined(joined) => books.join(joined),
+            Event::AgentLeft { agent, .. } => books.uptimes[agent.0] = None,
+            Event::Uptime(polled) => match polled.uptime {
                 Some(uptime) if polled.answered => {
                     books.uptimes[polled.agent.0] = Some((uptime, Instant::now()));
                 }
                 None if polled.state == State::Unknown => books.uptimes[polled.agent.0] = None,
                 _ => {}
+            },
+            Event::Job(job) if job.answer.outcome == Outcome::Rejected => {
+                books.rejections.tell(job);
             }
-        }
-        if let Event::Job(job) = event
-            && job.answer.outcome == Outcome::Rejected
-        {
-            books.rejections.tell(job);
+            _ => {}
         }
         let Books {
+            roster,
             accounts,
             lines,
             lines_skipped,
@@ -142,7 +165,7 @@ impl Recorder {
                 );
                 *lines_skipped = 0;
             }
-            self.output.event(event, &self.roster, lines);
+            self.output.event(event, roster, lines);
         }
         if is_job && self.stats_every > 0 && accounts.jobs_done().is_multiple_of(self.stats_every) {
             let statistics = accounts.statistics(Utc::now(), self.started.elapsed());
@@ -200,12 +223,13 @@ impl Recorder {
     /// # Errors
     /// When a metric cannot be written as text.
     pub fn metrics_text(&self, in_flight: usize) -> prometheus::Result<String> {
-        for (index, known) in self.books().uptimes.iter().enumerate() {
+        let books = self.books();
+        for (index, known) in books.uptimes.iter().enumerate() {
             let age = known.map_or(f64::NAN, |(_, at)| at.elapsed().as_secs_f64());
-            self.metrics.set_uptime_age(AgentIndex(index), age);
+            books.metrics.set_uptime_age(AgentIndex(index), age);
         }
-        self.metrics.set_in_flight(in_flight);
-        self.metrics.text()
+        books.metrics.set_in_flight(in_flight);
+        books.metrics.text()
     }
 
     /// Shows what is going on below the lines of a terminal that is `columns` wide.
@@ -218,7 +242,7 @@ impl Recorder {
     ) {
         let progress = {
             let books = self.books();
-            let agents = self.roster.agents.iter().zip(&books.uptimes);
+            let agents = books.roster.agents.iter().zip(&books.uptimes);
             let agents = agents.map(|(id, known)| AgentProgress {
                 id: Arc::clone(id),
                 uptime: known.map(|(uptime, at)| (uptime, at.elapsed())),

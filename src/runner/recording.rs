@@ -12,8 +12,8 @@ use rusqlite::{Connection, params};
 
 use super::event::{AgentIndex, CapabilityIndex, Event, JobDone, RateChanged, UptimePolled};
 use super::worker::Worker;
+use crate::money::WeiPerSecond;
 use crate::records;
-use crate::units::JobsPerMinute;
 
 /// Records that wait for the disk at most; more are dropped and counted.
 const MAX_WAITING: usize = 50_000;
@@ -26,12 +26,23 @@ const LAST_TRIES: Duration = Duration::from_secs(5);
 /// What a run is known by in the file.
 #[derive(Debug, Clone)]
 pub struct RunDescription {
-    /// The agents' names and rates at full uptime, in the order of the roster.
-    pub agents: Vec<(Arc<str>, JobsPerMinute)>,
+    /// The agents of the roster, in its order.
+    pub agents: Vec<Terms>,
     /// The capabilities' names, in the order of the roster.
     pub capabilities: Vec<Arc<str>>,
     /// How rates follow from uptimes.
     pub policy: String,
+}
+
+/// On which terms an agent is followed.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Its name.
+    pub id: Arc<str>,
+    /// What a second of its compute costs, where that is known.
+    pub price: Option<WeiPerSecond>,
+    /// Whether its jobs can be done by nobody else.
+    pub tied: bool,
 }
 
 /// A queue of records and the thread that writes them.
@@ -56,6 +67,8 @@ struct Queue {
 
 #[derive(Debug)]
 enum Record {
+    /// The next agent.
+    Agent(Terms),
     Job(Box<JobDone>),
     Poll(UptimePolled),
     Rate(RateChanged),
@@ -77,15 +90,28 @@ impl Recording {
         Ok(Self { shared, thread })
     }
 
+    /// Takes in the agent that has the next place of the roster.
+    pub fn admit(&self, terms: Terms) {
+        // However much waits: what comes later refers to it.
+        self.shared.lock().records.push(Record::Agent(terms));
+    }
+
     /// Takes in what happened; what there is no room for is counted.
     pub fn record(&self, event: &Event) {
         let record = match event {
             Event::Job(job) => Record::Job(Box::new(job.clone())),
             Event::Uptime(polled) => Record::Poll(polled.clone()),
-            Event::RateChanged(changed) => Record::Rate(changed.clone()),
-            Event::Started { .. } | Event::Sent(..) | Event::Delayed(..) | Event::Dropped(..) => {
-                return;
+            Event::RateChanged(changed) | Event::BaseChanged(changed) => {
+                Record::Rate(changed.clone())
             }
+            // A claim can be checked anew from the jobs.
+            Event::Started { .. }
+            | Event::AgentJoined(_)
+            | Event::AgentLeft { .. }
+            | Event::Claim(_)
+            | Event::Sent(..)
+            | Event::Delayed(..)
+            | Event::Dropped(..) => return,
         };
         // The thread is not woken: it looks for itself, which costs nothing a job.
         let mut queue = self.shared.lock();
@@ -161,8 +187,8 @@ impl Shared {
 struct Keeper {
     connection: Connection,
     run: i64,
-    /// By index: the row of each agent, and its rate at full uptime.
-    agents: Vec<(i64, JobsPerMinute)>,
+    /// By index: the row of each agent.
+    agents: Vec<i64>,
     capabilities: Vec<i64>,
 }
 
@@ -179,27 +205,20 @@ impl Keeper {
             ],
         )?;
         let number = transaction.last_insert_rowid();
-        let row = |table: &str, key: &str, column: &str, name: &str| {
-            transaction.execute(
-                &format!("INSERT OR IGNORE INTO {table} ({column}) VALUES (?1)"),
-                [name],
-            )?;
-            transaction.query_row(
-                &format!("SELECT {key} FROM {table} WHERE {column} = ?1"),
-                [name],
-                |row| row.get(0),
-            )
-        };
         let agents = run
             .agents
             .iter()
-            .map(|(name, base)| Ok((row("agents", "agent", "agent_id", name)?, *base)))
-            .collect::<Result<_, rusqlite::Error>>()?;
+            .map(|terms| agent_row(&transaction, number, terms))
+            .collect::<Result<_, _>>()?;
         let capabilities = run
             .capabilities
             .iter()
-            .map(|name| row("capabilities", "capability", "name", name))
-            .collect::<Result<_, rusqlite::Error>>()?;
+            .map(|name| {
+                let add = "INSERT OR IGNORE INTO capabilities (name) VALUES (?1)";
+                let find = "SELECT capability FROM capabilities WHERE name = ?1";
+                row_of(&transaction, add, find, name)
+            })
+            .collect::<Result<_, _>>()?;
         transaction.commit()?;
         Ok(Self {
             connection,
@@ -215,6 +234,8 @@ impl Keeper {
             return Ok(());
         }
         let transaction = self.connection.transaction()?;
+        // Not kept before the commit: a batch that fails is tried again.
+        let mut agents = self.agents.clone();
         {
             let mut jobs = transaction.prepare(
                 "INSERT INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
@@ -223,14 +244,18 @@ impl Keeper {
                 transaction.prepare("INSERT INTO polls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
             let mut rates =
                 transaction.prepare("INSERT INTO rates VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
-            let agent = |AgentIndex(index): AgentIndex| self.agents[index];
             let capability = |CapabilityIndex(index): CapabilityIndex| self.capabilities[index];
             for record in batch {
+                let agent = |AgentIndex(index): AgentIndex| agents[index];
                 match record {
+                    Record::Agent(terms) => {
+                        agents.push(agent_row(&transaction, self.run, terms)?);
+                        continue;
+                    }
                     Record::Job(job) => jobs.execute(params![
                         self.run,
                         job.ts.timestamp_micros(),
-                        agent(job.agent).0,
+                        agent(job.agent),
                         capability(job.capability),
                         job.job_id.as_bytes(),
                         job.answer.outcome.name(),
@@ -246,7 +271,7 @@ impl Keeper {
                     Record::Poll(polled) => polls.execute(params![
                         self.run,
                         polled.ts.timestamp_micros(),
-                        agent(polled.agent).0,
+                        agent(polled.agent),
                         polled.state.name(),
                         polled.uptime.map(f64::from),
                         i64::try_from(polled.pings).unwrap_or(i64::MAX),
@@ -254,10 +279,10 @@ impl Keeper {
                     Record::Rate(changed) => rates.execute(params![
                         self.run,
                         changed.ts.timestamp_micros(),
-                        agent(changed.agent).0,
+                        agent(changed.agent),
                         changed.from.get(),
                         changed.to.get(),
-                        agent(changed.agent).1.get(),
+                        changed.base.get(),
                         changed.uptime.map(f64::from),
                         changed.reason.name(),
                     ])?,
@@ -272,8 +297,29 @@ impl Keeper {
                 self.run
             ],
         )?;
-        transaction.commit()
+        transaction.commit()?;
+        self.agents = agents;
+        Ok(())
     }
+}
+
+/// The number of an agent, who takes part in a run.
+fn agent_row(connection: &Connection, run: i64, terms: &Terms) -> rusqlite::Result<i64> {
+    let add = "INSERT OR IGNORE INTO agents (agent_id) VALUES (?1)";
+    let find = "SELECT agent FROM agents WHERE agent_id = ?1";
+    let agent = row_of(connection, add, find, &terms.id)?;
+    let price = terms.price.as_ref().map(ToString::to_string);
+    connection.execute(
+        "INSERT OR REPLACE INTO run_agents VALUES (?1, ?2, ?3, ?4)",
+        params![run, agent, price, terms.tied],
+    )?;
+    Ok(agent)
+}
+
+/// The number of a name, which is added where it is new.
+fn row_of(connection: &Connection, add: &str, find: &str, name: &str) -> rusqlite::Result<i64> {
+    connection.execute(add, [name])?;
+    connection.query_row(find, [name], |row| row.get(0))
 }
 
 fn micros(duration: Duration) -> i64 {

@@ -5,20 +5,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::alarm::Alarm;
+use super::budget::{Budgets, Grant};
 use super::capability::{Chooser, JobForm};
-use super::event::{AgentIndex, Event, JobDone, RateChanged};
+use super::event::{AgentIndex, Event, JobDone, RateChanged, RateReason};
 use super::gateway::{Job, SendJob};
-use super::monitor::Verdict;
 use super::pacer::{Due, Pacer};
+use super::places::{Place, Places};
+use super::rates::Orders;
 use super::recorder::Recorder;
 use super::template::PlaceholderValues;
+use super::track_record::TrackRecord;
+use crate::money::{WeiPerSecond, charged_seconds};
 use crate::units::{JobsPerMinute, Percent};
 
 /// Slots closer than this leave together: above 2000 jobs a second, waking for each would cost
@@ -26,6 +30,10 @@ use crate::units::{JobsPerMinute, Percent};
 const SHORTEST_SLEEP: Duration = Duration::from_micros(500);
 /// What is withheld is accounted for at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How much later than asked for a timeout may end a job, which is then charged for.
+const TIMER_SLACK_SECONDS: u64 = 1;
+/// Where there is no money for that, a job ends so much earlier.
+const TIMER_GRAIN: Duration = Duration::from_millis(100);
 
 /// What the submitters of all agents share.
 #[derive(Debug)]
@@ -35,9 +43,11 @@ pub struct Shared<G> {
     /// By capability: the longest wait for a job's answer.
     pub timeouts: Vec<Duration>,
     /// The bound on jobs in flight.
-    pub places: Arc<Semaphore>,
+    pub places: Arc<Places>,
     /// How many jobs may still be sent.
-    pub budget: JobBudget,
+    pub job_count: JobCount,
+    /// How much money may still be spent, where that is bounded.
+    pub budgets: Option<Budgets>,
     /// Is told what happens.
     pub recorder: Arc<Recorder>,
     /// All jobs under way.
@@ -48,9 +58,9 @@ pub struct Shared<G> {
 
 /// How many jobs may still be sent.
 #[derive(Debug)]
-pub struct JobBudget(Option<AtomicU64>);
+pub struct JobCount(Option<AtomicU64>);
 
-impl JobBudget {
+impl JobCount {
     /// At most `jobs`, or any number.
     #[must_use]
     pub fn new(jobs: Option<u64>) -> Self {
@@ -78,8 +88,12 @@ pub struct Submitter<G> {
     pub forms: Vec<JobForm>,
     /// Who may do the jobs; empty for anybody.
     pub orchestrators: Arc<[String]>,
-    /// The rate at full uptime.
-    pub base_rate: JobsPerMinute,
+    /// What a second of its compute costs, where that is known.
+    pub price: Option<WeiPerSecond>,
+    /// Is told what becomes of its jobs.
+    pub track_record: Arc<TrackRecord>,
+    /// No new job of this agent after this; the run's own end included.
+    pub stop: CancellationToken,
     /// Which job is next.
     pub chooser: Chooser,
     /// Wakes it.
@@ -89,11 +103,12 @@ pub struct Submitter<G> {
 }
 
 impl<G: SendJob> Submitter<G> {
-    /// Sends jobs at the rate that stands on `verdicts` until `stop`.
-    pub async fn run(mut self, mut verdicts: watch::Receiver<Option<Verdict>>) {
-        let stop = self.shared.stop.clone();
-        let mut pacer = Pacer::new(self.base_rate);
-        let mut verdict = None;
+    /// Sends jobs as `orders` say until `stop`.
+    pub async fn run(mut self, mut orders: watch::Receiver<Option<Orders>>) {
+        let stop = self.stop.clone();
+        let mut pacer = Pacer::new();
+        let mut obeyed: Option<Orders> = None;
+        let mut has_money = true;
         let mut awake_at = Instant::now();
         loop {
             let next = pacer
@@ -102,8 +117,8 @@ impl<G: SendJob> Submitter<G> {
             let next = next.clamp(awake_at + SHORTEST_SLEEP, awake_at + LONGEST_SLEEP);
             let stopping = tokio::select! {
                 () = stop.cancelled() => true,
-                // Its sender lives as long as this: an error can only mean the run's end.
-                changed = verdicts.changed() => changed.is_err(),
+                // Its sender lives as long as the agent is followed: an error can only mean the end.
+                changed = orders.changed() => changed.is_err(),
                 () = self.alarm.until(next) => false,
             };
             // Whichever of the three it was: what is due at the end must not be left behind.
@@ -111,44 +126,67 @@ impl<G: SendJob> Submitter<G> {
             let now = Instant::now();
             awake_at = now;
             // Before what is due is sent: a rate that fell must take hold first.
-            let new = *verdicts.borrow_and_update();
-            if new == verdict || stopping {
-                let due = if stopping {
-                    pacer.finish(now.into_std())
-                } else {
-                    pacer.advance(now.into_std())
-                };
-                self.account_for(&due, verdict);
-            } else if let Some(new) = new {
-                let due = pacer.change_rate(now.into_std(), new.rate());
-                self.account_for(&due, verdict);
-                self.tell_change(verdict, new);
-                verdict = Some(new);
+            let mut new = *orders.borrow_and_update();
+            if let Some(new) = new.as_mut().filter(|_| !has_money) {
+                new.rate = JobsPerMinute::ZERO;
+                new.reason = RateReason::Budget;
             }
+            let due = if stopping {
+                pacer.finish(now.into_std())
+            } else if let Some(new) = new.filter(|new| Some(*new) != obeyed) {
+                pacer.change(now.into_std(), new.base, new.rate)
+            } else {
+                pacer.advance(now.into_std())
+            };
+            has_money &= self.account_for(&due, obeyed);
             if stopping || stop.is_cancelled() {
+                self.tell_left(obeyed);
                 return;
             }
+            if let Some(new) = new {
+                self.tell_change(obeyed, new);
+                obeyed = Some(new);
+            }
         }
     }
 
-    fn tell_change(&self, old: Option<Verdict>, new: Verdict) {
-        let from = old.map_or(JobsPerMinute::ZERO, Verdict::rate);
-        if old.is_none() || from != new.rate() {
-            self.shared
-                .recorder
-                .record(&Event::RateChanged(RateChanged {
-                    ts: Utc::now(),
-                    agent: self.agent,
-                    from,
-                    to: new.rate(),
-                    uptime: new.uptime(),
-                    reason: new.reason(),
-                }));
+    fn tell_change(&self, old: Option<Orders>, new: Orders) {
+        let from = old.map_or(JobsPerMinute::ZERO, |old| old.rate);
+        let changed = RateChanged {
+            ts: Utc::now(),
+            agent: self.agent,
+            from,
+            to: new.rate,
+            base: new.base,
+            uptime: new.uptime,
+            reason: new.reason,
+        };
+        if old.is_none() || from != new.rate {
+            self.shared.recorder.record(&Event::RateChanged(changed));
+        } else if old.is_some_and(|old| old.base != new.base) {
+            self.shared.recorder.record(&Event::BaseChanged(changed));
         }
     }
 
-    /// Sends or counts every slot of `due`. Those that were due before a stop still leave.
-    fn account_for(&mut self, due: &Due, verdict: Option<Verdict>) {
+    /// Where the run goes on without this agent, nothing is accounted for any more.
+    fn tell_left(&self, obeyed: Option<Orders>) {
+        if self.shared.stop.is_cancelled() {
+            return;
+        }
+        if let Some(obeyed) = obeyed {
+            let gone = Orders {
+                base: JobsPerMinute::ZERO,
+                rate: JobsPerMinute::ZERO,
+                uptime: None,
+                reason: RateReason::Unknown,
+            };
+            self.tell_change(Some(obeyed), gone);
+        }
+    }
+
+    /// Sends or counts every slot of `due`, and tells whether there may be money for more. Those that
+    /// were due before a stop still leave.
+    fn account_for(&mut self, due: &Due, obeyed: Option<Orders>) -> bool {
         for _ in 0..due.withheld {
             let capability = self.chooser.next_unsent();
             self.shared
@@ -158,22 +196,65 @@ impl<G: SendJob> Submitter<G> {
         for _ in 0..due.overdue {
             self.drop_slot();
         }
-        let Some(Verdict::Earns { uptime, rate }) = verdict else {
-            return;
+        let Some((rate, uptime)) = obeyed.and_then(|orders| Some((orders.rate, orders.uptime?)))
+        else {
+            return true;
         };
         for slot in due.slots() {
-            let Ok(place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
+            let Some(place) = self.shared.places.take(self.agent) else {
                 self.drop_slot();
                 continue;
             };
-            let Some(left) = self.shared.budget.take() else {
-                return;
+            let granted = match self.take_money() {
+                Grant::Seconds(seconds) => seconds,
+                Grant::NotNow => {
+                    self.drop_slot();
+                    continue;
+                }
+                Grant::AgentSpent => {
+                    self.drop_slot();
+                    tracing::warn!(
+                        agent = &*self.agent_id,
+                        "the agent's budget_wei is spent: it is sent nothing any more"
+                    );
+                    return false;
+                }
+                Grant::AllSpent => {
+                    self.drop_slot();
+                    tracing::warn!("--budget-wei is spent: the run ends");
+                    self.shared.stop.cancel();
+                    return false;
+                }
             };
-            self.send(slot.into(), rate, uptime, place);
+            let Some(left) = self.shared.job_count.take() else {
+                self.give_back(granted);
+                return true;
+            };
+            self.send(slot.into(), rate, uptime, place, granted);
             if left == 0 {
                 self.shared.stop.cancel();
-                return;
+                return true;
             }
+        }
+        true
+    }
+
+    /// For the longest job that may come next; any time where nothing bounds it.
+    fn take_money(&self) -> Grant {
+        match (&self.shared.budgets, &self.price) {
+            (Some(budgets), Some(price)) => {
+                let longest = self.shared.timeouts.iter().max();
+                let longest = longest.copied().unwrap_or_default();
+                let wanted = charged_seconds(longest, Duration::ZERO) + TIMER_SLACK_SECONDS;
+                budgets.take(self.agent, price, wanted)
+            }
+            _ => Grant::Seconds(u64::MAX),
+        }
+    }
+
+    fn give_back(&self, granted: u64) {
+        if let (Some(budgets), Some(price)) = (&self.shared.budgets, &self.price) {
+            budgets.settle(self.agent, price, granted, 0);
         }
     }
 
@@ -184,14 +265,15 @@ impl<G: SendJob> Submitter<G> {
             .record(&Event::Dropped(self.agent, capability));
     }
 
-    /// Sends a job on its way. Its place is given back once its answer is recorded and its line
-    /// has room.
+    /// Sends a job on its way, for which there is money for so many seconds. Its place is given back
+    /// once its answer is recorded and its line has room.
     fn send(
         &mut self,
         slot: Instant,
         rate: JobsPerMinute,
         uptime: Percent,
-        place: OwnedSemaphorePermit,
+        place: Place,
+        granted: u64,
     ) {
         let shared = Arc::clone(&self.shared);
         let agent = self.agent;
@@ -204,29 +286,38 @@ impl<G: SendJob> Submitter<G> {
             seed,
             timestamp: unix_seconds(Utc::now()),
         });
+        let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
         let job = Job {
             id: job_id,
             capability: index,
-            header: form.header(job_id),
+            header: form.header(job_id, granted),
             body,
-            timeout: shared.timeouts[index.0],
+            timeout: shared.timeouts[index.0].min(paid),
             orchestrators: Arc::clone(&self.orchestrators),
         };
         shared.recorder.record(&Event::Sent(agent, index));
+        let (price, track_record) = (self.price.clone(), Arc::clone(&self.track_record));
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {
             let send_lag = slot.elapsed();
             let ts = Utc::now();
             let answer = shared.gateway.send(job).await;
+            let latency = slot.elapsed();
+            let charged = charged_seconds(latency, send_lag);
+            if let (Some(budgets), Some(price)) = (&shared.budgets, &price) {
+                budgets.settle(agent, price, granted, charged);
+            }
+            track_record.job(&answer, latency, Instant::now().into_std());
             shared.recorder.record(&Event::Job(JobDone {
                 ts,
                 agent,
                 job_id,
                 capability: index,
-                latency: slot.elapsed(),
+                latency,
                 send_lag,
                 rate,
                 uptime,
+                cost: price.map(|price| price.for_seconds(charged)),
                 answer,
             }));
             shared.recorder.room().await;
@@ -259,7 +350,7 @@ mod tests {
         gateway: SlowGateway,
         shared: Arc<Shared<SlowGateway>>,
         sink: Sink,
-        verdicts: watch::Sender<Option<Verdict>>,
+        orders: watch::Sender<Option<Orders>>,
         running: tokio::task::JoinHandle<()>,
         start: Instant,
     }
@@ -271,8 +362,9 @@ mod tests {
             let shared = Arc::new(Shared {
                 gateway: gateway.clone(),
                 timeouts: vec![SECOND],
-                places: Arc::new(Semaphore::new(places)),
-                budget: JobBudget::new(max_jobs),
+                places: Arc::new(Places::new(places)),
+                job_count: JobCount::new(max_jobs),
+                budgets: None,
                 recorder,
                 jobs: TaskTracker::new(),
                 stop: CancellationToken::new(),
@@ -282,18 +374,21 @@ mod tests {
                 agent_id: "agent-001".into(),
                 forms: vec![Capability::built_in()[0].prepare("{}")],
                 orchestrators: Arc::new([]),
-                base_rate: JobsPerMinute::new(rate),
+                price: None,
+                track_record: Arc::new(TrackRecord::new(None, SECOND)),
+                stop: shared.stop.clone(),
                 chooser: Chooser::new([1.0], 1),
                 alarm: Alarm::of_runtime(),
                 shared: Arc::clone(&shared),
             };
-            let (verdicts, receiver) = watch::channel(None);
+            shared.places.admit(AgentIndex(0));
+            let (orders, receiver) = watch::channel(None);
             let running = tokio::spawn(submitter.run(receiver));
             Self {
                 gateway,
                 shared,
                 sink,
-                verdicts,
+                orders,
                 running,
                 start: Instant::now(),
             }
@@ -301,9 +396,13 @@ mod tests {
 
         fn uptime(&self, uptime: f64, base: u32) {
             let uptime = percent(uptime);
-            let rate = Policy::default().rate(JobsPerMinute::new(base), uptime);
-            self.verdicts
-                .send_replace(Some(Verdict::Earns { uptime, rate }));
+            let base = JobsPerMinute::new(base);
+            self.orders.send_replace(Some(Orders {
+                base,
+                rate: Policy::default().rate(base, uptime),
+                uptime: Some(uptime),
+                reason: RateReason::Uptime,
+            }));
         }
 
         /// Stops, waits for all answers, and gives the accounts.
@@ -389,8 +488,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_suspended_agent_gets_nothing_and_its_slots_count_as_delayed() {
         let bench = Bench::start(60, Duration::ZERO, 100, None);
-        bench.verdicts.send_replace(Some(Verdict::Suspended {
-            last_uptime: None,
+        bench.orders.send_replace(Some(Orders {
+            base: JobsPerMinute::new(60),
+            rate: JobsPerMinute::ZERO,
+            uptime: None,
             reason: RateReason::Stale,
         }));
         tokio::time::sleep(Duration::from_millis(10_500)).await;

@@ -62,8 +62,7 @@ pub(crate) fn recorder(base_rate: u32) -> (Arc<Recorder>, Sink) {
         capabilities: vec!["gpu-check".into()],
         base_rate: JobsPerMinute::new(base_rate),
     };
-    let recorder =
-        Recorder::new(Arc::new(roster), Output::Json(JsonOutput), 0, writer, None).unwrap();
+    let recorder = Recorder::new(roster, Output::Json(JsonOutput), 0, writer, None).unwrap();
     (Arc::new(recorder), sink)
 }
 

@@ -7,8 +7,11 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+use crate::money::Wei;
 use crate::runner::accounts::Statistics;
-use crate::runner::event::{Event, JobDone, RateChanged, RateReason, Roster, UptimePolled};
+use crate::runner::event::{
+    ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster, UptimePolled,
+};
 use crate::runner::uptime::State;
 use crate::units::{JobsPerMinute, Percent, milliseconds};
 use crate::wire::gateway::Outcome;
@@ -27,6 +30,28 @@ enum Line<'a> {
         base_rate: JobsPerMinute,
         capabilities: &'a [Arc<str>],
         version: &'static str,
+    },
+    AgentJoined {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+    },
+    AgentLeft {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+    },
+    Claim {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        uptime_percent: Percent,
+        contradicted: bool,
+        claimed_tier_percent: Option<Percent>,
+        jobs: Option<u64>,
+        successful: Option<u64>,
+        success_rate_percent: Option<Percent>,
+        chance: Option<f64>,
     },
     Uptime {
         #[serde(serialize_with = "timestamp")]
@@ -66,6 +91,8 @@ enum Line<'a> {
         balance_wei: Option<&'a str>,
         error: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        cost_wei: Option<&'a Wei>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         metadata: Option<&'a str>,
     },
 }
@@ -88,10 +115,21 @@ impl JsonOutput {
                 capabilities: &roster.capabilities,
                 version: env!("CARGO_PKG_VERSION"),
             },
+            Event::AgentJoined(joined) => Line::AgentJoined {
+                ts: joined.ts,
+                agent: roster.agent(joined.agent),
+            },
+            Event::AgentLeft { ts, agent } => Line::AgentLeft {
+                ts: *ts,
+                agent: roster.agent(*agent),
+            },
+            Event::Claim(checked) => claim(checked, roster),
             Event::Uptime(polled) => uptime(polled, roster),
             Event::RateChanged(changed) => rate_changed(changed, roster),
             Event::Job(done) => job(done, roster),
-            Event::Sent(..) | Event::Delayed(..) | Event::Dropped(..) => return,
+            Event::Sent(..) | Event::Delayed(..) | Event::Dropped(..) | Event::BaseChanged(_) => {
+                return;
+            }
         };
         append(&line, lines);
     }
@@ -118,6 +156,21 @@ fn uptime<'a>(polled: &UptimePolled, roster: &'a Roster) -> Line<'a> {
         consecutive_poor: polled.standing.consecutive_poor,
         ping_interval_minutes: polled.standing.ping_interval_minutes,
         total_pings: polled.standing.total_pings,
+    }
+}
+
+fn claim<'a>(checked: &ClaimChecked, roster: &'a Roster) -> Line<'a> {
+    let found = checked.contradiction;
+    Line::Claim {
+        ts: checked.ts,
+        agent: roster.agent(checked.agent),
+        uptime_percent: checked.uptime,
+        contradicted: found.is_some(),
+        claimed_tier_percent: found.map(|found| found.claimed_tier),
+        jobs: found.map(|found| found.evidence.jobs),
+        successful: found.map(|found| found.evidence.good),
+        success_rate_percent: found.map(|found| found.success),
+        chance: found.map(|found| found.chance),
     }
 }
 
@@ -148,6 +201,7 @@ fn job<'a>(done: &'a JobDone, roster: &'a Roster) -> Line<'a> {
         orchestrator: answer.orchestrator.as_deref(),
         balance_wei: answer.balance_wei.as_deref(),
         error: answer.error.as_deref(),
+        cost_wei: done.cost.as_ref(),
         metadata: answer.metadata.as_deref(),
     }
 }

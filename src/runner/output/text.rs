@@ -9,7 +9,7 @@ use chrono::{DateTime, Local, TimeZone, Utc};
 
 use super::{AgentProgress, Progress};
 use crate::runner::accounts::{AgentStatistics, CapabilityStatistics, Statistics};
-use crate::runner::event::{Event, JobDone, RateChanged, RateReason, Roster};
+use crate::runner::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster};
 use crate::wire::gateway::Outcome;
 
 const WRITABLE: &str = "a buffer takes whatever is written";
@@ -44,7 +44,20 @@ impl TextOutput {
         match event {
             Event::Job(job) => self.job(job, roster, &Local, lines),
             Event::RateChanged(changed) => self.rate_changed(changed, roster, lines),
+            Event::AgentJoined(joined) => {
+                writeln!(lines, "➕ Agent {} is followed from now on", joined.id).expect(WRITABLE);
+            }
+            Event::AgentLeft { agent, .. } => {
+                let agent = roster.agent(*agent);
+                writeln!(
+                    lines,
+                    "➖ Agent {agent} is listed no more, and not followed"
+                )
+                .expect(WRITABLE);
+            }
+            Event::Claim(claim) => self.claim(claim, roster, lines),
             Event::Started { .. }
+            | Event::BaseChanged(_)
             | Event::Uptime(_)
             | Event::Sent(..)
             | Event::Delayed(..)
@@ -89,6 +102,26 @@ impl TextOutput {
         writeln!(lines, "{line}{style:#}").expect(WRITABLE);
     }
 
+    fn claim(self, claim: &ClaimChecked, roster: &Roster, lines: &mut Vec<u8>) {
+        let Styles { failed: style, .. } = self.styles();
+        let agent = roster.agent(claim.agent);
+        let uptime = claim.uptime.floored(1);
+        match &claim.contradiction {
+            Some(found) => writeln!(
+                lines,
+                "{style}🔍 Agent {agent} reports {uptime}%, but {} of its {} jobs failed: by chance at most once in {:.0}{style:#}",
+                found.evidence.jobs - found.evidence.good,
+                found.evidence.jobs,
+                1.0 / found.chance.max(1e-15),
+            ),
+            None => writeln!(
+                lines,
+                "🔍 Agent {agent} reports {uptime}%, which its jobs contradict no more"
+            ),
+        }
+        .expect(WRITABLE);
+    }
+
     fn rate_changed(self, changed: &RateChanged, roster: &Roster, lines: &mut Vec<u8>) {
         let Styles { changed: style, .. } = self.styles();
         let RateChanged { from, to, .. } = changed;
@@ -98,12 +131,17 @@ impl TextOutput {
         )
         .expect(WRITABLE);
         let uptime = match (changed.uptime, changed.reason) {
-            (Some(uptime), RateReason::Uptime) => format!("{}%", uptime.floored(1)),
-            (Some(uptime), _) => {
-                format!(
-                    "{}%, too old to act on: no newer answer from the ping system",
-                    uptime.floored(1)
-                )
+            (Some(uptime), reason) => {
+                let why = match reason {
+                    RateReason::Uptime => "",
+                    RateReason::Stale | RateReason::Unknown => {
+                        ", too old to act on: no newer answer from the ping system"
+                    }
+                    RateReason::Evidence => ", but its jobs contradict that",
+                    RateReason::Allotment => " (another part of the total rate)",
+                    RateReason::Budget => " (its budget is spent)",
+                };
+                format!("{}%{why}", uptime.floored(1))
             }
             (None, _) => "unknown: the ping system has no ping of late".to_owned(),
         };
@@ -327,7 +365,6 @@ fn short(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use super::*;
     use crate::runner::accounts::Accounts;
@@ -339,12 +376,12 @@ mod tests {
 
     const PLAIN: TextOutput = TextOutput { colour: false };
 
-    fn roster(agents: &[&str]) -> Arc<Roster> {
-        Arc::new(Roster {
+    fn roster(agents: &[&str]) -> Roster {
+        Roster {
             agents: agents.iter().map(|&agent| agent.into()).collect(),
             capabilities: vec!["gpu-check".into()],
             base_rate: JobsPerMinute::new(60),
-        })
+        }
     }
 
     fn job(outcome: Outcome, status: Option<u16>, error: &str, latency_us: u64) -> JobDone {
@@ -357,6 +394,7 @@ mod tests {
             send_lag: Duration::ZERO,
             rate: JobsPerMinute::new(60),
             uptime: percent(99.56),
+            cost: None,
             answer: Answer {
                 status,
                 ..Answer::failure(outcome, error.to_owned())
@@ -413,6 +451,7 @@ mod tests {
                 agent: AgentIndex(0),
                 from: JobsPerMinute::new(60),
                 to: JobsPerMinute::new(30),
+                base: JobsPerMinute::new(60),
                 uptime: uptime.map(percent),
                 reason,
             };
@@ -428,7 +467,7 @@ mod tests {
 
     #[test]
     fn the_block_of_statistics_is_that_of_seed_md() {
-        let mut accounts = Accounts::new(roster(&["agent-001"]));
+        let mut accounts = Accounts::new(&roster(&["agent-001"]));
         accounts.apply(&Event::Uptime(UptimePolled {
             ts: DateTime::UNIX_EPOCH,
             agent: AgentIndex(0),
@@ -447,6 +486,7 @@ mod tests {
             agent: AgentIndex(0),
             from: JobsPerMinute::new(60),
             to: JobsPerMinute::new(30),
+            base: JobsPerMinute::new(60),
             uptime: Some(percent(96.256)),
             reason: RateReason::Uptime,
         }));

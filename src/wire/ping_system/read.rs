@@ -55,11 +55,11 @@ pub struct Ping {
 }
 
 /// Why an answer cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAnswer {
     /// Not JSON, or not of the agreed form.
     #[error("not a valid answer: {0}")]
-    Form(#[from] serde_json::Error),
+    Form(String),
     /// The history of somebody else.
     #[error("the history is that of agent '{got}', expected '{expected}'")]
     OtherAgent {
@@ -68,6 +68,12 @@ pub enum InvalidAnswer {
         /// Whose history was asked for.
         expected: String,
     },
+}
+
+impl From<serde_json::Error> for InvalidAnswer {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Form(error.to_string())
+    }
 }
 
 /// Reads the list of agents: `{"agents": […]}` or a bare array.

@@ -1,0 +1,195 @@
+//! What an agent claims against what became of its jobs.
+//!
+//! An agent that claims a tier says that its GPU was up for at least that share of the time, so at
+//! least that share of the jobs that reached it should have succeeded. Were that so, `good` or fewer of
+//! `jobs` would succeed by a chance of at most exp(−jobs × D), where D = q ln(q/p) + (1−q) ln((1−q)/(1−p)),
+//! q = good ÷ jobs and p the tier (Chernoff's bound, which holds for any number of jobs). A chance of
+//! at most one in 10000, over at least 50 jobs, contradicts the claim.
+
+use super::event::Answer;
+use super::policy::Policy;
+use crate::units::Percent;
+use crate::wire::gateway::Outcome;
+
+/// Fewer jobs than this prove nothing.
+pub const LEAST_JOBS: u64 = 50;
+/// A chance over this proves nothing.
+pub const LARGEST_CHANCE: f64 = 1e-4;
+/// One job in a thousand may fail whoever does it, even where an uptime of 100 % is claimed.
+const HIGHEST_CLAIM: f64 = 0.999;
+
+/// Jobs that say something of their agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// How many.
+    pub jobs: u64,
+    /// Of these, those that succeeded.
+    pub good: u64,
+}
+
+/// A claim that the evidence contradicts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Contradiction {
+    /// The uptime at which what is claimed begins.
+    pub claimed_tier: Percent,
+    /// What contradicts it.
+    pub evidence: Evidence,
+    /// The share of jobs that succeeded.
+    pub success: Percent,
+    /// The chance of so few successes at most, if the claim were true.
+    pub chance: f64,
+}
+
+/// Whether a job's outcome says that its agent did it (true), or failed it (false); `None` where it
+/// says nothing of the agent. Only of jobs that could be done by nobody else.
+#[must_use]
+pub fn says_of_agent(outcome: Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::Success => Some(true),
+        Outcome::NoOrchestrator | Outcome::HttpError | Outcome::Timeout | Outcome::Transport => {
+            Some(false)
+        }
+        Outcome::NoSupply
+        | Outcome::Unpaid
+        | Outcome::Rejected
+        | Outcome::Misrouted
+        | Outcome::Connect => None,
+    }
+}
+
+/// Of a job of an agent that is tied to `orchestrators`: what its answer says of the agent.
+#[must_use]
+pub fn answer_says(answer: &Answer, is_one_of_its_own: impl Fn(&str) -> bool) -> Option<bool> {
+    let by_another = answer
+        .orchestrator
+        .as_deref()
+        .is_some_and(|by| !is_one_of_its_own(by));
+    says_of_agent(answer.outcome).filter(|_| !by_another)
+}
+
+/// Whether the evidence contradicts the tier that an uptime claims; under the last one nothing is
+/// claimed.
+#[must_use]
+pub fn contradiction(
+    policy: &Policy,
+    uptime: Percent,
+    evidence: Evidence,
+) -> Option<Contradiction> {
+    let thresholds = policy.thresholds();
+    let claimed_tier = if thresholds.is_empty() {
+        uptime
+    } else {
+        thresholds.into_iter().find(|&tier| uptime >= tier)?
+    };
+    let Evidence { jobs, good } = evidence;
+    if jobs < LEAST_JOBS {
+        return None;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far fewer jobs than 2^53")]
+    let (jobs, success) = (jobs as f64, good as f64 / jobs as f64);
+    let chance = chance_of_so_few(jobs, success, claimed_tier.get() / 100.0);
+    (chance <= LARGEST_CHANCE).then_some(Contradiction {
+        claimed_tier,
+        evidence,
+        success: Percent::new(success * 100.0).unwrap_or(Percent::ZERO),
+        chance,
+    })
+}
+
+fn chance_of_so_few(jobs: f64, success: f64, claimed: f64) -> f64 {
+    let claimed = claimed.min(HIGHEST_CLAIM);
+    if success >= claimed {
+        return 1.0;
+    }
+    // x ln x is 0 at 0.
+    let part = |q: f64, p: f64| if q > 0.0 { q * (q / p).ln() } else { 0.0 };
+    let divergence = part(success, claimed) + part(1.0 - success, 1.0 - claimed);
+    (-jobs * divergence).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(policy: &str, uptime: f64, jobs: u64, good: u64) -> Option<Contradiction> {
+        let uptime = Percent::new(uptime).unwrap();
+        contradiction(&policy.parse().unwrap(), uptime, Evidence { jobs, good })
+    }
+
+    const TIERS: &str = "tiers:99=100,95=50,90=10";
+
+    #[test]
+    fn only_what_is_beyond_chance_contradicts() {
+        // Of 100 jobs, 99 should be good: D(0.94 ‖ 0.99) × 100 = 5.9, a chance of 0.003.
+        assert_eq!(of(TIERS, 99.5, 100, 94), None);
+        // D(0.9 ‖ 0.99) × 100 = 14.4.
+        let found = of(TIERS, 99.5, 100, 90).unwrap();
+        assert_eq!(
+            (found.claimed_tier, found.success),
+            (Percent::whole(99), Percent::whole(90))
+        );
+        assert!(
+            (found.chance.ln() + 14.448).abs() < 0.001,
+            "{}",
+            found.chance.ln()
+        );
+        // The tier of 90 % is kept.
+        assert_eq!(of(TIERS, 92.0, 100, 90), None);
+        // Nothing is claimed there.
+        assert_eq!(of(TIERS, 89.9, 100, 0), None);
+        // Too few to say anything.
+        assert_eq!(of(TIERS, 100.0, 49, 0), None);
+        assert!(of(TIERS, 100.0, 50, 0).is_some());
+        assert_eq!(of("proportional:1", 100.0, 1000, 997), None);
+        assert!(of("linear:90..100", 97.0, 1000, 900).is_some());
+    }
+
+    #[test]
+    fn outcomes_of_others_making_say_nothing() {
+        let answer = |outcome, by: Option<&str>| Answer {
+            orchestrator: by.map(str::to_owned),
+            ..Answer::failure(outcome, String::new())
+        };
+        let says = |outcome, by| answer_says(&answer(outcome, by), |by| by == "https://mine");
+        let mine = Some("https://mine");
+        for (outcome, by, expected) in [
+            (Outcome::Success, mine, Some(true)),
+            (Outcome::HttpError, mine, Some(false)),
+            (Outcome::HttpError, None, Some(false)),
+            (Outcome::HttpError, Some("https://other"), None),
+            (Outcome::NoOrchestrator, None, Some(false)),
+            (Outcome::Timeout, None, Some(false)),
+            (Outcome::Transport, mine, Some(false)),
+            (Outcome::Misrouted, Some("https://other"), None),
+            (Outcome::NoSupply, None, None),
+            (Outcome::Unpaid, None, None),
+            (Outcome::Rejected, None, None),
+            (Outcome::Connect, None, None),
+        ] {
+            assert_eq!(says(outcome, by), expected, "{outcome:?} {by:?}");
+        }
+    }
+
+    /// P(at most `good` of `jobs`), exactly, term by term.
+    fn binomial_tail(jobs: u64, good: u64, p: f64) -> f64 {
+        let mut term = (1.0 - p).powi(jobs as i32);
+        let mut sum = term;
+        for k in 1..=good {
+            term *= (jobs - k + 1) as f64 / k as f64 * p / (1.0 - p);
+            sum += term;
+        }
+        sum
+    }
+
+    proptest! {
+        #[test]
+        fn the_chance_is_never_said_to_be_smaller_than_it_is(
+            jobs in 1_u64..140, share in 0.0..=1.0_f64, claimed in 0.5..0.995_f64,
+        ) {
+            let good = (jobs as f64 * share) as u64;
+            let said = chance_of_so_few(jobs as f64, good as f64 / jobs as f64, claimed);
+            prop_assert!(binomial_tail(jobs, good, claimed) <= said * (1.0 + 1e-9) + 1e-12);
+        }
+    }
+}
