@@ -204,3 +204,33 @@ fn base_rate(duration: Duration) -> JobsPerMinute {
     let jobs = (JOBS * 60.0 / duration.as_secs_f64()).clamp(60.0, 60_000.0) as u32;
     JobsPerMinute::new(jobs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::policy::Policy;
+    use crate::units::Percent;
+
+    #[test]
+    fn the_story_leads_through_each_tier_and_back() {
+        let mut lost = Vec::new();
+        let mut at = 0.0;
+        for (act, share) in STORY {
+            if act == Act::Lost {
+                lost.push((at, at + share));
+            }
+            at += share;
+        }
+        let rate_at = |now: f64| {
+            let down: f64 = lost
+                .iter()
+                .map(|(from, until)| (until.min(now) - from.max(now - WINDOW)).max(0.0))
+                .sum();
+            let uptime = Percent::new((1.0 - down / WINDOW.min(now)) * 100.0).unwrap();
+            Policy::default().rate(JobsPerMinute::new(100), uptime).get()
+        };
+        let mut rates: Vec<u32> = (1..=1000).map(|n| rate_at(f64::from(n) / 1000.0)).collect();
+        rates.dedup();
+        assert_eq!(rates, [100, 50, 10, 0, 10, 50, 100]);
+    }
+}
