@@ -377,7 +377,7 @@ fn what_is_down_has_a_reason_and_comes_back_without_a_restart() {
         ("ok", "available"),
         ("lost", "GPU 0 lost"),
         ("busy", "available"),
-        ("xid 79", "GPU 0 xid 79"),
+        ("xids 79", "GPU 0 xid 79"),
         ("ok", "available"),
         ("unsupported", "available"),
         ("nodriver", "driver"),
@@ -399,8 +399,9 @@ fn an_xid_clears_once_the_gpu_passes_a_full_look_again() {
         return;
     };
     driver.agent.wait_for_status("available");
-    driver.set("xid 48");
+    driver.set("xids 48");
     driver.agent.wait_for_status("xid 48");
+    driver.set("ok");
     driver.agent.wait_for_status("available");
     driver.set("xid 43");
     wait_until("the fault of an application", || {
@@ -426,9 +427,10 @@ fn all_gpus_seen_at_the_start_must_be_healthy() {
     let status = driver.agent.wait_for_status("available");
     assert_eq!(status["gpu_count"], 2);
     // The second one offers no events, which must not keep those of the first from being seen.
-    driver.set("two xid 79");
+    driver.set("two xids 79");
     let status = driver.agent.wait_for_status("1 of 2 GPUs ok, GPU 0 xid 79");
     assert_eq!(status["devices"]["1"]["health"], "ok");
+    driver.set("two");
     driver.agent.wait_for_status("available");
     driver.set("ok");
     driver.agent.wait_for_status("1 of 1 GPUs ok, 2 required");

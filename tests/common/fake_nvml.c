@@ -1,5 +1,5 @@
 /* An NVML whose GPU does what the file says that FAKE_NVML_STATE names: ok, lost, hang, none,
-   nodriver, unsupported, busy, "xid N" (told once for each N), or with two GPUs: two, "two xid N". */
+   nodriver, unsupported, busy, "xid N" (told once for each N), "xids N" (told at each look), or with two GPUs: two, "two xids N". */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +18,7 @@ typedef struct {
 } event_t;
 
 static unsigned long long told_xid;
+static int told_at_this_look;
 
 static const char *state(void) {
     static __thread char text[64];
@@ -111,8 +112,15 @@ int nvmlEventSetWait_v2(void *set, event_t *event, unsigned milliseconds) {
     (void)milliseconds;
     const char *said = state();
     if (strncmp(said, "two ", 4) == 0) said += 4;
-    if (sscanf(said, "xid %llu", &xid) != 1 || xid == told_xid) return TIMEOUT;
-    told_xid = xid;
+    if (sscanf(said, "xids %llu", &xid) == 1) {
+        /* A look asks until there is no more. */
+        told_at_this_look = !told_at_this_look;
+        if (!told_at_this_look) return TIMEOUT;
+    } else if (sscanf(said, "xid %llu", &xid) == 1 && xid != told_xid) {
+        told_xid = xid;
+    } else {
+        return TIMEOUT;
+    }
     memset(event, 0, sizeof *event);
     event->device = (void *)1;
     event->type = XID_EVENT;
