@@ -12,10 +12,12 @@ pub mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use chrono::Utc;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::checkpoint::CheckpointFile;
@@ -25,6 +27,9 @@ use self::prober::Prober;
 use self::watch::{Rules, Watch};
 use crate::http_server::{self, Token};
 use crate::shutdown::Shutdown;
+
+/// How long a driver may take for the first look before questions are answered without it.
+const LONGEST_FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// Everything that an agent needs, checked.
 #[derive(Debug)]
@@ -77,8 +82,12 @@ pub async fn run_at(
     );
 
     let routes = http::routes(Arc::clone(&shared), agent_id, config.token);
-    // The routes answer until the last checkpoint is written.
-    let served = http_server::serve(listener, routes, shutdown.at_once.clone());
+    // The routes answer until the last checkpoint is written, and not before the first look: a ping that
+    // comes with the start must not read as if there were no GPU.
+    let served = async {
+        let _ = timeout(LONGEST_FIRST_LOOK, shared.first_look.notified()).await;
+        http_server::serve(listener, routes, shutdown.at_once.clone()).await;
+    };
     let watched = monitor::run(
         &shared,
         Prober::new(config.gpu),

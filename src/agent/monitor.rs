@@ -23,6 +23,8 @@ pub struct Shared {
     started_at: Duration,
     /// A ping has begun a new window, which the note must keep.
     pub window_begun: Notify,
+    /// The first look at the GPUs is over.
+    pub first_look: Notify,
 }
 
 impl Shared {
@@ -34,6 +36,7 @@ impl Shared {
             started: Instant::now(),
             started_at,
             window_begun: Notify::new(),
+            first_look: Notify::new(),
         }
     }
 
@@ -83,6 +86,9 @@ pub async fn run(
                     tracing::info!("GPU {}: {said}", if watch.is_up(at) { "up" } else { "down" });
                 }
                 checks += 1;
+                if checks == 1 {
+                    shared.first_look.notify_one();
+                }
                 let whole = changed || checks.is_multiple_of(checkpoint_every);
                 desk.put(whole.then(|| watch.ledger().clone()), watch.note());
             }

@@ -24,7 +24,7 @@ impl Served {
         let stderr: Arc<Mutex<String>> = Arc::default();
         let told = Arc::clone(&stderr);
         let mut pipe = child.stderr.take().unwrap();
-        std::thread::spawn(move || {
+        let mut reader = Some(std::thread::spawn(move || {
             let mut piece = [0; 1024];
             while let Ok(read) = pipe.read(&mut piece)
                 && read > 0
@@ -33,10 +33,14 @@ impl Served {
                     .unwrap()
                     .push_str(&String::from_utf8_lossy(&piece[..read]));
             }
-        });
+        }));
         let address = wait_until("its address", || {
             if let Some(status) = child.try_wait().unwrap() {
-                panic!("it ended with {status}: {}", stderr.lock().unwrap());
+                if let Some(reader) = reader.take() {
+                    let _ = reader.join();
+                }
+                let log = stderr.lock().unwrap().clone();
+                panic!("it ended with {status}: {log}");
             }
             let log = stderr.lock().unwrap();
             let (_, after) = log.split_once("answers at http://")?;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use sqlx::AnyPool;
@@ -22,6 +22,9 @@ const DIALECT: Dialect = Dialect {
     array_of_arrays: ["json_group_array(json_array(", "))"],
     notify: None,
 };
+
+/// The longest wait for the last owner of a file to let go of it.
+const LAST_OWNERS_END: Duration = Duration::from_secs(2);
 
 /// A write ahead log, so that readers do not wait, synced at each commit, so that what was
 /// acknowledged survives power loss.
@@ -44,7 +47,7 @@ pub async fn open(url: &str) -> anyhow::Result<(SqlStore, Owner)> {
     let owner = if in_memory {
         Owner { _lock: None }
     } else {
-        own(&path(url))?
+        own(&path(url)).await?
     };
     let url = match (in_memory, url.contains('?')) {
         (true, _) => url.to_owned(),
@@ -92,19 +95,26 @@ fn path(url: &str) -> PathBuf {
     path.split_once('?').map_or(path, |(path, _)| path).into()
 }
 
-fn own(database: &Path) -> anyhow::Result<Owner> {
+async fn own(database: &Path) -> anyhow::Result<Owner> {
     let mut path = database.as_os_str().to_owned();
     path.push(".lock");
     let shown = Path::new(&path).display();
     let lock = File::create(&path).with_context(|| format!("{shown}: cannot be created"))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(Owner { _lock: Some(lock) }),
-        Err(TryLockError::WouldBlock) => bail!(
-            "{}: another ping system works on it; several share a PostgreSQL database (postgres://…)",
-            database.display()
-        ),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("{shown}: cannot be locked"))
+    let begin = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(Owner { _lock: Some(lock) }),
+            // One that has just been killed may not be gone altogether.
+            Err(TryLockError::WouldBlock) if begin.elapsed() < LAST_OWNERS_END => {
+                tokio::time::sleep(LAST_OWNERS_END / 20).await;
+            }
+            Err(TryLockError::WouldBlock) => bail!(
+                "{}: another ping system works on it; several share a PostgreSQL database (postgres://…)",
+                database.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("{shown}: cannot be locked"));
+            }
         }
     }
 }
