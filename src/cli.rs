@@ -117,7 +117,7 @@ impl Cli {
             Some(Command::Mock(options)) => Task::Mock(options.resolve()?),
             Some(Command::Demo(options)) => Task::Demo(options),
             Some(Command::Check(options)) => Task::Check(Box::new(options.resolve()?)),
-            Some(Command::Report(options)) => Task::Report(options),
+            Some(Command::Report(options)) => Task::Report(options.resolve()?),
             Some(Command::Completions { shell }) => Task::Print(completions(shell)),
             Some(Command::Man { command }) => Task::Print(manual(command.as_deref())?),
         })

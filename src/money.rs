@@ -30,6 +30,12 @@ impl Wei {
         Self(&self.0 * times)
     }
 
+    /// The amount times a fraction, in whole wei; what is over is left out.
+    #[must_use]
+    pub fn part(&self, numerator: i128, denominator: u128) -> Self {
+        Self(&self.0 * numerator / denominator.max(1))
+    }
+
     /// The amount for each of `parts`, rounded up; `None` for none.
     #[must_use]
     pub fn for_each_of(&self, parts: u64) -> Option<Self> {
@@ -261,6 +267,8 @@ mod tests {
                 let each = x.for_each_of(parts.into()).unwrap().to_string();
                 prop_assert_eq!(each, ((a + i128::from(parts) - 1) / i128::from(parts)).to_string());
             }
+            let denominator = u128::from(parts);
+            prop_assert_eq!(x.part(b, denominator).to_string(), (a * b / i128::from(parts)).to_string());
             if a >= 0 && b > 0 {
                 prop_assert_eq!(x.whole_times(&y).map(i128::from), Some(a / b));
             }

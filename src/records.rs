@@ -30,8 +30,8 @@ CREATE TABLE run_agents (
     agent INTEGER NOT NULL,
     -- Wei for a second of compute; NULL where no price is known.
     price_wei TEXT,
-    -- Whether its jobs could be done by nobody else, so that they say something of it.
-    tied INTEGER NOT NULL,
+    -- Who could do its jobs and did nobody else's, one a line: only then do they say something of it.
+    orchestrators TEXT,
     PRIMARY KEY (run, agent)
 );
 CREATE TABLE jobs (

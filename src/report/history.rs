@@ -1,14 +1,18 @@
 //! The records of a file, read once: jobs as sums, uptimes and rates as the timelines that they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use rusqlite::Connection;
+use rusqlite::{Connection, Row};
 
+use super::balance::Balances;
+use super::effect::drops;
+use super::period::Period;
+use super::tally::{JobRecord, Tally, Terms};
+use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
+use crate::runner::event::RateReason;
 use crate::units::{JobsPerMinute, Percent};
-
-/// The longest latency that is told apart from longer ones.
-const HOUR_MICROS: u64 = 3_600_000_000;
+use crate::wire::gateway::Outcome;
 
 /// All runs of a file.
 #[derive(Debug, Default)]
@@ -17,6 +21,12 @@ pub struct History {
     pub runs: u64,
     /// Records that a slow disk made them drop.
     pub records_dropped: u64,
+    /// From when until when something is known.
+    pub from: Micros,
+    /// See `from`.
+    pub until: Micros,
+    /// The last run's policy, as text.
+    pub policy: String,
     /// By agent's name.
     pub agents: BTreeMap<String, AgentHistory>,
 }
@@ -24,42 +34,43 @@ pub struct History {
 /// What was recorded of one agent.
 #[derive(Debug, Default)]
 pub struct AgentHistory {
-    /// By capability.
-    pub jobs: BTreeMap<String, Jobs>,
     /// In the order of the runs.
     pub runs: Vec<Timeline>,
+    /// Its jobs.
+    pub jobs: Tally,
 }
 
-/// Jobs of one kind.
-#[derive(Debug)]
-pub struct Jobs {
-    /// How many ended how.
-    pub outcomes: BTreeMap<String, u64>,
-    /// Their latencies in microseconds.
-    pub latencies: Histogram<u64>,
+/// Why records cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The file or the disk.
+    #[error("{0}")]
+    Database(#[from] rusqlite::Error),
+    /// A value that is never recorded.
+    #[error("{column} '{}': expected one that --record writes", .value.escape_debug())]
+    Unknown {
+        /// Where.
+        column: &'static str,
+        /// What stands there.
+        value: String,
+    },
 }
 
-impl Default for Jobs {
-    fn default() -> Self {
-        Self {
-            outcomes: BTreeMap::new(),
-            latencies: Histogram::new_with_bounds(1, HOUR_MICROS, 3)
-                .expect("these bounds are valid"),
-        }
-    }
+/// How a file is read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading {
+    /// What counts.
+    pub period: Period,
+    /// Into how many parts of time jobs are summed up, for pictures, and of how many agents: those with
+    /// the worst uptime.
+    pub pictures: Option<(usize, usize)>,
 }
 
-/// One agent in one run. Instants are microseconds since 1970.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Timeline {
-    /// What full uptime would have earned.
-    pub base_rate: JobsPerMinute,
-    /// From when on each rate held.
-    pub rates: Vec<(i64, JobsPerMinute)>,
-    /// From when on each uptime was known, or none was.
-    pub uptimes: Vec<(i64, Option<Percent>)>,
-    /// When the run ended; of one that was killed, its last record.
-    pub end: i64,
+/// A run, as it stands in the file.
+struct Run {
+    started_at: Micros,
+    end: Micros,
+    policy: String,
 }
 
 impl History {
@@ -67,56 +78,107 @@ impl History {
     ///
     /// # Errors
     /// When the file cannot be read, or holds a value that was never recorded.
-    pub fn read(connection: &Connection) -> rusqlite::Result<Self> {
+    pub fn read(connection: &Connection, reading: Reading) -> Result<Self, HistoryError> {
         let mut history = Self::default();
-        let agents = names(connection, "SELECT agent, agent_id FROM agents")?;
-        let capabilities = names(connection, "SELECT capability, name FROM capabilities")?;
-        let name = |names: &BTreeMap<i64, String>, key: i64| {
-            names.get(&key).cloned().unwrap_or_else(|| key.to_string())
-        };
-
-        // Summed up by number: a name would be looked up for each of millions.
-        let mut jobs: BTreeMap<(i64, i64), Jobs> = BTreeMap::new();
-        let mut statement =
-            connection.prepare("SELECT agent, capability, outcome, latency_us FROM jobs")?;
-        let mut rows = statement.query(())?;
-        while let Some(row) = rows.next()? {
-            let jobs = jobs.entry((row.get(0)?, row.get(1)?)).or_default();
-            let outcome = row.get_ref(2)?.as_str()?;
-            match jobs.outcomes.get_mut(outcome) {
-                Some(count) => *count += 1,
-                None => drop(jobs.outcomes.insert(outcome.to_owned(), 1)),
+        let names = names(connection, "SELECT agent, agent_id FROM agents")?;
+        let runs = history.read_runs(connection, reading.period)?;
+        let mut agents = BTreeMap::new();
+        for ((_, agent), timeline) in timelines(connection, &runs)? {
+            let history: &mut AgentHistory = agents.entry(agent).or_default();
+            let Period { from, until } = reading.period;
+            history.runs.push(timeline.clipped(from, until));
+        }
+        let (slices, pictured) = reading.pictures.unwrap_or_default();
+        let (from, until) = (history.from, history.until);
+        let worst = worst(&agents, from, until);
+        for (place, agent) in worst.into_iter().enumerate() {
+            if let Some(history) = agents.get_mut(&agent) {
+                let slices = if place < pictured { slices } else { 0 };
+                history.jobs = Tally::new(drops(&history.runs), (slices, from, until));
             }
-            let latency: i64 = row.get(3)?;
-            jobs.latencies
-                .saturating_record(latency.max(1).unsigned_abs());
         }
-        for ((agent, capability), jobs) in jobs {
-            let agent = history.agents.entry(name(&agents, agent)).or_default();
-            agent.jobs.insert(name(&capabilities, capability), jobs);
-        }
+        read_jobs(connection, reading.period, &mut agents)?;
+        let of_name = agents.into_iter().map(|(agent, history)| {
+            let name = names.get(&agent).cloned();
+            (name.unwrap_or_else(|| agent.to_string()), history)
+        });
+        history.agents = of_name.collect();
+        Ok(history)
+    }
 
-        let mut statement = connection.prepare(
-            "SELECT run, records_dropped, COALESCE(ended_at, MAX(started_at, \
-             COALESCE((SELECT MAX(sent_at) FROM jobs WHERE jobs.run = runs.run), 0), \
-             COALESCE((SELECT MAX(at) FROM polls WHERE polls.run = runs.run), 0), \
-             COALESCE((SELECT MAX(at) FROM rates WHERE rates.run = runs.run), 0))) \
-             FROM runs ORDER BY run",
-        )?;
+    fn read_runs(
+        &mut self,
+        connection: &Connection,
+        period: Period,
+    ) -> Result<BTreeMap<i64, Run>, HistoryError> {
+        let last = |table: &str, column: &str| -> rusqlite::Result<BTreeMap<i64, Micros>> {
+            let query = format!("SELECT run, MAX({column}) FROM {table} GROUP BY run");
+            let mut statement = connection.prepare(&query)?;
+            let rows = statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        };
+        let mut runs = BTreeMap::new();
+        let mut killed = None;
+        let mut statement = connection
+            .prepare("SELECT run, started_at, ended_at, policy, records_dropped FROM runs")?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
             let run: i64 = row.get(0)?;
-            history.runs += 1;
-            history.records_dropped += row.get::<_, i64>(1)?.unsigned_abs();
-            let end = row.get(2)?;
-            for (agent, mut timeline) in timelines(connection, run)? {
-                timeline.end = end;
-                let agent = history.agents.entry(name(&agents, agent)).or_default();
-                agent.runs.push(timeline);
+            let started_at = row.get(1)?;
+            let ended_at: Option<Micros> = row.get(2)?;
+            let end = match (ended_at, &killed) {
+                (Some(end), _) => end,
+                (None, Some(lasts)) => last_record(lasts, run, started_at),
+                (None, None) => {
+                    let lasts = [
+                        last("jobs", "sent_at")?,
+                        last("polls", "at")?,
+                        last("rates", "at")?,
+                    ];
+                    let end = last_record(&lasts, run, started_at);
+                    killed = Some(lasts);
+                    end
+                }
+            };
+            if started_at >= period.until || end < period.from {
+                continue;
             }
+            self.runs += 1;
+            self.records_dropped += row.get::<_, i64>(4)?.unsigned_abs();
+            self.policy = row.get(3)?;
+            let policy = self.policy.clone();
+            let run_of = Run {
+                started_at,
+                end,
+                policy,
+            };
+            runs.insert(run, run_of);
         }
-        Ok(history)
+        let begins = runs.values().map(|run| run.started_at);
+        self.from = begins.min().unwrap_or(0).max(period.from);
+        let ends = runs.values().map(|run| run.end);
+        self.until = ends.max().unwrap_or(0).min(period.until);
+        Ok(runs)
     }
+}
+
+/// The agents that were followed, those with the worst uptime first.
+fn worst(agents: &BTreeMap<i64, AgentHistory>, from: Micros, until: Micros) -> Vec<i64> {
+    let uptime = |history: &AgentHistory| {
+        let mean = UptimeIntegral::of(&history.runs).mean(from, until);
+        mean.map_or(101.0, Percent::get)
+    };
+    let mut uptimes: Vec<(f64, i64)> = agents
+        .iter()
+        .map(|(&agent, h)| (uptime(h), agent))
+        .collect();
+    uptimes.sort_by(|a, b| a.0.total_cmp(&b.0));
+    uptimes.into_iter().map(|(_, agent)| agent).collect()
+}
+
+fn last_record(lasts: &[BTreeMap<i64, Micros>; 3], run: i64, started_at: Micros) -> Micros {
+    let of_run = lasts.iter().filter_map(|last| last.get(&run));
+    of_run.copied().fold(started_at, Micros::max)
 }
 
 fn names(connection: &Connection, query: &str) -> rusqlite::Result<BTreeMap<i64, String>> {
@@ -125,27 +187,141 @@ fn names(connection: &Connection, query: &str) -> rusqlite::Result<BTreeMap<i64,
     names.collect()
 }
 
-fn timelines(connection: &Connection, run: i64) -> rusqlite::Result<BTreeMap<i64, Timeline>> {
-    let mut timelines: BTreeMap<i64, Timeline> = BTreeMap::new();
+/// The timelines of each agent in each run, by the numbers of both.
+fn timelines(
+    connection: &Connection,
+    runs: &BTreeMap<i64, Run>,
+) -> Result<BTreeMap<(i64, i64), Timeline>, HistoryError> {
+    let mut timelines: BTreeMap<(i64, i64), Timeline> = BTreeMap::new();
+    let mut timeline_of = |run: i64, agent: i64, add: &mut dyn FnMut(&mut Timeline)| {
+        let Some(known) = runs.get(&run) else { return };
+        add(timelines.entry((run, agent)).or_insert_with(|| Timeline {
+            end: known.end,
+            policy: known.policy.clone(),
+            ..Timeline::default()
+        }));
+    };
     let mut statement = connection
-        .prepare("SELECT agent, at, rate, base_rate FROM rates WHERE run = ?1 ORDER BY rowid")?;
-    let mut rows = statement.query([run])?;
+        .prepare("SELECT run, agent, at, rate, base_rate, reason FROM rates ORDER BY rowid")?;
+    let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
-        let timeline = timelines.entry(row.get(0)?).or_default();
-        timeline.base_rate = JobsPerMinute::new(row.get(3)?);
-        let rate = JobsPerMinute::new(row.get(2)?);
-        timeline.rates.push((row.get(1)?, rate));
+        let reason = row.get_ref(5)?.as_str().map_err(rusqlite::Error::from)?;
+        let step = RateStep {
+            at: row.get(2)?,
+            rate: JobsPerMinute::new(row.get(3)?),
+            base: JobsPerMinute::new(row.get(4)?),
+            reason: RateReason::named(reason).ok_or_else(|| HistoryError::Unknown {
+                column: "rates.reason",
+                value: reason.to_owned(),
+            })?,
+        };
+        timeline_of(row.get(0)?, row.get(1)?, &mut |timeline| {
+            timeline.rates.push(step);
+        });
     }
-    let mut statement = connection.prepare(
-        "SELECT agent, at, state, uptime_percent FROM polls WHERE run = ?1 ORDER BY rowid",
-    )?;
-    let mut rows = statement.query([run])?;
+    let mut statement = connection
+        .prepare("SELECT run, agent, at, state, uptime_percent FROM polls ORDER BY rowid")?;
+    let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
-        let timeline = timelines.entry(row.get(0)?).or_default();
-        let fresh = row.get_ref(2)?.as_str()? == "fresh";
-        let uptime: Option<f64> = row.get(3)?;
+        let fresh = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)? == "fresh";
+        let uptime: Option<f64> = row.get(4)?;
         let uptime = uptime.filter(|_| fresh).and_then(|u| Percent::new(u).ok());
-        timeline.uptimes.push((row.get(1)?, uptime));
+        let at = row.get(2)?;
+        timeline_of(row.get(0)?, row.get(1)?, &mut |timeline| {
+            // What says the same as before is no step.
+            if timeline
+                .uptimes
+                .last()
+                .is_none_or(|&(_, last)| last != uptime)
+            {
+                timeline.uptimes.push((at, uptime));
+            }
+        });
     }
     Ok(timelines)
+}
+
+/// The terms on which each agent was followed in each run, by the numbers of both.
+fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), Terms>, HistoryError> {
+    let mut all = HashMap::new();
+    let mut statement =
+        connection.prepare("SELECT run, agent, price_wei, orchestrators FROM run_agents")?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let price: Option<String> = row.get(2)?;
+        let price = price.map(|price| {
+            price.parse().map_err(|_| HistoryError::Unknown {
+                column: "run_agents.price_wei",
+                value: price,
+            })
+        });
+        let orchestrators: Option<String> = row.get(3)?;
+        let own = orchestrators.map(|own| own.lines().map(str::to_owned).collect());
+        all.insert(
+            (row.get(0)?, row.get(1)?),
+            Terms::new(price.transpose()?, own),
+        );
+    }
+    Ok(all)
+}
+
+fn read_jobs(
+    connection: &Connection,
+    period: Period,
+    agents: &mut BTreeMap<i64, AgentHistory>,
+) -> Result<(), HistoryError> {
+    let capabilities = names(connection, "SELECT capability, name FROM capabilities")?;
+    let mut terms = terms(connection)?;
+    // Each run's by itself: what happened to a balance between two runs is not known.
+    let mut balances: HashMap<i64, Balances> = HashMap::new();
+    // In the order in which they were answered.
+    let mut statement = connection.prepare(
+        "SELECT run, sent_at, agent, capability, outcome, latency_us, send_lag_us, uptime_percent, \
+         orchestrator, balance_wei FROM jobs ORDER BY rowid",
+    )?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let sent_at: Micros = row.get(1)?;
+        if !period.holds(sent_at) {
+            continue;
+        }
+        let (run, agent, capability): (i64, i64, i64) = (row.get(0)?, row.get(2)?, row.get(3)?);
+        let job = job(row, sent_at)?;
+        let tally = &mut agents.entry(agent).or_default().jobs;
+        let name = || {
+            let name = capabilities.get(&capability).cloned();
+            name.unwrap_or_else(|| capability.to_string())
+        };
+        tally.job(
+            &job,
+            (capability, &name),
+            terms.entry((run, agent)).or_default(),
+            balances.entry(run).or_default(),
+        );
+    }
+    Ok(())
+}
+
+fn job<'a>(row: &'a Row<'_>, sent_at: Micros) -> Result<JobRecord<'a>, HistoryError> {
+    let text = |index: usize| -> rusqlite::Result<Option<&'a str>> {
+        Ok(row.get_ref(index)?.as_str_or_null()?)
+    };
+    let outcome = text(4)?.unwrap_or_default();
+    let span = |index: usize| -> rusqlite::Result<Duration> {
+        Ok(Duration::from_micros(
+            row.get::<_, i64>(index)?.unsigned_abs(),
+        ))
+    };
+    Ok(JobRecord {
+        sent_at,
+        outcome: Outcome::named(outcome).ok_or_else(|| HistoryError::Unknown {
+            column: "jobs.outcome",
+            value: outcome.to_owned(),
+        })?,
+        latency: span(5)?,
+        send_lag: span(6)?,
+        uptime: row.get(7)?,
+        orchestrator: text(8)?,
+        balance_wei: text(9)?,
+    })
 }

@@ -1,49 +1,148 @@
-//! `report`: what recorded runs say of agents, and what another policy would have done.
+//! `report`: what recorded runs say of agents, what they cost, and what another policy would have done.
 
+pub mod balance;
+pub mod chart;
+pub mod contradictions;
+pub mod cost;
+pub mod effect;
+pub mod forecast;
 pub mod history;
+mod html;
+pub mod period;
 pub mod replay;
+pub mod statement;
+pub mod suggest;
 pub mod summary;
+pub mod tally;
 mod text;
+pub mod timeline;
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use serde::Serialize;
 
-use self::history::History;
-use self::summary::Report;
+use self::history::{History, Reading};
+use self::period::{Moment, Period};
+use self::summary::{Questions, Report};
+use crate::money::Wei;
 use crate::records;
 use crate::runner::policy::Policy;
 use crate::terminal;
 
+/// Into how many parts the time of a page's charts is cut.
+const SLICES: usize = 96;
+/// How many agents have charts.
+const CHARTED: usize = 60;
+
 /// `uptime-runner report`.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags, as they are typed")]
 pub struct ReportOptions {
     /// What --record wrote
     file: PathBuf,
     /// One JSON object in place of lines for people
     #[arg(long)]
     json: bool,
+    /// Write a page with charts, too
+    #[arg(long, value_name = "OUT", conflicts_with = "statement")]
+    html: Option<PathBuf>,
+    /// Only what happened from then on: a time (2026-11-24T10:00:00Z), a date, or how long ago (24h)
+    #[arg(long, value_name = "WHEN")]
+    from: Option<Moment>,
+    /// Only what happened before
+    #[arg(long, value_name = "WHEN")]
+    until: Option<Moment>,
     /// What this policy would have done with the recorded uptime; may be repeated
     #[arg(long = "what-if", value_name = "POLICY")]
     what_if: Vec<Policy>,
+    /// Which tiers would have been worth most, if a good job is worth so many wei
+    #[arg(long, value_name = "WEI")]
+    suggest: Option<Wei>,
+    /// How likely each agent is to be at or over each tier in an hour and in a day
+    #[arg(long)]
+    forecast: bool,
+    /// What each agent earned, to send to its owner
+    #[arg(long, conflicts_with_all = ["what_if", "suggest", "forecast"])]
+    statement: bool,
+    /// The statement as CSV
+    #[arg(long, requires = "statement", conflicts_with = "json")]
+    csv: bool,
+}
+
+impl ReportOptions {
+    /// Checks what no single option tells.
+    ///
+    /// # Errors
+    /// A period that ends before it begins.
+    pub fn resolve(self) -> anyhow::Result<Self> {
+        let Period { from, until } = self.period();
+        ensure!(
+            from < until,
+            "--from is not before --until: expected a time before it"
+        );
+        Ok(self)
+    }
+
+    fn period(&self) -> Period {
+        let whole = Period::default();
+        Period {
+            from: self.from.map_or(whole.from, Moment::micros),
+            until: self.until.map_or(whole.until, Moment::micros),
+        }
+    }
 }
 
 /// Reads the file and prints what it says.
 ///
 /// # Errors
-/// A file that cannot be read, or standard output that takes no more.
+/// A file that cannot be read, a page that cannot be written, or standard output that takes no more.
 pub fn run(options: &ReportOptions) -> anyhow::Result<()> {
     let file = options.file.display();
     let context = || format!("{file}: cannot be reported");
-    let connection = records::open_to_read(&options.file).with_context(context)?;
-    let history = History::read(&connection).with_context(context)?;
-    let report = Report::of(&history, &options.what_if);
-    let printed = if options.json {
-        let mut json = serde_json::to_string(&report)?;
-        json.push('\n');
-        json
-    } else {
-        text::lines(&report)
+    let reading = Reading {
+        period: options.period(),
+        pictures: options.html.is_some().then_some((SLICES, CHARTED)),
     };
-    terminal::print(printed.as_bytes())
+    let connection = records::open_to_read(&options.file).with_context(context)?;
+    let history = History::read(&connection, reading).with_context(context)?;
+    if options.statement {
+        return state(options, &history);
+    }
+    let report = Report::of(
+        &history,
+        &Questions {
+            policies: &options.what_if,
+            value: options.suggest.as_ref(),
+            forecast: options.forecast,
+        },
+    );
+    if let Some(out) = &options.html {
+        let page = html::page(&report, &history);
+        std::fs::write(out, page)
+            .with_context(|| format!("--html {}: cannot be written", out.display()))?;
+    }
+    if options.json {
+        return print_json(&report);
+    }
+    terminal::print(text::lines(&report).as_bytes())
+}
+
+fn state(options: &ReportOptions, history: &History) -> anyhow::Result<()> {
+    let statements = statement::statements(history);
+    if options.json {
+        return print_json(&statements);
+    }
+    let text = if options.csv {
+        statement::csv(&statements)
+    } else {
+        statement::lines(&statements)
+    };
+    terminal::print(text.as_bytes())
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut json = serde_json::to_string(value)?;
+    json.push('\n');
+    terminal::print(json.as_bytes())
 }

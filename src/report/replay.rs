@@ -1,35 +1,74 @@
-//! Rates over time: how many jobs they make, and which rates another policy would have given.
+//! Which rates another policy would have given for the uptimes that were recorded.
 
 use std::time::{Duration, Instant};
 
-use super::history::Timeline;
+use super::timeline::{Held, Micros, RateStep, Slots, Timeline};
+use crate::runner::event::RateReason;
 use crate::runner::policy::{Policy, Recovery};
-use crate::units::JobsPerMinute;
+use crate::units::{JobsPerMinute, Percent, Share};
 
-/// A rate and for how many microseconds it held.
-pub type Stretch = (JobsPerMinute, i64);
-
-/// The slots of a row of stretches.
+/// The rates that `policy` gives for the recorded uptimes, from the first known one on, with the slots
+/// that were accounted for; while no uptime is known, nothing is sent, as it was.
 #[must_use]
-pub fn slots(stretches: &[Stretch]) -> f64 {
-    let job_micros = stretches
-        .iter()
-        .map(|&(rate, micros)| i128::from(rate.get()) * i128::from(micros));
-    #[expect(clippy::cast_precision_loss, reason = "far finer than a job")]
-    let job_micros = job_micros.sum::<i128>() as f64;
-    job_micros / 60e6
+pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<Held> {
+    let shares = shares(timeline, policy);
+    let (Some(&(begin, _)), Some(&first)) = (shares.first(), timeline.rates.first()) else {
+        return Vec::new();
+    };
+    let bases = bases(timeline, begin, first.base);
+    let mut changes: Vec<Micros> = shares.iter().map(|&(at, _)| at).collect();
+    changes.extend(bases.iter().map(|&(at, _)| at));
+    changes.sort_unstable();
+    changes.dedup();
+    let ends = changes.iter().skip(1).copied().chain([timeline.end]);
+    let held = changes.iter().zip(ends).map(|(&from, until)| {
+        let share = shares[shares.partition_point(|&(at, _)| at <= from) - 1].1;
+        let base = bases[bases.partition_point(|&(at, _)| at <= from) - 1].1;
+        let rate = share.map_or(JobsPerMinute::ZERO, |share| policy.rate_of(base, share));
+        let reason = RateReason::Uptime;
+        Held {
+            from,
+            until: until.max(from),
+            step: RateStep {
+                at: from,
+                rate,
+                base,
+                reason,
+            },
+        }
+    });
+    held.collect()
 }
 
-/// The rates that held, from the first known uptime to the end.
-#[must_use]
-pub fn held(timeline: &Timeline) -> Vec<Stretch> {
-    stretches(&timeline.rates, timeline.end)
+/// The slots at each known uptime, in the order of time.
+pub fn slots_by_uptime(timeline: &Timeline) -> impl Iterator<Item = (Percent, Slots)> + '_ {
+    let first = timeline.rates.first().map(|step| step.base);
+    let bases = bases(timeline, Micros::MIN, first.unwrap_or_default());
+    timeline.known().map(move |known| {
+        let begin = bases.partition_point(|&(at, _)| at <= known.from) - 1;
+        let mut slots = Slots::default();
+        for (n, &(at, base)) in bases.iter().enumerate().skip(begin) {
+            if at >= known.until {
+                break;
+            }
+            let until = bases.get(n + 1).map_or(Micros::MAX, |&(next, _)| next);
+            slots = slots + Slots::of(base, until.min(known.until) - at.max(known.from));
+        }
+        (known.uptime, slots)
+    })
 }
 
-/// The rates that `policy` gives for the recorded uptimes, from the first known one on; while none is
-/// known, none is sent, as it was.
-#[must_use]
-pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<Stretch> {
+/// From when on which slots were accounted for; from `begin` on, the first ones.
+fn bases(timeline: &Timeline, begin: Micros, first: JobsPerMinute) -> Vec<(Micros, JobsPerMinute)> {
+    let later = timeline.rates.iter().map(|step| (step.at, step.base));
+    [(begin, first)]
+        .into_iter()
+        .chain(later.filter(|&(at, _)| at > begin))
+        .collect()
+}
+
+/// From when on the policy gives which share, from the first known uptime on.
+fn shares(timeline: &Timeline, policy: &Policy) -> Vec<(Micros, Option<Share>)> {
     let known = timeline
         .uptimes
         .iter()
@@ -42,48 +81,44 @@ pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<Stretch> {
     // Only differences matter.
     let origin = Instant::now();
     let instant = |at: i64| origin + Duration::from_micros(u64::try_from(at - begin).unwrap_or(0));
-    let mut rates = Vec::new();
+    let mut shares = Vec::new();
     for (n, &(at, uptime)) in uptimes.iter().enumerate() {
         let until = uptimes.get(n + 1).map_or(timeline.end, |&(next, _)| next);
         let Some(uptime) = uptime else {
-            rates.push((at, JobsPerMinute::ZERO));
+            shares.push((at, None));
             continue;
         };
         let earned = policy.share(uptime);
-        let rate = |share| policy.rate_of(timeline.base_rate, share);
-        rates.push((at, rate(recovery.allow(earned, instant(at)))));
-        // A rate may rise between two looks.
+        shares.push((at, Some(recovery.allow(earned, instant(at)))));
+        // A share may rise between two looks.
         while let Some(rises_at) = recovery.rises_at().filter(|&rises| rises < instant(until)) {
             let after = i64::try_from((rises_at - origin).as_micros()).unwrap_or(i64::MAX);
-            rates.push((
+            shares.push((
                 begin.saturating_add(after),
-                rate(recovery.allow(earned, rises_at)),
+                Some(recovery.allow(earned, rises_at)),
             ));
         }
     }
-    stretches(&rates, timeline.end)
-}
-
-fn stretches(rates: &[(i64, JobsPerMinute)], end: i64) -> Vec<Stretch> {
-    let ends = rates.iter().skip(1).map(|&(at, _)| at).chain([end]);
-    let pairs = rates.iter().zip(ends);
-    pairs
-        .map(|(&(at, rate), end)| (rate, (end - at).max(0)))
-        .collect()
+    shares
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Percent;
     use proptest::prelude::*;
 
     const SECOND: i64 = 1_000_000;
 
     fn timeline(uptimes: &[(i64, f64)], end: i64) -> Timeline {
+        let first = uptimes.first().map(|&(at, _)| RateStep {
+            at: at * SECOND,
+            rate: JobsPerMinute::ZERO,
+            base: JobsPerMinute::new(60),
+            reason: RateReason::Uptime,
+        });
         Timeline {
-            base_rate: JobsPerMinute::new(60),
-            rates: Vec::new(),
+            policy: String::new(),
+            rates: first.into_iter().collect(),
             uptimes: uptimes
                 .iter()
                 .map(|&(at, uptime)| (at * SECOND, Percent::new(uptime).ok()))
@@ -92,10 +127,9 @@ mod tests {
         }
     }
 
-    fn seconds(stretches: &[Stretch]) -> Vec<(u32, i64)> {
-        let stretches = stretches.iter();
-        stretches
-            .map(|&(rate, micros)| (rate.get(), micros / SECOND))
+    fn seconds(held: &[Held]) -> Vec<(u32, i64)> {
+        let held = held.iter();
+        held.map(|held| (held.step.rate.get(), held.micros() / SECOND))
             .collect()
     }
 
@@ -120,7 +154,20 @@ mod tests {
             replay("tiers:99=100,95=50,90=10 recover_after=15s"),
             [(60, 10), (30, 10), (0, 10), (30, 15), (60, 5)]
         );
-        assert!((slots(&replayed(&line, &Policy::default())) - 35.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_base_rate_that_changes_is_the_one_that_was() {
+        let mut line = timeline(&[(0, 99.5), (20, 96.0)], 40);
+        line.rates.push(RateStep {
+            at: 10 * SECOND,
+            base: JobsPerMinute::new(120),
+            ..line.rates[0]
+        });
+        assert_eq!(
+            seconds(&replayed(&line, &Policy::default())),
+            [(60, 10), (120, 10), (60, 20)]
+        );
     }
 
     #[test]
@@ -130,7 +177,6 @@ mod tests {
             []
         );
         assert_eq!(replayed(&timeline(&[], 60), &Policy::default()), []);
-        assert_eq!(slots(&[]), 0.0);
     }
 
     proptest! {
@@ -164,7 +210,7 @@ mod tests {
                 if let Ok(uptime) = Percent::new(known) {
                     let now = origin + Duration::from_secs(second.unsigned_abs());
                     let share = recovery.allow(policy.share(uptime), now);
-                    expected += i64::from(policy.rate_of(line.base_rate, share).get());
+                    expected += i64::from(policy.rate_of(line.rates[0].base, share).get());
                 }
             }
             prop_assert_eq!(got, expected);

@@ -4,10 +4,31 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::history::{AgentHistory, History, Jobs, Timeline};
-use super::replay::{held, replayed, slots};
+use super::contradictions::{Claims, claims};
+use super::cost::{Cost, Interval, cost};
+use super::effect::Effect;
+use super::forecast::{TierForecast, forecast};
+use super::history::{AgentHistory, History};
+use super::replay::replayed;
+use super::statement::utc;
+use super::suggest::{Suggestion, suggest};
+use super::tally::Jobs;
+use super::timeline::{Held, Slots, Timeline, UptimeIntegral, seconds, tenths};
+use crate::money::Wei;
+use crate::runner::event::RateReason;
 use crate::runner::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
+
+/// What is asked beyond what happened.
+#[derive(Debug, Clone, Copy)]
+pub struct Questions<'a> {
+    /// What would these policies have done?
+    pub policies: &'a [Policy],
+    /// Which tiers are worth most, if a good job is worth so much?
+    pub value: Option<&'a Wei>,
+    /// What is to be expected?
+    pub forecast: bool,
+}
 
 /// What recorded runs say.
 #[derive(Debug, Serialize)]
@@ -16,8 +37,44 @@ pub struct Report {
     pub runs: u64,
     /// Records that are missing, since the disk was too slow.
     pub records_dropped: u64,
+    /// From when, in UTC.
+    pub from: String,
+    /// Until when, in UTC.
+    pub until: String,
+    /// All agents together.
+    pub total: Total,
     /// By agent's name.
     pub agents: BTreeMap<String, AgentReport>,
+    /// The agents whose cost is known, those first that surely gave most good jobs for their money: by
+    /// the lower bound of what is known.
+    pub ranking: Vec<Ranked>,
+    /// The tiers that would have been worth most, where that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suggestion: Option<Suggestion>,
+}
+
+/// All agents together.
+#[derive(Debug, Serialize)]
+pub struct Total {
+    /// Jobs sent.
+    pub jobs: u64,
+    /// Of these, those that succeeded.
+    pub successful: u64,
+    /// Their share.
+    pub success_rate_percent: Option<Percent>,
+    /// What they cost, as far as that is known.
+    pub spent_wei: Option<Wei>,
+    /// What was not spent because of punishment.
+    pub not_spent_wei: Option<Wei>,
+}
+
+/// An agent and what it gave for its money.
+#[derive(Debug, Serialize)]
+pub struct Ranked {
+    /// Who.
+    pub agent: String,
+    /// How many jobs succeeded for an ETH.
+    pub good_jobs_per_eth: Interval,
 }
 
 /// What they say of one agent.
@@ -33,12 +90,23 @@ pub struct AgentReport {
     pub rate_changes: usize,
     /// Slots that full uptime would have earned.
     pub slots: f64,
-    /// Of these, those that the policy withheld.
+    /// Of these, those that were withheld.
     pub slots_withheld: f64,
+    /// Those by reason.
+    pub withheld_by_reason: BTreeMap<&'static str, f64>,
     /// By capability.
     pub capabilities: BTreeMap<String, JobsReport>,
+    /// What its jobs cost, where that is known.
+    pub cost: Option<Cost>,
+    /// What punishment did, where there was any.
+    pub punishment: Option<Effect>,
+    /// Whether its jobs contradict what it claims, where they say something of it.
+    pub claims: Option<Claims>,
     /// What each policy that was asked for would have done.
     pub what_if: Vec<WhatIf>,
+    /// What is to be expected, where that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Vec<TierForecast>>,
 }
 
 /// Jobs of one kind.
@@ -53,7 +121,7 @@ pub struct JobsReport {
     /// Latencies in milliseconds, from slot to last byte.
     pub latency_ms: Option<Latencies>,
     /// How many ended how.
-    pub outcomes: BTreeMap<String, u64>,
+    pub outcomes: BTreeMap<&'static str, u64>,
 }
 
 /// Latencies in milliseconds.
@@ -70,7 +138,7 @@ pub struct Latencies {
 }
 
 /// The recorded uptimes under another policy. Jobs that were never sent have no outcome: they are
-/// taken to succeed as often as this agent's jobs did.
+/// taken to succeed, and to cost, as this agent's jobs did.
 #[derive(Debug, Serialize)]
 pub struct WhatIf {
     /// The policy.
@@ -79,109 +147,171 @@ pub struct WhatIf {
     pub jobs: f64,
     /// More than at the rates that held; fewer where negative.
     pub jobs_more: f64,
-    /// Of these, expected successes.
+    /// Of these, expected successes: good jobs forgone where negative.
     pub good_jobs_more: Option<f64>,
-    /// And expected failures.
+    /// And expected failures: failures avoided where negative.
     pub failed_jobs_more: Option<f64>,
+    /// What they would have cost.
+    pub spent_more_wei: Option<Wei>,
 }
 
 impl Report {
-    /// What a history says, and what each of these policies would have done.
+    /// What a history says.
     #[must_use]
-    pub fn of(history: &History, policies: &[Policy]) -> Self {
-        let agents = history.agents.iter();
+    pub fn of(history: &History, questions: &Questions<'_>) -> Self {
+        let recorded: Policy = history.policy.parse().unwrap_or_default();
+        let agents: BTreeMap<String, AgentReport> = history
+            .agents
+            .iter()
+            .map(|(name, agent)| (name.clone(), agent_report(agent, questions, &recorded)))
+            .collect();
+        let total = total(history, &agents);
         Self {
             runs: history.runs,
             records_dropped: history.records_dropped,
-            agents: agents
-                .map(|(name, agent)| (name.clone(), agent_report(agent, policies)))
-                .collect(),
+            from: utc(history.from),
+            until: utc(history.until),
+            ranking: ranking(&agents),
+            suggestion: questions.value.map(|value| {
+                let pasts = history.agents.values();
+                let pasts = pasts.map(|agent| (&agent.runs[..], &agent.jobs));
+                suggest(pasts, &recorded, value, mean_cost(&agents))
+            }),
+            agents,
+            total,
         }
     }
 }
 
-fn agent_report(agent: &AgentHistory, policies: &[Policy]) -> AgentReport {
-    let rates: Vec<_> = agent.runs.iter().flat_map(held).collect();
-    let micros = |suspended_only: bool| -> i64 {
-        let counted = rates
-            .iter()
-            .filter(|(rate, _)| !suspended_only || *rate == JobsPerMinute::ZERO);
-        counted.map(|(_, micros)| micros).sum()
+fn total(history: &History, agents: &BTreeMap<String, AgentReport>) -> Total {
+    let tallies = || history.agents.values().map(|agent| &agent.jobs);
+    let (jobs, successful) = (
+        tallies().map(super::tally::Tally::all).sum(),
+        tallies().map(super::tally::Tally::good).sum(),
+    );
+    let costs = || agents.values().filter_map(|agent| agent.cost.as_ref());
+    let sum = |of: fn(&Cost) -> &Wei| {
+        let known = costs().next().is_some();
+        known.then(|| costs().map(|cost| of(cost).clone()).sum())
     };
-    let all: f64 = agent.runs.iter().map(full_slots).sum();
-    let held_slots = slots(&rates);
-    let capabilities: BTreeMap<String, JobsReport> = agent
-        .jobs
+    Total {
+        jobs,
+        successful,
+        success_rate_percent: share_percent(successful, jobs),
+        spent_wei: sum(|cost| &cost.spent_wei),
+        not_spent_wei: sum(|cost| &cost.not_spent_wei),
+    }
+}
+
+/// What a job costs on average, over the agents whose cost is known.
+fn mean_cost(agents: &BTreeMap<String, AgentReport>) -> Option<Wei> {
+    let costs = || agents.values().filter_map(|agent| agent.cost.as_ref());
+    let jobs = costs().map(|cost| cost.jobs).sum();
+    let spent: Wei = costs().map(|cost| cost.spent_wei.clone()).sum();
+    spent.for_each_of(jobs)
+}
+
+fn ranking(agents: &BTreeMap<String, AgentReport>) -> Vec<Ranked> {
+    let known = agents.iter().filter_map(|(name, agent)| {
+        Some(Ranked {
+            agent: name.clone(),
+            good_jobs_per_eth: agent.cost.as_ref()?.good_jobs_per_eth?,
+        })
+    });
+    let mut ranked: Vec<Ranked> = known.collect();
+    ranked.sort_by(|a, b| b.good_jobs_per_eth.low.total_cmp(&a.good_jobs_per_eth.low));
+    ranked
+}
+
+fn agent_report(agent: &AgentHistory, questions: &Questions<'_>, recorded: &Policy) -> AgentReport {
+    let held: Vec<Held> = agent.runs.iter().flat_map(Timeline::held).collect();
+    let followed = held
         .iter()
-        .map(|(name, jobs)| (name.clone(), jobs_report(jobs)))
-        .collect();
-    let jobs: u64 = capabilities.values().map(|report| report.jobs).sum();
-    let successful: u64 = capabilities.values().map(|report| report.successful).sum();
-    let success = share(successful, jobs);
+        .filter(|held| held.step.base > JobsPerMinute::ZERO);
+    let suspended = followed
+        .clone()
+        .filter(|held| held.step.rate == JobsPerMinute::ZERO);
+    let time = |micros: i64| seconds(micros);
+    let mut withheld: BTreeMap<&'static str, Slots> = BTreeMap::new();
+    for (reason, slots) in agent.runs.iter().flat_map(Timeline::withheld) {
+        let sum = withheld.entry(reason).or_default();
+        *sum = *sum + slots;
+    }
+    let of_reason = |reason: RateReason| withheld.get(reason.name()).copied().unwrap_or_default();
+    let punished = of_reason(RateReason::Uptime) + of_reason(RateReason::Evidence);
+    let cost = cost(&agent.jobs, punished);
+    let first = agent.runs.iter().filter_map(|run| run.uptimes.first());
+    let begin = first.map(|&(at, _)| at).min().unwrap_or(0);
+    let end = agent.runs.iter().map(|run| run.end).max().unwrap_or(0);
+    let effect = agent.jobs.around_drops.effect(&agent.runs);
     AgentReport {
-        seconds_followed: seconds(micros(false)),
-        uptime_percent: mean_uptime(&agent.runs),
-        seconds_suspended: seconds(micros(true)),
-        rate_changes: agent.runs.iter().map(|run| run.rates.len()).sum(),
-        slots: rounded(all),
-        slots_withheld: rounded(all - held_slots),
-        capabilities,
-        what_if: policies
+        seconds_followed: time(followed.map(Held::micros).sum()),
+        seconds_suspended: time(suspended.map(Held::micros).sum()),
+        uptime_percent: UptimeIntegral::of(&agent.runs).mean(begin, end),
+        rate_changes: rate_changes(&agent.runs),
+        slots: held.iter().map(Held::slots).sum::<Slots>().rounded(),
+        slots_withheld: withheld.values().copied().sum::<Slots>().rounded(),
+        withheld_by_reason: withheld
             .iter()
-            .map(|policy| {
-                let rates = agent.runs.iter().flat_map(|run| replayed(run, policy));
-                let jobs = slots(&rates.collect::<Vec<_>>());
-                let more = jobs - held_slots;
-                WhatIf {
-                    policy: policy.to_string(),
-                    jobs: rounded(jobs),
-                    jobs_more: rounded(more),
-                    good_jobs_more: success.map(|success| rounded(more * success)),
-                    failed_jobs_more: success.map(|success| rounded(more * (1.0 - success))),
-                }
-            })
+            .map(|(reason, slots)| (*reason, slots.rounded()))
             .collect(),
-    }
-}
-
-fn full_slots(run: &Timeline) -> f64 {
-    let stretches: Vec<_> = held(run)
-        .into_iter()
-        .map(|(_, micros)| (run.base_rate, micros))
-        .collect();
-    slots(&stretches)
-}
-
-/// Each uptime holds until the next look.
-fn mean_uptime(runs: &[Timeline]) -> Option<Percent> {
-    let (mut weighted, mut micros) = (0.0, 0);
-    for run in runs {
-        let ends = run
-            .uptimes
+        capabilities: agent
+            .jobs
+            .capabilities
+            .values()
+            .map(|(name, jobs)| (name.clone(), jobs_report(jobs)))
+            .collect(),
+        what_if: questions
+            .policies
             .iter()
-            .skip(1)
-            .map(|&(at, _)| at)
-            .chain([run.end]);
-        for (&(at, uptime), end) in run.uptimes.iter().zip(ends) {
-            if let Some(uptime) = uptime {
-                let held = (end - at).max(0);
-                weighted += uptime.get() * seconds(held);
-                micros += held;
-            }
-        }
+            .map(|policy| what_if(agent, policy, cost.as_ref()))
+            .collect(),
+        cost,
+        punishment: (effect.drops > 0).then_some(effect),
+        claims: claims(&agent.jobs.evidence, &agent.runs),
+        forecast: questions
+            .forecast
+            .then(|| forecast(&agent.runs, &recorded.thresholds())),
     }
-    if micros == 0 {
-        return None;
+}
+
+/// How often another rate took hold, the first one included.
+fn rate_changes(runs: &[Timeline]) -> usize {
+    let of_run = runs.iter().map(|run| {
+        let rates = run.rates.windows(2);
+        let changed = rates.filter(|pair| pair[0].rate != pair[1].rate).count();
+        changed + run.rates.len().min(1)
+    });
+    of_run.sum()
+}
+
+fn what_if(agent: &AgentHistory, policy: &Policy, cost: Option<&Cost>) -> WhatIf {
+    let sent = |held: &Held| Slots::of(held.step.rate, held.micros());
+    let held: Slots = agent
+        .runs
+        .iter()
+        .flat_map(Timeline::held)
+        .map(|h| sent(&h))
+        .sum();
+    let replayed = agent.runs.iter().flat_map(|run| replayed(run, policy));
+    let jobs: Slots = replayed.map(|held| sent(&held)).sum();
+    let more = jobs - held;
+    let success = share(agent.jobs.good(), agent.jobs.all());
+    let (numerator, denominator) = more.fraction();
+    WhatIf {
+        policy: policy.to_string(),
+        jobs: jobs.rounded(),
+        jobs_more: more.rounded(),
+        good_jobs_more: success.map(|success| tenths(more.count() * success)),
+        failed_jobs_more: success.map(|success| tenths(more.count() * (1.0 - success))),
+        spent_more_wei: cost.map(|cost| {
+            cost.spent_wei
+                .part(numerator, denominator * u128::from(cost.jobs))
+        }),
     }
-    let mean = weighted / seconds(micros);
-    Percent::new(mean.min(100.0))
-        .map(Percent::to_a_billionth)
-        .ok()
 }
 
 fn jobs_report(jobs: &Jobs) -> JobsReport {
-    let all = jobs.outcomes.values().sum();
-    let successful = jobs.outcomes.get("success").copied().unwrap_or(0);
     let latencies = &jobs.latencies;
     #[expect(
         clippy::cast_precision_loss,
@@ -189,34 +319,25 @@ fn jobs_report(jobs: &Jobs) -> JobsReport {
     )]
     let at = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1e3;
     JobsReport {
-        jobs: all,
-        successful,
-        success_rate_percent: share(successful, all)
-            .and_then(|share| Percent::new(share * 100.0).ok()),
+        jobs: jobs.all(),
+        successful: jobs.good(),
+        success_rate_percent: share_percent(jobs.good(), jobs.all()),
         latency_ms: (!latencies.is_empty()).then(|| Latencies {
             mean: latencies.mean() / 1e3,
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),
         }),
-        outcomes: jobs.outcomes.clone(),
+        outcomes: jobs.outcomes(),
     }
+}
+
+fn share_percent(part: u64, whole: u64) -> Option<Percent> {
+    share(part, whole).and_then(|share| Percent::new(share * 100.0).ok())
 }
 
 fn share(part: u64, whole: u64) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 jobs")]
     let share = part as f64 / whole as f64;
     (whole > 0).then_some(share)
-}
-
-fn seconds(micros: i64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "exact up to 285 years")]
-    let seconds = micros as f64 / 1e6;
-    seconds
-}
-
-/// To a tenth of a job.
-fn rounded(jobs: f64) -> f64 {
-    // Adding 0 makes a negative zero positive.
-    (jobs * 10.0).round() / 10.0 + 0.0
 }

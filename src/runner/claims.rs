@@ -6,7 +6,6 @@
 //! q = good ÷ jobs and p the tier (Chernoff's bound, which holds for any number of jobs). A chance of
 //! at most one in 10000, over at least 50 jobs, contradicts the claim.
 
-use super::event::Answer;
 use super::policy::Policy;
 use crate::units::Percent;
 use crate::wire::gateway::Outcome;
@@ -40,10 +39,7 @@ pub struct Contradiction {
     pub chance: f64,
 }
 
-/// Whether a job's outcome says that its agent did it (true), or failed it (false); `None` where it
-/// says nothing of the agent. Only of jobs that could be done by nobody else.
-#[must_use]
-pub fn says_of_agent(outcome: Outcome) -> Option<bool> {
+fn says_of_agent(outcome: Outcome) -> Option<bool> {
     match outcome {
         Outcome::Success => Some(true),
         Outcome::NoOrchestrator | Outcome::HttpError | Outcome::Timeout | Outcome::Transport => {
@@ -57,14 +53,15 @@ pub fn says_of_agent(outcome: Outcome) -> Option<bool> {
     }
 }
 
-/// Of a job of an agent that is tied to `orchestrators`: what its answer says of the agent.
+/// What a job says of an agent that is tied to orchestrators of its own: whether it did it or failed it,
+/// `None` where it says nothing. `by` is the orchestrator that the answer names.
 #[must_use]
-pub fn answer_says(answer: &Answer, is_one_of_its_own: impl Fn(&str) -> bool) -> Option<bool> {
-    let by_another = answer
-        .orchestrator
-        .as_deref()
-        .is_some_and(|by| !is_one_of_its_own(by));
-    says_of_agent(answer.outcome).filter(|_| !by_another)
+pub fn job_says(
+    outcome: Outcome,
+    by: Option<&str>,
+    is_one_of_its_own: impl FnOnce(&str) -> bool,
+) -> Option<bool> {
+    says_of_agent(outcome).filter(|_| by.is_none_or(is_one_of_its_own))
 }
 
 /// Whether the evidence contradicts the tier that an uptime claims; under the last one nothing is
@@ -147,11 +144,7 @@ mod tests {
 
     #[test]
     fn outcomes_of_others_making_say_nothing() {
-        let answer = |outcome, by: Option<&str>| Answer {
-            orchestrator: by.map(str::to_owned),
-            ..Answer::failure(outcome, String::new())
-        };
-        let says = |outcome, by| answer_says(&answer(outcome, by), |by| by == "https://mine");
+        let says = |outcome, by| job_says(outcome, by, |by| by == "https://mine");
         let mine = Some("https://mine");
         for (outcome, by, expected) in [
             (Outcome::Success, mine, Some(true)),

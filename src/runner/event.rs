@@ -144,6 +144,22 @@ pub enum RateReason {
 }
 
 impl RateReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Uptime,
+        Self::Stale,
+        Self::Unknown,
+        Self::Evidence,
+        Self::Allotment,
+        Self::Budget,
+    ];
+
+    /// The reason of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+
     /// As it stands in JSON and in records.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::alarm::Alarm;
 use super::capability::{self, Chooser};
-use super::event::{AgentIndex, Event};
+use super::event::AgentIndex;
 use super::gateway::Gateway;
 use super::monitor::Monitor;
 use super::ping_client::PingSystem;
@@ -100,11 +100,9 @@ impl Fleet {
         let Some(stop) = self.followed.remove(id) else {
             return;
         };
+        // Its submitter tells so, once nothing more is sent.
         stop.cancel();
-        let agent = self.indices[id];
-        self.rates.leave(agent);
-        let ts = chrono::Utc::now();
-        self.shared.recorder.record(&Event::AgentLeft { ts, agent });
+        self.rates.leave(self.indices[id]);
     }
 
     fn follow(&mut self, agent: &AgentConfig) {
@@ -122,7 +120,7 @@ impl Fleet {
             .iter()
             .map(|address| same_orchestrator_form(address))
             .collect();
-        let own = agent.is_tied.then(|| orchestrators.clone());
+        let own = own_orchestrators(agent);
         let track_record = Arc::new(TrackRecord::new(own, self.config.uptime_window));
         let base_rate = agent.base_rate.unwrap_or(self.config.base_rate);
         let orders = self.rates.join(index, base_rate, Arc::clone(&track_record));
@@ -164,13 +162,21 @@ impl Fleet {
     }
 }
 
+/// Who can do an agent's jobs and does nobody else's.
+fn own_orchestrators(agent: &AgentConfig) -> Option<Vec<String>> {
+    let all = agent.orchestrators.iter();
+    agent
+        .is_tied
+        .then(|| all.map(|address| same_orchestrator_form(address)).collect())
+}
+
 /// On which terms an agent is followed.
 #[must_use]
 pub fn terms(agent: &AgentConfig, config: &RunnerConfig) -> Terms {
     Terms {
         id: agent.id.as_str().into(),
         price: config.price(agent).cloned(),
-        tied: agent.is_tied,
+        own_orchestrators: own_orchestrators(agent),
     }
 }
 

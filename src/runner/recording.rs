@@ -41,8 +41,8 @@ pub struct Terms {
     pub id: Arc<str>,
     /// What a second of its compute costs, where that is known.
     pub price: Option<WeiPerSecond>,
-    /// Whether its jobs can be done by nobody else.
-    pub tied: bool,
+    /// Who can do its jobs and does nobody else's.
+    pub own_orchestrators: Option<Vec<String>>,
 }
 
 /// A queue of records and the thread that writes them.
@@ -311,7 +311,12 @@ fn agent_row(connection: &Connection, run: i64, terms: &Terms) -> rusqlite::Resu
     let price = terms.price.as_ref().map(ToString::to_string);
     connection.execute(
         "INSERT OR REPLACE INTO run_agents VALUES (?1, ?2, ?3, ?4)",
-        params![run, agent, price, terms.tied],
+        params![
+            run,
+            agent,
+            price,
+            terms.own_orchestrators.as_ref().map(|own| own.join("\n"))
+        ],
     )?;
     Ok(agent)
 }

@@ -182,6 +182,10 @@ impl<G: SendJob> Submitter<G> {
             };
             self.tell_change(Some(obeyed), gone);
         }
+        self.shared.recorder.record(&Event::AgentLeft {
+            ts: Utc::now(),
+            agent: self.agent,
+        });
     }
 
     /// Sends or counts every slot of `due`, and tells whether there may be money for more. Those that

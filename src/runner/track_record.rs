@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::allotment::Performance;
-use super::claims::{Evidence, answer_says};
+use super::claims::{Evidence, job_says};
 use super::event::Answer;
 use crate::wire::gateway::{Outcome, same_orchestrator_form};
 
@@ -56,7 +56,7 @@ impl TrackRecord {
             return;
         };
         let is_own = |by: &str| own.contains(&same_orchestrator_form(by));
-        let Some(good) = answer_says(answer, is_own) else {
+        let Some(good) = job_says(answer.outcome, answer.orchestrator.as_deref(), is_own) else {
             return;
         };
         let part = self.window / PARTS;

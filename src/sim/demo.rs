@@ -227,7 +227,9 @@ mod tests {
                 .map(|(from, until)| (until.min(now) - from.max(now - WINDOW)).max(0.0))
                 .sum();
             let uptime = Percent::new((1.0 - down / WINDOW.min(now)) * 100.0).unwrap();
-            Policy::default().rate(JobsPerMinute::new(100), uptime).get()
+            Policy::default()
+                .rate(JobsPerMinute::new(100), uptime)
+                .get()
         };
         let mut rates: Vec<u32> = (1..=1000).map(|n| rate_at(f64::from(n) / 1000.0)).collect();
         rates.dedup();

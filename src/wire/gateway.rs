@@ -143,6 +143,12 @@ impl Outcome {
         }
     }
 
+    /// The outcome of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.name() == name)
+    }
+
     /// What a whole answer means. `body_start` is enough of the body to hold an error's text.
     #[must_use]
     pub fn of_answer(status: u16, body_start: &[u8], orchestrator: Option<&str>) -> Self {

@@ -1,0 +1,334 @@
+//! How likely an agent is to be at or over a tier soon.
+//!
+//! At or over a tier or not, an agent alternates between two states. Each is left at a constant rate, so
+//! that the chance to be up after a time h is p + (now − p) × exp(−(f + r) × h), where f and r are the
+//! rates of falling and rising, p = r ÷ (f + r), and now is 1 or 0. The rates are changes per time, of
+//! which what is a half-life old counts half; half a change in half a day is taken as seen before
+//! anything was.
+//!
+//! How good that would have been is measured on the past: at each hour, with only what was known then,
+//! against what came (Brier score: the mean square of chance minus what came, 0 at best), beside the
+//! forecast that all stays as it is.
+
+use serde::Serialize;
+
+use super::timeline::{Micros, Timeline};
+use crate::units::Percent;
+
+const HOUR: f64 = 3600.0;
+/// What is so old counts half.
+const HALF_LIFE: f64 = 24.0 * HOUR;
+/// Changes, and the time in which they are taken as seen, before anything is.
+const PRIOR: (f64, f64) = (0.5, 12.0 * HOUR);
+
+/// What is said of one agent and one tier.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TierForecast {
+    /// The tier.
+    pub tier_percent: Percent,
+    /// Whether it is reached at the end of what is known.
+    pub reached: bool,
+    /// The next hour.
+    pub next_hour: Chance,
+    /// The next day.
+    pub next_day: Chance,
+}
+
+/// A chance, and how good chances like it were.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Chance {
+    /// To be at or over the tier after that time.
+    pub chance: f64,
+    /// The past forecasts that could be compared with what came.
+    pub compared: u64,
+    /// Their Brier score; the lower the better.
+    pub brier: Option<f64>,
+    /// That of the forecast that all stays as it is.
+    pub brier_as_now: Option<f64>,
+}
+
+/// A time in which a tier was reached, or was not. Seconds from any origin.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Segment {
+    from: f64,
+    until: f64,
+    up: bool,
+}
+
+/// What is to be expected of an agent for each of the tiers; nothing where its uptime was never known.
+#[must_use]
+pub fn forecast(runs: &[Timeline], tiers: &[Percent]) -> Vec<TierForecast> {
+    let of_tier = |&tier: &Percent| {
+        let segments = segments(runs, tier);
+        let last = segments.last()?;
+        let mut model = Model::default();
+        for segment in &segments {
+            model.learn(segment, segment.until);
+        }
+        let chance = |horizon: f64| {
+            let past = compare(&segments, horizon);
+            Chance {
+                chance: model.chance(last.up, horizon),
+                ..past
+            }
+        };
+        Some(TierForecast {
+            tier_percent: tier,
+            reached: last.up,
+            next_hour: chance(HOUR),
+            next_day: chance(24.0 * HOUR),
+        })
+    };
+    tiers.iter().filter_map(of_tier).collect()
+}
+
+fn segments(runs: &[Timeline], tier: Percent) -> Vec<Segment> {
+    let known = runs.iter().flat_map(Timeline::known);
+    let known: Vec<_> = known.filter(|known| known.until > known.from).collect();
+    let Some(origin) = known.first().map(|first| first.from) else {
+        return Vec::new();
+    };
+    let seconds = |at: Micros| super::timeline::seconds(at - origin);
+    let mut segments: Vec<Segment> = Vec::new();
+    for known in known {
+        let next = Segment {
+            from: seconds(known.from),
+            until: seconds(known.until),
+            up: known.uptime >= tier,
+        };
+        match segments.last_mut() {
+            Some(last) if last.up == next.up && next.from <= last.until => last.until = next.until,
+            _ => segments.push(next),
+        }
+    }
+    segments
+}
+
+/// What was seen of both states, weighed by age.
+#[derive(Debug, Clone, Copy, Default)]
+struct Model {
+    up: Seen,
+    down: Seen,
+    /// The age of what was seen counts from here.
+    at: f64,
+    last: Option<(f64, bool)>,
+}
+
+/// The time in a state, and how often it was left.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    seconds: f64,
+    left: f64,
+}
+
+impl Seen {
+    fn aged(self, factor: f64) -> Self {
+        Self {
+            seconds: self.seconds * factor,
+            left: self.left * factor,
+        }
+    }
+
+    fn rate(self) -> f64 {
+        (self.left + PRIOR.0) / (self.seconds + PRIOR.1)
+    }
+}
+
+impl Model {
+    /// Takes in a segment's part until an instant; segments come in their order, each from its begin.
+    fn learn(&mut self, segment: &Segment, until: f64) {
+        let until = until.min(segment.until);
+        let begin = self
+            .last
+            .map_or(segment.from, |(last, _)| segment.from.max(last));
+        if until <= begin {
+            return;
+        }
+        self.age(begin);
+        let followed = self
+            .last
+            .is_some_and(|(last, up)| segment.from <= last && up != segment.up);
+        if followed {
+            let left = if segment.up {
+                &mut self.down
+            } else {
+                &mut self.up
+            };
+            left.left += 1.0;
+        }
+        self.age(until);
+        let decay = std::f64::consts::LN_2 / HALF_LIFE;
+        // The integral of what each moment of it counts.
+        let weighed = (1.0 - (-(until - begin) * decay).exp()) / decay;
+        let state = if segment.up {
+            &mut self.up
+        } else {
+            &mut self.down
+        };
+        state.seconds += weighed;
+        self.last = Some((until, segment.up));
+    }
+
+    fn age(&mut self, until: f64) {
+        let factor = (-(until - self.at).max(0.0) * std::f64::consts::LN_2 / HALF_LIFE).exp();
+        (self.up, self.down) = (self.up.aged(factor), self.down.aged(factor));
+        self.at = self.at.max(until);
+    }
+
+    /// The chance to be up after `horizon` seconds.
+    fn chance(&self, up: bool, horizon: f64) -> f64 {
+        let (falls, rises) = (self.up.rate(), self.down.rate());
+        let settled = rises / (falls + rises);
+        let now = f64::from(u8::from(up));
+        settled + (now - settled) * (-(falls + rises) * horizon).exp()
+    }
+}
+
+/// The forecasts of each hour of the past, against what came. (Their chance is not set.)
+fn compare(segments: &[Segment], horizon: f64) -> Chance {
+    let mut model = Model::default();
+    let (mut compared, mut squares, mut squares_as_now) = (0_u64, 0.0, 0.0);
+    let end = segments.last().map_or(0.0, |last| last.until);
+    let (mut known, mut later) = (0, 0);
+    let mut now = HOUR;
+    while now + horizon < end {
+        while segments[known].until <= now {
+            model.learn(&segments[known], now);
+            known += 1;
+        }
+        let then = now + horizon;
+        while segments[later].until <= then {
+            later += 1;
+        }
+        let (current, coming) = (&segments[known], &segments[later]);
+        if current.from <= now {
+            model.learn(current, now);
+        }
+        if current.from <= now && coming.from <= then {
+            let came = f64::from(u8::from(coming.up));
+            let as_now = f64::from(u8::from(current.up));
+            squares += (model.chance(current.up, horizon) - came).powi(2);
+            squares_as_now += (as_now - came).powi(2);
+            compared += 1;
+        }
+        now += HOUR;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far fewer hours than 2^53")]
+    let mean = |sum: f64| (compared > 0).then(|| sum / compared as f64);
+    Chance {
+        chance: f64::NAN,
+        compared,
+        brier: mean(squares),
+        brier_as_now: mean(squares_as_now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fastrand::Rng;
+    use proptest::prelude::*;
+
+    const MICROS: f64 = 1e6;
+
+    /// Alternates between 100 % and 80 %, beginning up, after these many hours each.
+    fn alternating(hours: &[f64]) -> Vec<Timeline> {
+        let mut at = 0.0;
+        let mut uptimes = Vec::new();
+        for (n, hours) in hours.iter().enumerate() {
+            let uptime = if n % 2 == 0 { 100 } else { 80 };
+            uptimes.push(((at * HOUR * MICROS) as Micros, Some(Percent::whole(uptime))));
+            at += hours;
+        }
+        vec![Timeline {
+            uptimes,
+            end: (at * HOUR * MICROS) as Micros,
+            ..Timeline::default()
+        }]
+    }
+
+    fn one(runs: &[Timeline]) -> TierForecast {
+        forecast(runs, &[Percent::whole(99)]).remove(0)
+    }
+
+    #[test]
+    fn what_is_always_up_is_expected_to_stay_so() {
+        let runs = alternating(&[200.0]);
+        let always = one(&runs);
+        assert!(always.reached && always.next_hour.chance > 0.98);
+        assert_eq!(always.next_hour.brier_as_now, Some(0.0));
+        assert!(always.next_hour.brier.unwrap() < 0.01);
+        assert_eq!(forecast(&[], &[Percent::whole(99)]), []);
+    }
+
+    #[test]
+    fn rates_are_changes_by_time_weighed_by_age() {
+        // Up for a half-life, down for another one: what is older counts half of the newer.
+        let runs = alternating(&[24.0, 24.0]);
+        let got = one(&runs);
+        let decay = std::f64::consts::LN_2 / HALF_LIFE;
+        let newer = 0.5 / decay;
+        let (up, down) = (newer / 2.0, newer);
+        let falls = (0.5 + 0.5) / (up + 12.0 * HOUR);
+        let rises = 0.5 / (down + 12.0 * HOUR);
+        let settled = rises / (falls + rises);
+        let expected = settled - settled * (-(falls + rises) * HOUR).exp();
+        assert!(
+            (got.next_hour.chance - expected).abs() < 1e-9,
+            "{got:?} {expected}"
+        );
+        assert!(!got.reached);
+    }
+
+    #[test]
+    fn of_flapping_agents_the_model_knows_more_than_as_now() {
+        let mut rng = Rng::with_seed(7);
+        let hours: Vec<f64> = (0..400).map(|_| -rng.f64().ln() * 0.7).collect();
+        let day = one(&alternating(&hours)).next_day;
+        assert!(day.compared > 100);
+        assert!(
+            day.brier.unwrap() < day.brier_as_now.unwrap() * 0.7,
+            "{day:?}"
+        );
+    }
+
+    proptest! {
+        /// Against a model that is learned anew for each hour of the past.
+        #[test]
+        fn the_past_is_compared_with_what_was_known_then(
+            hours in prop::collection::vec(0.01..9.0_f64, 1..25), horizon in prop::sample::select(vec![1.0, 24.0]),
+            gap in 0.0..3.0_f64,
+        ) {
+            let mut runs = alternating(&hours);
+            // A second run, after a time in which nothing was known.
+            let mut second = runs[0].clone();
+            let shift = runs[0].end + (gap * HOUR * MICROS) as Micros;
+            for (at, _) in &mut second.uptimes {
+                *at += shift;
+            }
+            second.end += shift;
+            runs.push(second);
+            let segments = segments(&runs, Percent::whole(99));
+            let horizon = horizon * HOUR;
+            let got = compare(&segments, horizon);
+            let at = |when: f64| segments.iter().find(|s| s.from <= when && when < s.until).map(|s| s.up);
+            let (mut compared, mut squares) = (0, 0.0);
+            let mut now = HOUR;
+            while now + horizon < segments.last().unwrap().until {
+                if let (Some(current), Some(came)) = (at(now), at(now + horizon)) {
+                    let mut model = Model::default();
+                    for segment in segments.iter().filter(|segment| segment.from <= now) {
+                        model.learn(segment, now);
+                    }
+                    squares += (model.chance(current, horizon) - f64::from(u8::from(came))).powi(2);
+                    compared += 1;
+                }
+                now += HOUR;
+            }
+            prop_assert_eq!(got.compared, compared);
+            if let Some(brier) = got.brier {
+                prop_assert!((brier - squares / compared as f64).abs() < 1e-9);
+            }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The sums of an agent's jobs. Their size does not depend on the number of jobs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::balance::{BalanceSums, Balances};
+use super::effect::JobsAround;
+use super::timeline::Micros;
+use crate::money::{Wei, WeiPerSecond, charged_seconds};
+use crate::runner::claims::{Evidence, job_says};
+use crate::wire::gateway::{Outcome, same_orchestrator_form};
+
+/// The longest latency that is told apart from longer ones.
+const HOUR_MICROS: u64 = 3_600_000_000;
+const HOUR: Micros = 3_600_000_000;
+
+/// A job as it was recorded.
+#[derive(Debug)]
+pub struct JobRecord<'a> {
+    /// When it was sent.
+    pub sent_at: Micros,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// From its slot to its end.
+    pub latency: Duration,
+    /// From its slot to its sending.
+    pub send_lag: Duration,
+    /// The agent's uptime when it was sent, in percent.
+    pub uptime: f64,
+    /// Who did it.
+    pub orchestrator: Option<&'a str>,
+    /// What was left with them.
+    pub balance_wei: Option<&'a str>,
+}
+
+/// On which terms an agent was followed in a run.
+#[derive(Debug, Default)]
+pub struct Terms {
+    price: Option<WeiPerSecond>,
+    own_orchestrators: Option<Vec<String>>,
+    /// Whether an address, as answers name it, is one of its own.
+    is_own: HashMap<String, bool>,
+}
+
+impl Terms {
+    /// With a price, and tied to orchestrators, where there are such.
+    #[must_use]
+    pub fn new(price: Option<WeiPerSecond>, own_orchestrators: Option<Vec<String>>) -> Self {
+        Self {
+            price,
+            own_orchestrators,
+            is_own: HashMap::new(),
+        }
+    }
+
+    /// What a job says of the agent, as the runner judges it.
+    fn says(&mut self, job: &JobRecord<'_>) -> Option<bool> {
+        let own = self.own_orchestrators.as_ref()?;
+        job_says(job.outcome, job.orchestrator, |by| {
+            if let Some(&known) = self.is_own.get(by) {
+                return known;
+            }
+            let is_own = own.contains(&same_orchestrator_form(by));
+            self.is_own.insert(by.to_owned(), is_own);
+            is_own
+        })
+    }
+}
+
+/// The sums of an agent's jobs.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// By capability's number: its name and its jobs.
+    pub capabilities: BTreeMap<i64, (String, Jobs)>,
+    /// What was charged by price, for each price that there was.
+    pub charged: Vec<Charged>,
+    /// What went from balances.
+    pub balance: BalanceSums,
+    /// By the agent's uptime at their sending, in whole tenths of a percent: jobs, and good ones.
+    pub by_uptime: BTreeMap<u16, (u64, u64)>,
+    /// By hour since 1970: what its jobs say of it.
+    pub evidence: BTreeMap<i64, Evidence>,
+    /// Around the drops of its rate.
+    pub around_drops: JobsAround,
+    /// In equal parts of the whole time.
+    pub slices: Slices,
+}
+
+/// Jobs that were charged by the same price.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charged {
+    /// The price.
+    pub price: WeiPerSecond,
+    /// How many jobs.
+    pub jobs: u64,
+    /// Their seconds, each begun one whole.
+    pub seconds: u64,
+}
+
+impl Charged {
+    /// What they cost.
+    #[must_use]
+    pub fn amount(&self) -> Wei {
+        self.price.for_seconds(self.seconds)
+    }
+}
+
+/// Jobs of one kind.
+#[derive(Debug)]
+pub struct Jobs {
+    outcomes: [u64; Outcome::ALL.len()],
+    /// Their latencies in microseconds; no larger than the longest of them needs.
+    pub latencies: Histogram<u32>,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            outcomes: [0; Outcome::ALL.len()],
+            latencies: Histogram::new(3).expect("3 digits are at most 5"),
+        }
+    }
+}
+
+impl Jobs {
+    /// How many there are.
+    #[must_use]
+    pub fn all(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    /// How many succeeded.
+    #[must_use]
+    pub fn good(&self) -> u64 {
+        self.outcomes[Outcome::Success as usize]
+    }
+
+    /// How many ended how, of those ways in which any did.
+    #[must_use]
+    pub fn outcomes(&self) -> BTreeMap<&'static str, u64> {
+        let counted = Outcome::ALL.iter().zip(self.outcomes);
+        counted
+            .filter(|&(_, count)| count > 0)
+            .map(|(outcome, count)| (outcome.name(), count))
+            .collect()
+    }
+}
+
+impl Tally {
+    /// No job yet, of an agent whose rate dropped at these instants. `slices` are so many parts of the
+    /// time from one instant to another.
+    #[must_use]
+    pub fn new(drops: Vec<Micros>, (slices, from, until): (usize, Micros, Micros)) -> Self {
+        Self {
+            around_drops: JobsAround::new(drops),
+            slices: Slices::new(slices, from, until),
+            ..Self::default()
+        }
+    }
+
+    /// Takes in a job; jobs come in the order in which they were answered.
+    pub fn job(
+        &mut self,
+        job: &JobRecord<'_>,
+        (capability, name): (i64, &dyn Fn() -> String),
+        terms: &mut Terms,
+        balances: &mut Balances,
+    ) {
+        let good = job.outcome == Outcome::Success;
+        let micros = u64::try_from(job.latency.as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let (_, jobs) = self
+            .capabilities
+            .entry(capability)
+            .or_insert_with(|| (name(), Jobs::default()));
+        jobs.outcomes[job.outcome as usize] += 1;
+        // It grows as long as the value is one that can be had.
+        let _ = jobs.latencies.record(micros.min(HOUR_MICROS));
+
+        if let Some(price) = &terms.price {
+            let seconds = charged_seconds(job.latency, job.send_lag);
+            match self.charged.iter_mut().find(|known| known.price == *price) {
+                Some(known) => {
+                    known.jobs += 1;
+                    known.seconds += seconds;
+                }
+                None => self.charged.push(Charged {
+                    price: price.clone(),
+                    jobs: 1,
+                    seconds,
+                }),
+            }
+        }
+        let balance = job.balance_wei.and_then(|balance| balance.parse().ok());
+        if let (Some(orchestrator), Some(balance)) = (job.orchestrator, balance) {
+            let ended = job.latency.saturating_sub(job.send_lag).as_micros();
+            let answered_at = job
+                .sent_at
+                .saturating_add(i64::try_from(ended).unwrap_or(i64::MAX));
+            let change = balances.told(orchestrator, balance, job.sent_at, answered_at);
+            self.balance.add(&change);
+        }
+        let tally = self.by_uptime.entry(tenth(job.uptime)).or_default();
+        tally.0 += 1;
+        tally.1 += u64::from(good);
+        if let Some(good) = terms.says(job) {
+            let evidence = self
+                .evidence
+                .entry(job.sent_at.div_euclid(HOUR))
+                .or_default();
+            evidence.jobs += 1;
+            evidence.good += u64::from(good);
+        }
+        self.around_drops.job(job.sent_at, good);
+        self.slices.job(job.sent_at, good, micros);
+    }
+
+    /// How many jobs there are.
+    #[must_use]
+    pub fn all(&self) -> u64 {
+        self.capabilities.values().map(|(_, jobs)| jobs.all()).sum()
+    }
+
+    /// How many succeeded.
+    #[must_use]
+    pub fn good(&self) -> u64 {
+        self.capabilities
+            .values()
+            .map(|(_, jobs)| jobs.good())
+            .sum()
+    }
+}
+
+/// The tenth of a percent in which an uptime lies.
+#[must_use]
+pub fn tenth(percent: f64) -> u16 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped; and what is no number is 0"
+    )]
+    let tenth = (percent * 10.0 + 1e-9).clamp(0.0, 1000.0) as u16;
+    tenth
+}
+
+/// Jobs in equal parts of a time.
+#[derive(Debug)]
+pub struct Slices {
+    from: Micros,
+    width: Micros,
+    /// In order.
+    pub all: Vec<Slice>,
+}
+
+/// Jobs in one part of a time.
+#[derive(Debug, Clone, Default)]
+pub struct Slice {
+    /// Those that succeeded.
+    pub good: u64,
+    /// Those that did not.
+    pub failed: u64,
+    /// Latencies in microseconds, where there were any.
+    pub latencies: Option<Box<Histogram<u32>>>,
+}
+
+/// None.
+impl Default for Slices {
+    fn default() -> Self {
+        Self::new(0, 0, 0)
+    }
+}
+
+impl Slices {
+    fn new(slices: usize, from: Micros, until: Micros) -> Self {
+        let parts = i64::try_from(slices).unwrap_or(i64::MAX).max(1);
+        Self {
+            from,
+            width: ((until - from) / parts + 1).max(1),
+            all: vec![Slice::default(); slices],
+        }
+    }
+
+    /// When each part begins and ends.
+    pub fn spans(&self) -> impl Iterator<Item = (Micros, Micros)> + '_ {
+        (0..).take(self.all.len()).map(|n: i64| {
+            let begin = self.from + n * self.width;
+            (begin, begin + self.width)
+        })
+    }
+
+    fn job(&mut self, sent_at: Micros, good: bool, micros: u64) {
+        let index = usize::try_from((sent_at - self.from).max(0) / self.width).unwrap_or(0);
+        let Some(slice) = self.all.get_mut(index) else {
+            return;
+        };
+        if good {
+            slice.good += 1;
+        } else {
+            slice.failed += 1;
+        }
+        // Two digits, and no larger than its longest latency needs: there are thousands of these.
+        let latencies = slice
+            .latencies
+            .get_or_insert_with(|| Box::new(Histogram::new(2).expect("2 digits are at most 5")));
+        let _ = latencies.record(micros.min(HOUR_MICROS));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenths_are_rounded_down() {
+        for (percent, expected) in [
+            (0.0, 0),
+            (98.999, 989),
+            (99.0, 990),
+            (99.1, 991),
+            (100.0, 1000),
+            (f64::NAN, 0),
+        ] {
+            assert_eq!(tenth(percent), expected, "{percent}");
+        }
+    }
+
+    #[test]
+    fn slices_cover_the_whole_time() {
+        let mut slices = Slices::new(4, 100, 107);
+        for at in 100..=107 {
+            slices.job(at, true, 5);
+        }
+        let counts: Vec<u64> = slices.all.iter().map(|slice| slice.good).collect();
+        assert_eq!(counts, [2, 2, 2, 2]);
+        assert_eq!(slices.spans().last(), Some((106, 108)));
+    }
+}
