@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::allotment::{Allotted, Split, base_rates, earned, redistribute};
-use super::event::{AgentIndex, RateReason};
+use super::event::AgentIndex;
 use super::monitor::Verdict;
 use super::policy::Policy;
 use super::track_record::TrackRecord;
-use crate::units::{JobsPerMinute, Percent};
+use crate::units::JobsPerMinute;
 
 /// The part of a new weight that counts at once: one bad minute must not turn all rates over.
 const SMOOTHING: f64 = 0.3;
@@ -37,10 +37,8 @@ pub struct Orders {
     pub base: JobsPerMinute,
     /// The jobs to send.
     pub rate: JobsPerMinute,
-    /// The last known uptime; known wherever jobs are to be sent.
-    pub uptime: Option<Percent>,
-    /// Why the rate is what it is.
-    pub reason: RateReason,
+    /// What the agent has earned them by.
+    pub verdict: Verdict,
 }
 
 /// The rates of all agents.
@@ -61,27 +59,19 @@ struct Seat {
 }
 
 impl Seat {
-    /// Publishes what it gets, once something is known of the agent. `decided` says that the agent's
-    /// own verdict is new.
-    fn publish(&self, Allotted { base, rate }: Allotted, decided: bool) {
+    /// Publishes what it gets, once something is known of the agent.
+    fn publish(&self, Allotted { base, rate }: Allotted) {
         let Some(verdict) = self.verdict else {
             return;
         };
+        let orders = Some(Orders {
+            base,
+            rate,
+            verdict,
+        });
         self.orders.send_if_modified(|published| {
-            let orders = Orders {
-                base,
-                rate,
-                uptime: verdict.uptime(),
-                reason: match verdict.reason() {
-                    RateReason::Uptime if !decided => RateReason::Allotment,
-                    reason => reason,
-                },
-            };
-            let same = |old: &Orders| (old.base, old.rate) == (base, rate) && !decided;
-            let modified = *published != Some(orders) && !published.as_ref().is_some_and(same);
-            if modified {
-                *published = Some(orders);
-            }
+            let modified = *published != orders;
+            *published = orders;
             modified
         });
     }
@@ -142,11 +132,11 @@ impl Rates {
             redistribute: true, ..
         } = self.sharing
         {
-            self.publish(&seats, Some(agent));
+            self.publish(&seats);
             return;
         }
         let allotted = earned(&self.policy, &[seat.base], &[verdict.share()]);
-        seat.publish(allotted[0], true);
+        seat.publish(allotted[0]);
     }
 
     /// Shares out a total anew, by what is known now.
@@ -170,19 +160,14 @@ impl Rates {
         for (seat, base) in present.into_iter().zip(base_rates(rate, split, &weights)) {
             seat.base = base;
         }
-        self.publish(&seats, None);
+        self.publish(&seats);
     }
 
-    fn publish(&self, seats: &[Option<Seat>], decided: Option<usize>) {
-        let present = || {
-            seats
-                .iter()
-                .enumerate()
-                .filter_map(|(n, seat)| Some((n, seat.as_ref()?)))
-        };
-        let bases: Vec<_> = present().map(|(_, seat)| seat.base).collect();
+    fn publish(&self, seats: &[Option<Seat>]) {
+        let present = || seats.iter().flatten();
+        let bases: Vec<_> = present().map(|seat| seat.base).collect();
         let shares: Vec<_> = present()
-            .map(|(_, seat)| seat.verdict.and_then(Verdict::share))
+            .map(|seat| seat.verdict.and_then(Verdict::share))
             .collect();
         let mut allotted = earned(&self.policy, &bases, &shares);
         if let Sharing::Total {
@@ -191,8 +176,8 @@ impl Rates {
         {
             redistribute(&mut allotted, &shares);
         }
-        for ((n, seat), allotted) in present().zip(allotted) {
-            seat.publish(allotted, decided == Some(n));
+        for (seat, allotted) in present().zip(allotted) {
+            seat.publish(allotted);
         }
     }
 
@@ -288,8 +273,6 @@ mod tests {
         fleet.rates.rebalance();
         fleet.uptime(2, 99.5);
         assert_eq!(fleet.now(), [Some((34, 34)), None, Some((33, 33))]);
-        let reason = fleet.orders[0].borrow().unwrap().reason;
-        assert_eq!(reason, RateReason::Allotment);
         fleet.rates.leave(AgentIndex(1));
         fleet.rates.rebalance();
         assert_eq!(fleet.now(), [Some((50, 50)), None, Some((50, 50))]);

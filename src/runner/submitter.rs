@@ -129,8 +129,8 @@ impl<G: SendJob> Submitter<G> {
             let mut new = *orders.borrow_and_update();
             if let Some(new) = new.as_mut().filter(|_| !has_money) {
                 new.rate = JobsPerMinute::ZERO;
-                new.reason = RateReason::Budget;
             }
+            let spent = !has_money;
             let due = if stopping {
                 pacer.finish(now.into_std())
             } else if let Some(new) = new.filter(|new| Some(*new) != obeyed) {
@@ -144,24 +144,30 @@ impl<G: SendJob> Submitter<G> {
                 return;
             }
             if let Some(new) = new {
-                self.tell_change(obeyed, new);
+                self.tell_change(obeyed, new, spent);
                 obeyed = Some(new);
             }
         }
     }
 
-    fn tell_change(&self, old: Option<Orders>, new: Orders) {
-        let from = old.map_or(JobsPerMinute::ZERO, |old| old.rate);
+    fn tell_change(&self, old: Option<Orders>, new: Orders, spent: bool) {
+        let share = |orders: Orders| orders.verdict.share();
+        let reason = match new.verdict.reason() {
+            _ if spent => RateReason::Budget,
+            // It has earned the same: of something else.
+            RateReason::Uptime if old.map(share) == Some(share(new)) => RateReason::Allotment,
+            reason => reason,
+        };
         let changed = RateChanged {
             ts: Utc::now(),
             agent: self.agent,
-            from,
+            from: old.map_or(JobsPerMinute::ZERO, |old| old.rate),
             to: new.rate,
             base: new.base,
-            uptime: new.uptime,
-            reason: new.reason,
+            uptime: new.verdict.uptime(),
+            reason,
         };
-        if old.is_none() || from != new.rate {
+        if old.is_none() || changed.from != changed.to {
             self.shared.recorder.record(&Event::RateChanged(changed));
         } else if old.is_some_and(|old| old.base != new.base) {
             self.shared.recorder.record(&Event::BaseChanged(changed));
@@ -173,19 +179,22 @@ impl<G: SendJob> Submitter<G> {
         if self.shared.stop.is_cancelled() {
             return;
         }
+        let ts = Utc::now();
+        let agent = self.agent;
         if let Some(obeyed) = obeyed {
-            let gone = Orders {
-                base: JobsPerMinute::ZERO,
-                rate: JobsPerMinute::ZERO,
-                uptime: None,
-                reason: RateReason::Unknown,
-            };
-            self.tell_change(Some(obeyed), gone);
+            self.shared
+                .recorder
+                .record(&Event::RateChanged(RateChanged {
+                    ts,
+                    agent,
+                    from: obeyed.rate,
+                    to: JobsPerMinute::ZERO,
+                    base: JobsPerMinute::ZERO,
+                    uptime: None,
+                    reason: RateReason::Unknown,
+                }));
         }
-        self.shared.recorder.record(&Event::AgentLeft {
-            ts: Utc::now(),
-            agent: self.agent,
-        });
+        self.shared.recorder.record(&Event::AgentLeft { ts, agent });
     }
 
     /// Sends or counts every slot of `due`, and tells whether there may be money for more. Those that
@@ -200,7 +209,8 @@ impl<G: SendJob> Submitter<G> {
         for _ in 0..due.overdue {
             self.drop_slot();
         }
-        let Some((rate, uptime)) = obeyed.and_then(|orders| Some((orders.rate, orders.uptime?)))
+        let Some((rate, uptime)) =
+            obeyed.and_then(|orders| Some((orders.rate, orders.verdict.uptime()?)))
         else {
             return true;
         };
@@ -341,7 +351,7 @@ fn unix_seconds(ts: chrono::DateTime<Utc>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::capability::Capability;
-    use super::super::event::RateReason;
+    use super::super::monitor::Verdict;
     use super::super::policy::Policy;
     use super::super::testing::{Sink, SlowGateway, percent, recorder};
     use super::*;
@@ -401,11 +411,11 @@ mod tests {
         fn uptime(&self, uptime: f64, base: u32) {
             let uptime = percent(uptime);
             let base = JobsPerMinute::new(base);
+            let share = Policy::default().share(uptime);
             self.orders.send_replace(Some(Orders {
                 base,
-                rate: Policy::default().rate(base, uptime),
-                uptime: Some(uptime),
-                reason: RateReason::Uptime,
+                rate: base.share(share),
+                verdict: Verdict::Earns { uptime, share },
             }));
         }
 
@@ -495,8 +505,10 @@ mod tests {
         bench.orders.send_replace(Some(Orders {
             base: JobsPerMinute::new(60),
             rate: JobsPerMinute::ZERO,
-            uptime: None,
-            reason: RateReason::Stale,
+            verdict: Verdict::Suspended {
+                last_uptime: None,
+                reason: RateReason::Stale,
+            },
         }));
         tokio::time::sleep(Duration::from_millis(10_500)).await;
         let (account, ..) = bench.finish().await;
