@@ -57,7 +57,8 @@ pub enum Command {
     Demo(DemoOptions),
     /// Find out whether everything that the job runner needs works, without sending a job
     Check(Box<RunnerArgs>),
-    /// Tell what recorded runs (--record) say of agents, and what another policy would have done
+    /// Tell what recorded runs (--record) say: jobs, costs, claims, what another policy would have done
+    /// and what may come
     Report(ReportOptions),
     /// Print the completions of a shell
     Completions {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use common::{RawServer, Runner, good_gateway, respond};
+use common::{RawServer, Runner, free_port, get, good_gateway, respond, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -235,19 +235,76 @@ fn an_agent_whose_budget_is_spent_is_sent_nothing_while_others_are() {
     finished.assert_accounts_add_up(1200);
 }
 
+/// Whether a job may only be done by the second orchestrator.
+fn tied_to_the_second(head: &str) -> bool {
+    let header = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("livepeer").then_some(value)
+    });
+    let job = STANDARD.decode(header.unwrap()).unwrap();
+    String::from_utf8(job).unwrap().contains("orch-2.example")
+}
+
 /// Jobs that are tied to the second orchestrator fail.
 fn half_good_gateway() -> RawServer {
     RawServer::start(|stream: &mut TcpStream, head| {
-        let header = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(": ")?;
-            name.eq_ignore_ascii_case("livepeer").then_some(value)
-        });
-        let job = STANDARD.decode(header.unwrap()).unwrap();
-        let second = String::from_utf8(job).unwrap().contains("orch-2.example");
+        let second = tied_to_the_second(head);
         let by = if second { 2 } else { 1 };
         let header = format!("X-Orchestrator-Url: https://orch-{by}.example:8935\r\n");
         respond(stream, if second { 500 } else { 200 }, &header, "{}");
     })
+}
+
+#[test]
+fn an_agent_whose_jobs_hang_takes_no_place_of_the_others() {
+    let listing = Listing::of(&[("a", 99.5), ("b", 99.5)]);
+    // Jobs that are tied to the second orchestrator get no answer.
+    let gateway = RawServer::start(|stream, head| {
+        if !tied_to_the_second(head) {
+            respond(stream, 200, "", "{}");
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = config(
+        folder.path(),
+        "rate = 600\nmax_in_flight = 20\ntimeout = \"1m\"\n[[agents]]\nid = \"a\"\n\
+         [[agents]]\nid = \"b\"\nrate = 60000\norchestrators = [\"https://orch-2.example:8935\"]\n",
+    );
+    let metrics = format!("127.0.0.1:{}", free_port());
+    let arguments = [
+        "--config",
+        file.to_str().unwrap(),
+        "--metrics-listen",
+        &metrics,
+    ];
+    let mut runner = Runner::start(&listing.server.url(), &gateway.url(), &arguments);
+    let dropped = |agent: &str| {
+        let text = get(&format!("http://{metrics}/metrics"));
+        let name =
+            format!("uptime_runner_dropped_total{{agent=\"{agent}\",capability=\"gpu-check\"}} ");
+        let count = text.lines().find_map(|line| line.strip_prefix(&name));
+        count.unwrap().parse::<u64>().unwrap()
+    };
+    // It listens before it says anything.
+    runner.wait_for_event("started");
+    // Soon b has all places that it can get.
+    wait_until("b's slots are dropped", || (dropped("b") > 0).then_some(()));
+    for _ in 0..10 {
+        runner.wait_for("a job of a", |event| {
+            event["event"] == "job" && event["agent"] == "a"
+        });
+    }
+    let (of_a, of_b) = (dropped("a"), dropped("b"));
+    // A machine that is held up for a second drops slots of anybody; places are not what is missing.
+    assert!(of_a * 20 < of_b, "{of_a} {of_b}");
+    assert_eq!(
+        runner
+            .events
+            .iter()
+            .filter(|event| event["agent"] == "b" && event["event"] == "job")
+            .count(),
+        0
+    );
 }
 
 #[test]
