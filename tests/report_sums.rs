@@ -8,6 +8,7 @@ use uptime_runner::money::Wei;
 use uptime_runner::records::{open_to_read, open_to_write};
 use uptime_runner::report::history::{History, Reading};
 use uptime_runner::report::period::Period;
+use uptime_runner::report::statement::{Statement, statements};
 use uptime_runner::report::summary::{Questions, Report};
 use uptime_runner::wire::gateway::Outcome;
 
@@ -159,6 +160,28 @@ fn check(
     let good = outcomes.get("success").copied().unwrap_or(0);
     match agent.capabilities.get("gpu-check") {
         Some(got) => {
+            let mut millis: Vec<i64> = jobs
+                .iter()
+                .map(|(.., latency, lag)| latency + lag)
+                .collect();
+            millis.sort_unstable();
+            let latency = got.latency_ms.unwrap();
+            for (quantile, got) in [(0.5, latency.p50), (0.9, latency.p90), (0.99, latency.p99)] {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    clippy::cast_precision_loss,
+                    reason = "few"
+                )]
+                let rank = (millis.len() as f64 * quantile).ceil() as usize;
+                let exact = f64::from(i32::try_from(millis[rank.max(1) - 1]).unwrap());
+                prop_assert!(
+                    (got - exact).abs() <= exact / 500.0 + 0.001,
+                    "{} {}",
+                    got,
+                    exact
+                );
+            }
             prop_assert_eq!((got.jobs, got.successful), (jobs.len() as u64, good));
             prop_assert_eq!(&got.outcomes, &outcomes);
         }
@@ -186,6 +209,35 @@ fn check(
     Ok(())
 }
 
+/// A statement says the same as the report, and its parts add up.
+fn check_statement(statement: &Statement, report: &Report) -> Result<(), TestCaseError> {
+    let agent = &report.agents[&statement.agent_id];
+    let same = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    prop_assert!(same(statement.slots_asked, agent.slots));
+    prop_assert!(same(statement.slots_withheld, agent.slots_withheld));
+    prop_assert_eq!(statement.uptime_percent, agent.uptime_percent);
+    let parts: f64 = statement.withheld.iter().map(|part| part.slots).sum();
+    let slack = 0.05 * f64::from(u32::try_from(statement.withheld.len()).unwrap() + 1) + 1e-6;
+    prop_assert!((parts - statement.slots_withheld).abs() <= slack);
+    let jobs: u64 = agent.capabilities.values().map(|jobs| jobs.jobs).sum();
+    let good: u64 = agent
+        .capabilities
+        .values()
+        .map(|jobs| jobs.successful)
+        .sum();
+    prop_assert_eq!(
+        (statement.jobs_sent, statement.jobs_succeeded),
+        (jobs, good)
+    );
+    let charged: Wei = statement
+        .charged
+        .iter()
+        .map(|part| part.amount_wei.clone())
+        .sum();
+    prop_assert_eq!(&statement.amount_wei.clone().unwrap_or_default(), &charged);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
@@ -198,17 +250,20 @@ proptest! {
             let reading = Reading { period, pictures: Some((7, 2)) };
             let history = History::read(&connection, reading).unwrap();
             let questions = Questions { policies: &[], value: None, forecast: true };
-            Report::of(&history, &questions)
+            (Report::of(&history, &questions), statements(&history))
         };
-        let whole = report_of(Period::default());
+        let (whole, _) = report_of(Period::default());
         for (n, life) in (1_i64..).zip(&lives) {
             let name = format!("agent-{n}");
             check(life, &name, &whole, i64::MIN, i64::MAX)?;
             // Each run by itself, and a part of it.
             let begin = n * 10_000;
             let period = Period { from: (begin + cut) * SECOND, until: (begin + cut + length) * SECOND };
-            let part = report_of(period);
+            let (part, stated) = report_of(period);
             check(life, &name, &part, cut, cut + length)?;
+            for statement in &stated {
+                check_statement(statement, &part)?;
+            }
         }
     }
 }
