@@ -3,7 +3,7 @@
 //! At or over a tier or not, an agent alternates between two states. Each is left at a constant rate, so
 //! that the chance to be up after a time h is p + (now − p) × exp(−(f + r) × h), where f and r are the
 //! rates of falling and rising, p = r ÷ (f + r), and now is 1 or 0. The rates are changes per time, of
-//! which what is a half-life old counts half; half a change in half a day is taken as seen before
+//! which what is three days old counts half; a fifth of a change in half a day is taken as seen before
 //! anything was.
 //!
 //! How good that would have been is measured on the past: at each hour, with only what was known then,
@@ -17,9 +17,9 @@ use crate::units::Percent;
 
 const HOUR: f64 = 3600.0;
 /// What is so old counts half.
-const HALF_LIFE: f64 = 24.0 * HOUR;
+const HALF_LIFE: f64 = 72.0 * HOUR;
 /// Changes, and the time in which they are taken as seen, before anything is.
-const PRIOR: (f64, f64) = (0.5, 12.0 * HOUR);
+const PRIOR: (f64, f64) = (0.2, 12.0 * HOUR);
 
 /// What is said of one agent and one tier.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -264,13 +264,13 @@ mod tests {
     #[test]
     fn rates_are_changes_by_time_weighed_by_age() {
         // Up for a half-life, down for another one: what is older counts half of the newer.
-        let runs = alternating(&[24.0, 24.0]);
+        let runs = alternating(&[72.0, 72.0]);
         let got = one(&runs);
         let decay = std::f64::consts::LN_2 / HALF_LIFE;
         let newer = 0.5 / decay;
         let (up, down) = (newer / 2.0, newer);
-        let falls = (0.5 + 0.5) / (up + 12.0 * HOUR);
-        let rises = 0.5 / (down + 12.0 * HOUR);
+        let falls = (0.5 + 0.2) / (up + 12.0 * HOUR);
+        let rises = 0.2 / (down + 12.0 * HOUR);
         let settled = rises / (falls + rises);
         let expected = settled - settled * (-(falls + rises) * HOUR).exp();
         assert!(
