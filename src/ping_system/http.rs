@@ -1,6 +1,6 @@
 //! The ping system's routes (CONTRACT.md section 2).
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::body::{Bytes, to_bytes};
@@ -36,6 +36,12 @@ pub const MAX_STREAMS: usize = 512;
 const MAX_PATH_BYTES: usize = 4 << 10;
 /// The longest that a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The dashboard, in the colours that all pages have.
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let colours = include_str!("../palette.css");
+    include_str!("dashboard.html").replacen("/* palette */", colours, 1)
+});
 
 /// What the routes work with.
 pub struct Core {
@@ -178,7 +184,7 @@ async fn page() -> Response {
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
-    (headers, Html(include_str!("dashboard.html"))).into_response()
+    (headers, Html(PAGE.as_str())).into_response()
 }
 
 async fn health(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {

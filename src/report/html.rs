@@ -27,8 +27,9 @@ fn write_page(report: &Report, history: &History, page: &mut String) -> std::fmt
         page,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>uptime-runner: report</title>\n<style>\n{}</style>\n</head>\n<body>\n\
+         <title>uptime-runner: report</title>\n<style>\n{}{}</style>\n</head>\n<body>\n\
          <h1>Report of {} run{}</h1>\n<p>{from} – {until} <span class=\"soft\" id=\"zone\">Times are UTC.</span></p>\n",
+        include_str!("../palette.css"),
         include_str!("page.css"),
         report.runs,
         if report.runs == 1 { "" } else { "s" },
