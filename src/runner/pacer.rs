@@ -13,13 +13,15 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::units::JobsPerMinute;
+use crate::units::{JobsPerMinute, Share};
 
 const MINUTE_NANOS: u128 = 60_000_000_000;
 
 /// Decides when jobs are due at a rate that changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pacer {
+    /// How much of a gap the first slot after none waits.
+    phase: Share,
     base: JobsPerMinute,
     /// `None` at rate 0.
     stretch: Option<Stretch>,
@@ -77,10 +79,16 @@ impl Pacer {
     /// more than the highest rate has in half a millisecond, so it never holds up a steady run.
     pub const AT_ONCE: u64 = 64;
 
-    /// Nothing is due, and nothing counted as withheld, before the first [`Self::change`].
+    /// The longest wait for the first slot after none.
+    const LONGEST_PHASE: Duration = Duration::from_secs(1);
+
+    /// Nothing is due, and nothing counted as withheld, before the first [`Self::change`]. Where there
+    /// was no rate, the first slot waits for `phase` of a gap, at most of a second: pacers that begin
+    /// together need not stay in step.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(phase: Share) -> Self {
         Self {
+            phase,
             base: JobsPerMinute::ZERO,
             stretch: None,
             withheld: Withheld::default(),
@@ -140,7 +148,7 @@ impl Pacer {
     }
 
     /// Takes what is due at `now`, then goes on at `rate`, with the slots of `base`: of the gap in progress the part that
-    /// has passed stays passed. From 0, the first slot is due at once; to 0, what is due just now is
+    /// has passed stays passed. From 0, the first slot is due at the phase; to 0, what is due just now is
     /// withheld, for nothing is sent at rate 0.
     pub fn change(&mut self, now: Instant, base: JobsPerMinute, rate: JobsPerMinute) -> Due {
         let mut due = self.take(now, u64::MAX, u64::MAX);
@@ -151,7 +159,7 @@ impl Pacer {
         self.withheld.counted_until.get_or_insert(now);
         let start = match self.stretch {
             _ if rate == JobsPerMinute::ZERO => None,
-            None => Some(now),
+            None => Some(now + self.wait(rate)),
             Some(old) => {
                 let remaining = old.due(old.taken).saturating_duration_since(now).as_nanos();
                 let rescaled =
@@ -165,6 +173,13 @@ impl Pacer {
             taken: 0,
         });
         due
+    }
+}
+
+impl Pacer {
+    fn wait(&self, rate: JobsPerMinute) -> Duration {
+        let gap = nanos(MINUTE_NANOS / u128::from(rate.get().max(1)));
+        gap.min(Self::LONGEST_PHASE).mul_f64(self.phase.get())
     }
 }
 
@@ -203,7 +218,6 @@ fn nanos(nanos: u128) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Share;
     use proptest::prelude::*;
 
     fn jobs(rate: u32) -> JobsPerMinute {
@@ -226,7 +240,7 @@ mod tests {
         fn new(base: u32) -> Self {
             Self {
                 base: jobs(base),
-                pacer: Pacer::new(),
+                pacer: Pacer::new(Share::NOTHING),
                 start: Instant::now(),
             }
         }
@@ -313,6 +327,21 @@ mod tests {
     }
 
     #[test]
+    fn a_phase_is_a_part_of_a_gap_but_never_over_a_second() {
+        let start = Instant::now();
+        for (rate, wait_ms) in [(60, 250), (600, 25), (6, 250)] {
+            let mut pacer = Pacer::new(Share::new(0.25));
+            let _ = pacer.change(start, jobs(60), jobs(rate));
+            let due = pacer.next_due().map(|due| (due - start).as_millis());
+            assert_eq!(due, Some(wait_ms), "{rate}");
+            let _ = pacer.change(start + Duration::from_secs(3), jobs(60), jobs(0));
+            let _ = pacer.change(start + Duration::from_secs(5), jobs(60), jobs(rate));
+            let due = pacer.next_due().map(|due| (due - start).as_millis());
+            assert_eq!(due, Some(5000 + wait_ms), "{rate} again");
+        }
+    }
+
+    #[test]
     fn many_late_slots_are_taken_a_few_at_a_time() {
         let mut run = Run::new(60_000);
         let _ = run.change(0, 60_000);
@@ -340,10 +369,11 @@ mod tests {
         #[test]
         fn any_run_keeps_the_laws_of_pacing(
             base in 1..=6_000_000_u32,
+            phase in 0.0..=1.0_f64,
             steps in prop::collection::vec((1..2_000_000_000_u64, prop::option::of(0..=100_u8)), 1..60),
         ) {
             let start = Instant::now();
-            let mut pacer = Pacer::new();
+            let mut pacer = Pacer::new(Share::new(phase));
             let mut now = start;
             let mut rate = jobs(base);
             let mut changes = 1_u64;
@@ -390,7 +420,7 @@ mod tests {
         #[test]
         fn constant_slots_keep_their_distance(rate in 1..=6_000_000_u32, wakes in prop::collection::vec(1..5_u32, 1..50)) {
             let start = Instant::now();
-            let mut pacer = Pacer::new();
+            let mut pacer = Pacer::new(Share::NOTHING);
             let _ = pacer.change(start, jobs(rate), jobs(rate));
             let gap = 60e9 / f64::from(rate);
             let mut k = 0_u32;

@@ -23,7 +23,7 @@ use super::recorder::Recorder;
 use super::template::PlaceholderValues;
 use super::track_record::TrackRecord;
 use crate::money::{WeiPerSecond, charged_seconds};
-use crate::units::{JobsPerMinute, Percent};
+use crate::units::{JobsPerMinute, Percent, Share};
 
 /// Slots closer than this leave together: above 2000 jobs a second, waking for each would cost
 /// more than it is worth, and leave the other tasks too little time.
@@ -106,7 +106,7 @@ impl<G: SendJob> Submitter<G> {
     /// Sends jobs as `orders` say until `stop`.
     pub async fn run(mut self, mut orders: watch::Receiver<Option<Orders>>) {
         let stop = self.stop.clone();
-        let mut pacer = Pacer::new();
+        let mut pacer = Pacer::new(self.phase());
         let mut obeyed: Option<Orders> = None;
         let mut has_money = true;
         let mut awake_at = Instant::now();
@@ -148,6 +148,15 @@ impl<G: SendJob> Submitter<G> {
                 obeyed = Some(new);
             }
         }
+    }
+
+    /// Where in a gap its slots lie: agents that become known together are spread over it, the first one
+    /// of them at its begin.
+    fn phase(&self) -> Share {
+        const GOLDEN: f64 = 0.618_033_988_749_895;
+        #[expect(clippy::cast_precision_loss, reason = "far fewer agents than 2^53")]
+        let turns = self.agent.0 as f64 * GOLDEN;
+        Share::new(turns.fract())
     }
 
     fn tell_change(&self, old: Option<Orders>, new: Orders, spent: bool) {
