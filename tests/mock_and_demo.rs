@@ -107,8 +107,10 @@ fn the_demo_shows_rates_that_follow_the_uptime_a_suspension_and_the_statistics()
         };
         assert_eq!(rate, earned, "{uptime} in {changes:?}");
     }
-    assert_eq!(changes[0].0, 480, "{text}");
-    assert!(changes.iter().any(|&(rate, _)| rate == 0), "{changes:?}");
+    for expected in [480, 0] {
+        let reached = changes.iter().any(|&(rate, _)| rate == expected);
+        assert!(reached, "{expected} in {changes:?}");
+    }
     assert!(text.contains("✅ [") && text.contains("] gpu-check: 200 ("));
     assert!(text.trim_end().ends_with('}') && text.contains("📊 Status Codes: {200: "));
     assert!(

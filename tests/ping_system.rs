@@ -292,7 +292,8 @@ fn an_agent_that_hangs_costs_only_its_own_place() {
     for hanging in ["hangs-1", "hangs-2"] {
         agents.set(hanging, |_, _| {});
     }
-    let options = ["--base-interval", "1s", "--max-concurrent", "3"];
+    let mut options = vec!["--base-interval", "1s", "--max-concurrent", "3"];
+    options.extend(["--response-timeout", "10m"]);
     let system = PingSystemProcess::start(folder.path(), &options);
     for name in ["hangs-1", "hangs-2", "good-1", "good-2", "good-3"] {
         system.register(name, &agents.url(name));
