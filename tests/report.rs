@@ -110,6 +110,10 @@ fn each_figure_is_the_one_that_was_worked_out() {
     // Two drops: 60 s and 90 s at 100 %, 30 s at 96 % before them; 30 s at 80 % after both, 30 s at 96 %.
     let punishment = &agent["punishment"];
     assert_eq!(punishment["drops"], 2);
+    let second = &punishment["each"][1];
+    assert_eq!(second["at"], "1970-01-01T00:01:30.000Z");
+    assert_eq!(second["hour_before"]["jobs"], 75);
+    assert_eq!(second["hours_after"][0]["uptime_percent"], 80.0);
     let uptime = |hour: &Value| hour["uptime_percent"].as_f64().unwrap();
     assert!(
         (uptime(&punishment["hour_before"]) - (120.0 * 100.0 + 30.0 * 96.0) / 150.0).abs() < 1e-6

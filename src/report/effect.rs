@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::statement::utc;
 use super::timeline::{Micros, Timeline, UptimeIntegral, seconds};
 use crate::runner::event::RateReason;
 use crate::units::Percent;
@@ -60,13 +61,13 @@ impl JobsAround {
         }
     }
 
-    /// What the hours around all drops say together, with the uptimes that were known then.
+    /// What the hours around the drops say, with the uptimes that were known then.
     #[must_use]
     pub fn effect(&self, runs: &[Timeline]) -> Effect {
         let (jobs, uptime) = (self.sums(), UptimeIntegral::of(runs));
-        let hour = |hour: i64| {
+        let hour = |drops: &[Micros], hour: i64| {
             let mut sum = HourSum::default();
-            for &drop in &self.drops {
+            for &drop in drops {
                 let (from, until) = (drop + hour * HOUR, drop + (hour + 1) * HOUR);
                 let at = |when: Micros| jobs[self.bounds.partition_point(|&bound| bound < when)];
                 let ((jobs_before, good_before), (jobs, good)) = (at(from), at(until));
@@ -78,10 +79,19 @@ impl JobsAround {
             }
             sum.around()
         };
+        let around = |drops: &[Micros]| Around {
+            hour_before: hour(drops, -1),
+            hours_after: (0..HOURS_AFTER).map(|after| hour(drops, after)).collect(),
+        };
         Effect {
             drops: self.drops.len(),
-            hour_before: hour(-1),
-            hours_after: (0..HOURS_AFTER).map(hour).collect(),
+            together: around(&self.drops),
+            each: self
+                .drops
+                .iter()
+                .map(|&drop| (utc(drop), around(&[drop])))
+                .map(|(at, around)| RateDrop { at, around })
+                .collect(),
         }
     }
 
@@ -128,13 +138,33 @@ impl HourSum {
 pub struct Effect {
     /// How often the rate dropped because of the uptime.
     pub drops: usize,
-    /// The hour before each of them.
+    /// The hours around all of them together.
+    #[serde(flatten)]
+    pub together: Around,
+    /// The hours around each of them.
+    pub each: Vec<RateDrop>,
+}
+
+/// One drop of the rate.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RateDrop {
+    /// When, in UTC.
+    pub at: String,
+    /// The hours around it.
+    #[serde(flatten)]
+    pub around: Around,
+}
+
+/// The hours around a drop of the rate, or around several.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Around {
+    /// The hour before.
     pub hour_before: HourAround,
     /// The first, second and third hour after.
     pub hours_after: Vec<HourAround>,
 }
 
-/// An hour before or after a drop, over all drops.
+/// An hour before or after a drop.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HourAround {
     /// The mean uptime, over the time in which one was known.
@@ -192,12 +222,23 @@ mod tests {
             )
         };
         assert_eq!(effect.drops, 1);
-        assert_eq!(hour(&effect.hour_before), (Some(100.0), 2, Some(50.0)));
+        assert_eq!(effect.each[0].at, "1970-01-01T00:30:00.000Z");
+        assert_eq!(effect.each[0].around, effect.together);
+        assert_eq!(
+            hour(&effect.together.hour_before),
+            (Some(100.0), 2, Some(50.0))
+        );
         // Half an hour at 80 %, half an hour at 99 %.
-        assert_eq!(hour(&effect.hours_after[0]), (Some(89.5), 2, Some(100.0)));
+        assert_eq!(
+            hour(&effect.together.hours_after[0]),
+            (Some(89.5), 2, Some(100.0))
+        );
         // Only half of it was followed.
-        assert_eq!(hour(&effect.hours_after[1]), (Some(99.0), 1, Some(0.0)));
-        assert_eq!(hour(&effect.hours_after[2]), (None, 0, None));
+        assert_eq!(
+            hour(&effect.together.hours_after[1]),
+            (Some(99.0), 1, Some(0.0))
+        );
+        assert_eq!(hour(&effect.together.hours_after[2]), (None, 0, None));
     }
 
     proptest! {
@@ -219,7 +260,7 @@ mod tests {
                 around.job(sent * 1_000_000, good);
             }
             let effect = around.effect(&runs);
-            let hours = [(-1, &effect.hour_before)].into_iter().chain((0..).zip(&effect.hours_after));
+            let hours = [(-1, &effect.together.hour_before)].into_iter().chain((0..).zip(&effect.together.hours_after));
             for (hour, got) in hours {
                 let (mut count, mut weighted, mut known) = (0, 0.0, 0.0);
                 for drop in &dropped {

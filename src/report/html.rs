@@ -383,8 +383,8 @@ fn write_effect(effect: &Effect, page: &mut String) -> std::fmt::Result {
          <tr><th>hour<th>uptime<th>jobs<th>good</tr>\n",
         effect.drops
     )?;
-    let hours = [("before".to_owned(), &effect.hour_before)].into_iter();
-    let after = effect.hours_after.iter().enumerate();
+    let hours = [("before".to_owned(), &effect.together.hour_before)].into_iter();
+    let after = effect.together.hours_after.iter().enumerate();
     for (when, hour) in hours.chain(after.map(|(n, hour)| (format!("{} after", n + 1), hour))) {
         writeln!(
             page,

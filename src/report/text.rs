@@ -169,9 +169,9 @@ fn write_effect(effect: &Effect, text: &mut String) -> std::fmt::Result {
         text,
         "  📉 {} drops of the rate; in the hour before: {}",
         effect.drops,
-        hour(&effect.hour_before)
+        hour(&effect.together.hour_before)
     )?;
-    for (n, after) in effect.hours_after.iter().enumerate() {
+    for (n, after) in effect.together.hours_after.iter().enumerate() {
         writeln!(text, "     In hour {} after: {}", n + 1, hour(after))?;
     }
     Ok(())
