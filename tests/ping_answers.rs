@@ -48,8 +48,7 @@ fn survives(broken: impl Fn(&mut TcpStream) + Send + Sync + 'static) {
     runner.signal(Signal::INT);
     let finished = runner.finish();
     assert!(finished.status.success(), "{}", finished.stderr);
-    let [attempts, delayed, _] = finished.assert_accounts_add_up(RATE);
-    assert!(attempts > 0 && delayed > 0);
+    let [attempts, ..] = finished.assert_accounts_add_up(RATE);
     assert_eq!(gateway.requests.lock().unwrap().len() as u64, attempts);
     assert!(
         finished
