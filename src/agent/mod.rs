@@ -29,7 +29,7 @@ use crate::http_server::{self, Token};
 use crate::shutdown::Shutdown;
 
 /// How long a driver may take for the first look before questions are answered without it.
-const LONGEST_FIRST_LOOK: Duration = Duration::from_secs(5);
+const LONGEST_FIRST_LOOK: Duration = Duration::from_secs(2);
 
 /// Everything that an agent needs, checked.
 #[derive(Debug)]
