@@ -218,9 +218,18 @@ fn agent_mode_in_the_environment_means_the_agent() {
     wait_until("its checkpoint", || checkpoint.exists().then_some(()));
 }
 
+/// Waits until what was known when this is called has been noted. One note may be on its way to the disk
+/// already, and the next one waiting: the third one is of a later check.
+fn wait_for_notes(folder: &Path) {
+    for _ in 0..3 {
+        let old = note(folder);
+        wait_until("another note", || (note(folder) != old).then_some(()));
+    }
+}
+
 /// What the last check noted.
-fn note(folder: &TempDir) -> String {
-    let files = std::fs::read_dir(folder.path()).unwrap();
+fn note(folder: &Path) -> String {
+    let files = std::fs::read_dir(folder).unwrap();
     let mut paths = files.map(|file| file.unwrap().path());
     let noted = paths.find(|path| path.extension().is_some_and(|end| end == "watched"));
     std::fs::read_to_string(noted.unwrap()).unwrap()
@@ -243,12 +252,7 @@ fn history_survives_the_end_of_the_process() {
             (checks(&agent) > before + 3).then_some(())
         });
         let known = agent.ask("/agent/uptime-since-last-ping?peek=true");
-        // One note may be on its way to the disk already, and the next one waiting: the third one is
-        // of a check that was made after the answer.
-        for _ in 0..3 {
-            let old = note(&folder);
-            wait_until("another note", || (note(&folder) != old).then_some(()));
-        }
+        wait_for_notes(folder.path());
         agent.signal(signal);
         assert_eq!(
             agent.child.wait().unwrap().code(),
@@ -297,6 +301,8 @@ fn a_checkpoint_that_cannot_be_written_is_written_once_it_can() {
     wait_until("its end", || {
         agent.log().contains("is written again").then_some(())
     });
+    // That may have been a note from before the ping.
+    wait_for_notes(&folder.path().join("later"));
     agent.signal(Signal::KILL);
     agent.child.wait().unwrap();
     let agent = Agent::start(&folder, &arguments);
