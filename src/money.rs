@@ -36,10 +36,9 @@ impl Wei {
         Self(&self.0 * numerator / denominator.max(1))
     }
 
-    /// The amount for each of `parts`, rounded up; `None` for none.
+    /// Of an amount of at least 0, what falls to each of `parts`, rounded up; `None` for none.
     #[must_use]
     pub fn for_each_of(&self, parts: u64) -> Option<Self> {
-        // Towards zero is down for what is spent, of which there is at least as much.
         let up = || (&self.0 + (parts - 1)) / parts;
         (parts > 0).then(|| Self(up()))
     }
