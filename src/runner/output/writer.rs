@@ -179,12 +179,14 @@ mod tests {
 
     /// Blocks in every write until it is let go on.
     struct Gate {
+        reached: mpsc::Sender<()>,
         go: mpsc::Receiver<()>,
         seen: Arc<Mutex<Vec<u8>>>,
     }
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.reached.send(());
             let _ = self.go.recv();
             self.seen.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -197,17 +199,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_stalled_output_leaves_no_room_but_loses_nothing() {
+        let (reached, stalls) = mpsc::channel();
         let (go, gate) = mpsc::channel();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let out = Gate {
+            reached,
             go: gate,
             seen: Arc::clone(&seen),
         };
         let writer = Writer::start(out, CancellationToken::new()).unwrap();
         let line = vec![b'x'; 1 << 20];
+        writer.write(&line);
+        // From here on the thread takes no more lines.
+        stalls.recv().unwrap();
         while writer.has_room() {
             writer.write(&line);
-            tokio::task::yield_now().await;
         }
         let mut room = std::pin::pin!(writer.room());
         let stalled =
