@@ -196,14 +196,25 @@ pub fn free_port() -> u16 {
 }
 
 /// Asks again and again until there is an answer.
-pub fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn wait_until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_until_or(ask, || format!("{what} did not come"))
+}
+
+/// The same, with more to say about what did not come.
+pub fn wait_until_or<T>(
+    mut ask: impl FnMut() -> Option<T>,
+    complaint: impl FnOnce() -> String,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "{what} did not come");
-        std::thread::yield_now();
+        if Instant::now() >= deadline {
+            panic!("{}", complaint());
+        }
+        // What is waited for needs the processor, too.
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

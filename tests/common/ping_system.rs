@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::agents::Agents;
 use super::served::Served;
-use super::{binary, wait_until};
+use super::{binary, wait_until_or};
 
 pub struct PingSystemProcess(Served);
 
@@ -58,9 +58,16 @@ impl PingSystemProcess {
 
     /// The agent, once it has so many pings.
     pub fn wait_for_pings(&self, agent_id: &str, pings: u64) -> Value {
-        wait_until(&format!("{pings} pings of {agent_id}"), || {
+        let enough = || {
             let agent = self.agent(agent_id);
             (agent["total_pings"].as_u64().unwrap() >= pings).then_some(agent)
+        };
+        wait_until_or(enough, || {
+            let agents = self.ask("/ping-system/agents");
+            format!(
+                "{pings} pings of {agent_id} did not come: {agents}\n{}",
+                self.log()
+            )
         })
     }
 
