@@ -27,9 +27,6 @@ const RATES: [&str; 2] = ["--rate", "3000"];
 
 /// All parts, each at an address that it keeps when it is started anew.
 struct Chain {
-    // Before the folder that it is mounted in.
-    disk: Option<Disk>,
-    folder: TempDir,
     gpu: PathBuf,
     library: PathBuf,
     agent_at: SocketAddr,
@@ -44,6 +41,9 @@ struct Chain {
     runner: Option<Runner>,
     /// Pings that were seen in the history.
     seen: Vec<Value>,
+    // After all that write to it, and before the folder that it is mounted in.
+    disk: Option<Disk>,
+    folder: TempDir,
 }
 
 impl Chain {
@@ -66,7 +66,6 @@ impl Chain {
             gateway: gateway(),
             runner: None,
             seen: Vec::new(),
-            folder,
             gpu,
             library,
             agent_at,
@@ -74,6 +73,7 @@ impl Chain {
             to_agent,
             to_ping_system,
             disk,
+            folder,
         };
         chain.ping_system.register(AGENT, &chain.to_agent.url());
         Some(chain)

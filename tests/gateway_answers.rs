@@ -4,11 +4,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use common::{Finished, PingSystem, RawServer, Runner, get, good_gateway, respond, wait_until};
+use common::{
+    Finished, PingSystem, RawServer, Runner, free_port, get, good_gateway, respond, wait_until,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -140,10 +142,7 @@ fn a_body_without_end_is_a_timeout() {
 #[test]
 fn nobody_there_is_no_connection() {
     let pings = PingSystem::start(99.5);
-    let closed = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        format!("http://{}", listener.local_addr().unwrap())
-    };
+    let closed = format!("http://127.0.0.1:{}", free_port());
     let finished = Runner::start(
         &pings.url(),
         &closed,

@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 
 use common::agents::{Agents, Answer, report};
 use common::ping_system::PingSystemProcess;
-use common::{binary, respond, wait_until};
+use common::{binary, free_port, respond, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -239,12 +239,7 @@ fn every_wrong_answer_is_a_failed_ping_with_its_reason() {
         assert_eq!(agent["consecutive_poor_uptime"], poor);
         assert_eq!(system.history("a").last(), Some(&ping));
     }
-    // Nobody listens there any more.
-    let gone = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    system.register("a", &format!("http://{gone}"));
+    system.register("a", &format!("http://127.0.0.1:{}", free_port()));
     let refused = system.ping("a");
     assert!(
         refused["error"].as_str().unwrap().contains("no connection"),

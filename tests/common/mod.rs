@@ -189,10 +189,13 @@ pub fn kill_9(child: &Child) {
     kill_process(Pid::from_child(child), Signal::KILL).unwrap();
 }
 
-/// A port that nobody listens at.
+/// A port that nobody listens at, and below those that the system gives to whoever does not ask for
+/// a certain one: they could be somebody else's at any moment.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    wait_until("a free port", || {
+        let port = fastrand::u16(10_000..32_768);
+        TcpListener::bind(("127.0.0.1", port)).ok().map(|_| port)
+    })
 }
 
 /// Asks again and again until there is an answer.
@@ -210,9 +213,7 @@ pub fn wait_until_or<T>(
         if let Some(answer) = ask() {
             return answer;
         }
-        if Instant::now() >= deadline {
-            panic!("{}", complaint());
-        }
+        assert!(Instant::now() < deadline, "{}", complaint());
         // What is waited for needs the processor, too.
         std::thread::sleep(Duration::from_millis(2));
     }
