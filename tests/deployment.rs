@@ -12,8 +12,12 @@ use common::{Runner, get, good_gateway};
 use rustix::process::Signal;
 use serde_json::Value;
 
+fn github() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(".github")
+}
+
 fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/deploy")
+    github().join("deploy")
 }
 
 /// Runs a checker; `false`, and a word about it, where the machine has none.
@@ -71,13 +75,44 @@ fn prometheus_takes_the_configuration_and_the_alerts_do_what_they_say() {
 }
 
 #[test]
+fn kubernetes_knows_every_field_of_the_manifests() {
+    check(
+        Command::new("kubernetes-validate")
+            .arg("--strict")
+            .args(yaml_in(&deploy().join("kubernetes"))),
+    );
+}
+
+#[test]
+fn compose_and_workflows_follow_their_schemas() {
+    let compose = [deploy().join("compose.yaml")];
+    let workflows = yaml_in(&github().join("workflows"));
+    for (schema, files) in [
+        ("compose-spec", &compose[..]),
+        ("github-workflows", &workflows),
+    ] {
+        check(
+            Command::new("check-jsonschema")
+                .args(["--builtin-schema", &format!("vendor.{schema}")])
+                .args(files),
+        );
+    }
+}
+
+fn yaml_in(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).unwrap();
+    let files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    assert!(!files.is_empty(), "{}", folder.display());
+    files
+}
+
+#[test]
 fn all_yaml_is_well_formed() {
-    let github = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github");
     let rules = "{extends: relaxed, rules: {line-length: disable}}";
     check(
         Command::new("yamllint")
             .args(["--strict", "-d", rules])
-            .arg(github),
+            .arg(github()),
     );
 }
 
