@@ -7,12 +7,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::agent::AgentConfig;
-use crate::config::RunnerConfig;
-use crate::config::agent::AgentOptions;
-use crate::config::options::RunnerOptions;
-use crate::config::ping_system::PingSystemOptions;
+use crate::agent::options::AgentOptions;
 use crate::ping_system::PingSystemConfig;
+use crate::ping_system::options::PingSystemOptions;
 use crate::report::ReportOptions;
+use crate::runner::config::RunnerConfig;
+use crate::runner::config::options::RunnerOptions;
 use crate::sim::demo::DemoOptions;
 use crate::sim::mock::{Mock, MockOptions};
 

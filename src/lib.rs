@@ -10,8 +10,8 @@
 //! - [`report`]: what recorded runs say.
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
 //!
-//! Around them: [`cli`] and [`config`] turn what was typed into one checked value, [`units`] and
-//! [`money`] are values that carry their unit, [`http_client`], [`http_server`], [`open_files`],
+//! Around them: [`cli`] turns what was typed into one checked value, [`units`] and
+//! [`money`] are values that carry their unit, [`net`], [`open_files`],
 //! [`shutdown`], [`telemetry`] and [`terminal`] are the edges.
 
 #![cfg_attr(
@@ -30,13 +30,12 @@
 
 pub mod agent;
 pub mod cli;
-pub mod config;
-pub mod http_client;
-pub mod http_server;
 pub mod money;
 #[cfg(test)]
 mod mutation;
+pub mod net;
 pub mod open_files;
+pub mod option_values;
 pub mod ping_system;
 pub mod records;
 pub mod report;

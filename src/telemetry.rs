@@ -12,7 +12,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::http_server::error;
+use crate::net::server::error;
 use crate::terminal;
 
 /// Starts the log: `RUST_LOG`, or from `info` upwards.

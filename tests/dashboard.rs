@@ -10,7 +10,7 @@ use common::agents::Agents;
 use common::browser::Browser;
 use common::ping_system::PingSystemProcess;
 use serde_json::{Value, json};
-use uptime_runner::ping_system::judge::{Asked, Rules};
+use uptime_runner::ping_system::evaluate::{Asked, Rules};
 use uptime_runner::ping_system::store::{Claimed, Lease, Registration, Store, sqlite};
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use common::postgres::Postgres;
 use serde_json::json;
-use uptime_runner::ping_system::judge::{Asked, Rules};
+use uptime_runner::ping_system::evaluate::{Asked, Rules};
 use uptime_runner::ping_system::store::{
     Claim, Claimed, Known, Lease, NewPing, Place, PruneFrom, Registration, Store, Sum, postgres,
     sqlite,

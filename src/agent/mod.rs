@@ -1,14 +1,13 @@
 //! The agent container: watches the GPU, keeps the ledger of its uptime, and answers the ping
 //! system. It never decides on rates or payment.
 
+pub mod api;
 pub mod checkpoint;
-pub mod gpu;
-pub mod http;
 pub mod ledger;
 pub mod monitor;
-pub mod nvml;
-pub mod prober;
-pub mod watch;
+pub mod options;
+pub mod probe;
+pub mod tracker;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,11 +20,11 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::checkpoint::CheckpointFile;
-use self::gpu::GpuSource;
 use self::monitor::Shared;
-use self::prober::Prober;
-use self::watch::{Rules, Watch};
-use crate::http_server::{self, Token};
+use self::probe::gpu::GpuSource;
+use self::probe::prober::Prober;
+use self::tracker::{Rules, Watch};
+use crate::net::{self, server::Token};
 use crate::shutdown::Shutdown;
 
 /// How long a driver may take for the first look before questions are answered without it.
@@ -53,7 +52,7 @@ pub struct AgentConfig {
 /// # Errors
 /// When it cannot listen, or its checkpoint can neither be used nor set aside.
 pub async fn run(config: AgentConfig, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let listener = http_server::listen("--listen", config.listen).await?;
+    let listener = net::server::listen("--listen", config.listen).await?;
     run_at(listener, config, shutdown).await
 }
 
@@ -81,12 +80,12 @@ pub async fn run_at(
         listener.local_addr()?
     );
 
-    let routes = http::routes(Arc::clone(&shared), agent_id, config.token);
+    let routes = api::routes(Arc::clone(&shared), agent_id, config.token);
     // The routes answer until the last checkpoint is written, and not before the first look: a ping that
     // comes with the start must not read as if there were no GPU.
     let served = async {
         let _ = timeout(LONGEST_FIRST_LOOK, shared.first_look.notified()).await;
-        http_server::serve(listener, routes, shutdown.at_once.clone()).await;
+        net::server::serve(listener, routes, shutdown.at_once.clone()).await;
     };
     let watched = monitor::run(
         &shared,

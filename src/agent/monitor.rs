@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::{CheckpointFile, Note};
 use super::ledger::Ledger;
-use super::prober::Prober;
-use super::watch::Watch;
+use super::tracker::Watch;
+use crate::agent::probe::prober::Prober;
 
 /// The longest wait for a disk at the end.
 const LAST_WRITE: Duration = Duration::from_secs(5);

@@ -2,23 +2,20 @@
 //! behave, remembers what they said, and answers questions about it. It coordinates only: no job,
 //! no rate, no payment.
 
-pub mod caller;
-pub mod dashboard;
+pub mod address_policy;
+pub mod api;
+pub mod client;
+pub mod evaluate;
 pub mod feed;
-pub mod history;
-pub mod http;
 pub mod interval;
-pub mod journal;
-pub mod judge;
 pub mod metrics;
+pub mod options;
 pub mod pinger;
-pub mod reach;
-pub mod registration;
 pub mod retention;
 pub mod store;
-pub mod stream;
 #[cfg(test)]
 mod testing;
+pub mod writer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,15 +28,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use self::caller::Caller;
+use self::address_policy::Reach;
+use self::api::{Core, Tokens};
+use self::client::Caller;
+use self::evaluate::Rules;
 use self::feed::Feed;
-use self::http::{Core, Tokens};
-use self::judge::Rules;
 use self::metrics::Metrics;
 use self::pinger::Pinger;
-use self::reach::Reach;
 use self::store::{Store, postgres, sqlite};
-use crate::http_server;
+use crate::net;
 use crate::shutdown::Shutdown;
 
 /// Everything that a ping system needs, checked.
@@ -88,7 +85,7 @@ impl std::fmt::Debug for Database {
 /// # Errors
 /// When it cannot listen, or its database cannot be used.
 pub async fn run(config: PingSystemConfig, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let listener = http_server::listen("--listen", config.listen).await?;
+    let listener = net::server::listen("--listen", config.listen).await?;
     run_at(listener, config, shutdown).await
 }
 
@@ -134,7 +131,7 @@ pub async fn run_at(
     )
     .context("the HTTP client cannot be set up")?;
     let metrics = Arc::new(Metrics::new()?);
-    let (journal, entries) = journal::new();
+    let (journal, entries) = writer::new();
     // It ends when the last ping is stored, not before.
     let stored = tokio::spawn(entries.run(Arc::clone(&store), Arc::clone(&feed)));
     let pinger = Arc::new(Pinger {
@@ -163,12 +160,12 @@ pub async fn run_at(
         metrics,
         rules: config.rules,
         retention: config.retention,
-        streams: Arc::new(Semaphore::new(http::MAX_STREAMS)),
+        streams: Arc::new(Semaphore::new(api::MAX_STREAMS)),
     });
     tracing::info!("the ping system answers at http://{address}");
-    let served = http_server::serve(
+    let served = net::server::serve(
         listener,
-        http::routes(core, config.tokens),
+        api::routes(core, config.tokens),
         shutdown.at_once.clone(),
     );
     let asked = async {

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::caller::Caller;
+use super::client::Caller;
+use super::evaluate::{Rules, later};
 use super::feed::{Feed, Topic};
-use super::journal::{Journal, NotStored};
-use super::judge::{Rules, later};
 use super::metrics::Metrics;
 use super::store::{Claim, Claimed, Lease, Store, StoreError};
+use super::writer::{Journal, NotStored};
 use crate::wire::ping_system::served::Ping;
 
 /// Agents that become due within so long are taken together: a claim is a write to the store.

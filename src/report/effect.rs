@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::statement::utc;
 use super::timeline::{Micros, Timeline, UptimeIntegral, seconds};
-use crate::runner::event::RateReason;
+use crate::runner::events::event::RateReason;
 use crate::units::Percent;
 
 const HOUR: Micros = 3_600_000_000;

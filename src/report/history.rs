@@ -10,7 +10,7 @@ use super::effect::drops;
 use super::period::Period;
 use super::tally::{JobRecord, Tally, Terms};
 use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
-use crate::runner::event::RateReason;
+use crate::runner::events::event::RateReason;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
 

@@ -1,20 +1,18 @@
 //! `report`: what recorded runs say of agents, what they cost, and what another policy would have done.
 
 pub mod balance;
-pub mod chart;
-pub mod contradictions;
+pub mod claims;
 pub mod cost;
 pub mod effect;
 pub mod forecast;
 pub mod history;
-mod html;
 pub mod period;
+pub mod render;
 pub mod replay;
 pub mod statement;
 pub mod suggest;
 pub mod summary;
 pub mod tally;
-mod text;
 pub mod timeline;
 
 use std::path::PathBuf;
@@ -27,7 +25,7 @@ use self::period::{Moment, Period};
 use self::summary::{Questions, Report};
 use crate::money::Wei;
 use crate::records;
-use crate::runner::policy::Policy;
+use crate::runner::rate::policy::Policy;
 use crate::terminal;
 
 /// Into how many parts the time of a page's charts is cut.
@@ -118,14 +116,14 @@ pub fn run(options: &ReportOptions) -> anyhow::Result<()> {
         },
     );
     if let Some(out) = &options.html {
-        let page = html::page(&report, &history);
+        let page = render::html::page(&report, &history);
         std::fs::write(out, page)
             .with_context(|| format!("--html {}: cannot be written", out.display()))?;
     }
     if options.json {
         return print_json(&report);
     }
-    terminal::print(text::lines(&report).as_bytes())
+    terminal::print(render::text::lines(&report).as_bytes())
 }
 
 fn state(options: &ReportOptions, history: &History) -> anyhow::Result<()> {

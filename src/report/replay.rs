@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::timeline::{Held, Micros, RateStep, Slots, Timeline};
-use crate::runner::event::RateReason;
-use crate::runner::policy::{Policy, Recovery};
+use crate::runner::events::event::RateReason;
+use crate::runner::rate::policy::{Policy, Recovery};
 use crate::units::{JobsPerMinute, Percent, Share};
 
 /// The rates that `policy` gives for the recorded uptimes, from the first known one on, with the slots

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::tally::{Tally, tenth};
 use super::timeline::Timeline;
 use crate::money::Wei;
-use crate::runner::policy::Policy;
+use crate::runner::rate::policy::Policy;
 use crate::units::Percent;
 
 /// The thresholds that are tried, in tenths of a percent.
@@ -232,7 +232,7 @@ fn amount(of_one: &Wei, jobs: f64) -> Wei {
 mod tests {
     use super::super::timeline::RateStep;
     use super::*;
-    use crate::runner::event::RateReason;
+    use crate::runner::events::event::RateReason;
     use crate::units::JobsPerMinute;
 
     fn wei(amount: i64) -> Wei {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::contradictions::{Claims, claims};
+use super::claims::{Claims, claims};
 use super::cost::{Cost, Interval, cost};
 use super::effect::Effect;
 use super::forecast::{TierForecast, forecast};
@@ -15,8 +15,8 @@ use super::suggest::{Suggestion, suggest};
 use super::tally::Jobs;
 use super::timeline::{Held, Slots, Timeline, UptimeIntegral, seconds, tenths};
 use crate::money::Wei;
-use crate::runner::event::RateReason;
-use crate::runner::policy::Policy;
+use crate::runner::events::event::RateReason;
+use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
 
 /// What is asked beyond what happened.

@@ -9,7 +9,7 @@ use super::balance::{BalanceSums, Balances};
 use super::effect::JobsAround;
 use super::timeline::Micros;
 use crate::money::{Wei, WeiPerSecond, charged_seconds};
-use crate::runner::claims::{Evidence, job_says};
+use crate::runner::rate::claims::{Evidence, job_says};
 use crate::wire::gateway::{Outcome, same_orchestrator_form};
 
 /// The longest latency that is told apart from longer ones.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::iter::Sum;
 use std::ops::{Add, Sub};
 
-use crate::runner::event::RateReason;
+use crate::runner::events::event::RateReason;
 use crate::units::{JobsPerMinute, Percent};
 
 /// Microseconds since 1970.

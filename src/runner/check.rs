@@ -10,10 +10,10 @@ use reqwest::{Client, Url};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::ping_client::{AskError, AskUptime, PingSystem};
+use super::config::{RunnerConfig, with_path};
 use super::{Ended, client, ping_system};
-use crate::config::{RunnerConfig, with_path};
-use crate::http_client::root_cause;
+use crate::net::client::root_cause;
+use crate::runner::uptime::client::{AskError, AskUptime, PingSystem};
 use crate::terminal;
 use crate::wire::ping_system::Agent;
 

@@ -1,35 +1,15 @@
 //! The job runner: asks for agents' uptimes, turns them into job rates, sends paced jobs to the
 //! gateway and accounts for every one.
 
-pub mod accounts;
-pub mod alarm;
-pub mod allotment;
-pub mod budget;
-pub mod capability;
+pub mod agents;
 pub mod check;
-pub mod claims;
-pub mod event;
-pub mod fleet;
-pub mod follower;
-pub mod gateway;
-pub mod metrics;
-pub mod monitor;
-pub mod output;
-pub mod pacer;
-pub mod ping_client;
-pub mod places;
-pub mod policy;
-pub mod rates;
-pub mod recorder;
-pub mod recording;
-pub mod require;
-pub mod submitter;
-pub mod template;
+pub mod config;
+pub mod events;
+pub mod rate;
+pub mod send;
 #[cfg(test)]
 mod testing;
-pub mod track_record;
 pub mod uptime;
-pub mod worker;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -44,26 +24,26 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::budget::Budgets;
-use self::event::{Event, Roster};
-use self::fleet::{Fleet, terms};
-use self::gateway::Gateway;
-use self::output::Output;
-use self::output::json::JsonOutput;
-use self::output::text::TextOutput;
-use self::output::writer::Writer;
-use self::ping_client::PingSystem;
-use self::places::Places;
-use self::rates::{Rates, Sharing};
-use self::recorder::Recorder;
-use self::recording::{Recording, RunDescription};
-use self::require::Missed;
-use self::submitter::{JobCount, Shared};
-use crate::config::values::OutputFormat;
-use crate::config::{RunnerConfig, with_path};
+use self::agents::fleet::{Fleet, terms};
+use self::agents::submitter::{JobCount, Shared};
+use self::config::{RunnerConfig, with_path};
+use self::events::database::{Recording, RunDescription};
+use self::events::event::{Event, Roster};
+use self::events::output::Output;
+use self::events::output::json::JsonOutput;
+use self::events::output::text::TextOutput;
+use self::events::output::writer::Writer;
+use self::events::recorder::Recorder;
+use self::events::require::Missed;
+use self::rate::controller::{Rates, Sharing};
+use self::send::budget::Budgets;
+use self::send::gateway::Gateway;
+use self::send::in_flight::Places;
+use self::uptime::client::PingSystem;
+use crate::option_values::OutputFormat;
 use crate::shutdown::Shutdown;
 use crate::units::JobsPerMinute;
-use crate::{http_client, http_server, telemetry, terminal};
+use crate::{net, telemetry, terminal};
 
 /// The longest wait for an answer of the ping system (CONTRACT.md section 1).
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
@@ -153,7 +133,7 @@ struct Run {
     tracker: TaskTracker,
     fleet: Fleet,
     /// Who is to be followed, where that is not known from the start.
-    listed: mpsc::Receiver<fleet::Listed>,
+    listed: mpsc::Receiver<agents::fleet::Listed>,
     ends_at: Option<Instant>,
     /// Metrics, status line, and what looks at all agents together: ended when dropped.
     _helpers: JoinSet<()>,
@@ -166,7 +146,7 @@ impl Run {
         output_failed: CancellationToken,
     ) -> anyhow::Result<Self> {
         let metrics_listener = match config.metrics_listen {
-            Some(address) => Some(http_server::listen("--metrics-listen", address).await?),
+            Some(address) => Some(net::server::listen("--metrics-listen", address).await?),
             None => None,
         };
         let client = client(&config)?;
@@ -219,7 +199,7 @@ impl Run {
             let (recorder, in_flight) = (Arc::clone(&recorder), in_flight.clone());
             let routes = telemetry::metrics_routes(move || recorder.metrics_text(in_flight()));
             // Until the helpers are dropped: the last figures can be had while answers are awaited.
-            helpers.spawn(http_server::serve(
+            helpers.spawn(net::server::serve(
                 listener,
                 routes,
                 CancellationToken::new(),
@@ -229,12 +209,15 @@ impl Run {
             helpers.spawn(show_status(Arc::clone(&recorder), text, in_flight, ends_at));
         }
         if config.sharing != Sharing::Own {
-            helpers.spawn(fleet::rebalance(Arc::clone(&rates), Arc::clone(&config)));
+            helpers.spawn(agents::fleet::rebalance(
+                Arc::clone(&rates),
+                Arc::clone(&config),
+            ));
         }
         let (sender, listed) = mpsc::channel(1);
         if config.all_agents {
             let (ping_system, config) = (Arc::clone(&ping_system), Arc::clone(&config));
-            helpers.spawn(fleet::watch_list(ping_system, config, sender));
+            helpers.spawn(agents::fleet::watch_list(ping_system, config, sender));
         }
         let tracker = shared.jobs.clone();
         let mut fleet = Fleet::new(Arc::clone(&config), shared, ping_system, rates);
@@ -261,7 +244,7 @@ fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
     let with_tls = [&config.ping.url, &config.gateway.url]
         .iter()
         .any(|u| u.scheme() == "https");
-    http_client::new(with_tls, config.extra_roots.clone())
+    net::client::new(with_tls, config.extra_roots.clone())
         .context("the HTTP client cannot be set up")
 }
 
@@ -335,7 +318,7 @@ fn warn_of_empty_tiers(config: &RunnerConfig) {
             .collect(),
         Sharing::Total { rate, split, .. } => {
             let weights = vec![None; config.agents_at_start().len()];
-            allotment::base_rates(rate, split, &weights)
+            rate::allocation::base_rates(rate, split, &weights)
         }
     };
     let rates: BTreeSet<JobsPerMinute> = rates.into_iter().collect();

@@ -13,16 +13,16 @@ use url::Url;
 use super::mock::Mock;
 use super::script::UptimeScript;
 use crate::agent::checkpoint::CheckpointFile;
-use crate::agent::gpu::{Act, GpuScript, GpuSource};
-use crate::agent::watch::Rules as WatchRules;
+use crate::agent::probe::gpu::{Act, GpuScript, GpuSource};
+use crate::agent::tracker::Rules as WatchRules;
 use crate::agent::{self, AgentConfig};
-use crate::config::options::RunnerOptions;
-use crate::config::with_path;
-use crate::http_client;
-use crate::ping_system::http::Tokens;
+use crate::net;
+use crate::ping_system::api::Tokens;
+use crate::ping_system::evaluate::Rules;
 use crate::ping_system::interval::IntervalRules;
-use crate::ping_system::judge::Rules;
 use crate::ping_system::{self, Database, PingSystemConfig};
+use crate::runner::config::options::RunnerOptions;
+use crate::runner::config::with_path;
 use crate::runner::{self, Ended};
 use crate::shutdown::Shutdown;
 use crate::units::{JobsPerMinute, Span};
@@ -179,13 +179,13 @@ async fn register(ping_url: &Url, agent_url: &Url) -> anyhow::Result<()> {
         "capabilities": ["gpu-check"],
         "metadata": { "gpu": "simulated" },
     });
-    let client = http_client::new(false, Vec::new())?;
+    let client = net::client::new(false, Vec::new())?;
     let answer = client
         .post(with_path(ping_url, "ping-system/agents/register"))
         .body(form.to_string())
         .send()
         .await
-        .map_err(|error| anyhow!("{ping_url}: {}", http_client::root_cause(&error)))?;
+        .map_err(|error| anyhow!("{ping_url}: {}", net::client::root_cause(&error)))?;
     let status = answer.status();
     ensure!(
         status.is_success(),
@@ -208,7 +208,7 @@ fn base_rate(duration: Duration) -> JobsPerMinute {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::policy::Policy;
+    use crate::runner::rate::policy::Policy;
     use crate::units::Percent;
 
     #[test]

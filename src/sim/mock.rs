@@ -27,8 +27,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::script::{Failure, FailureShare, Latency, UptimeScript};
-use crate::config::values::ListenAddress;
-use crate::http_server;
+use crate::net;
+use crate::option_values::ListenAddress;
 use crate::runner::Ended;
 use crate::shutdown::Shutdown;
 use crate::units::Percent;
@@ -142,7 +142,7 @@ impl Mock {
     /// # Errors
     /// When the address is not to be had.
     pub async fn bind(self) -> anyhow::Result<(Listening, SocketAddr)> {
-        let listener = http_server::listen("--listen", self.listen).await?;
+        let listener = net::server::listen("--listen", self.listen).await?;
         let address = listener.local_addr()?;
         Ok((
             Listening {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use uptime_runner::{http_client, http_server};
+use uptime_runner::net;
 
 const AGENTS: usize = 10_000;
 const INTERVAL_SECONDS: u64 = 15;
@@ -59,7 +59,7 @@ async fn simulate_agents() {
     let routes = Router::new().route("/{agent_id}/agent/uptime-since-last-ping", answer);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("{}", listener.local_addr().unwrap());
-    http_server::serve(listener, routes, CancellationToken::new()).await;
+    net::server::serve(listener, routes, CancellationToken::new()).await;
 }
 
 /// A program of ours that says its address in a line, and is killed in the end.
@@ -97,7 +97,7 @@ impl Process {
             .args(["ping-system", "--listen", "127.0.0.1:0", "--base-interval"])
             .arg(INTERVAL_SECONDS.to_string())
             .current_dir(folder)
-            .env("RUST_LOG", "info,uptime_runner::ping_system::http=warn");
+            .env("RUST_LOG", "info,uptime_runner::ping_system::api=warn");
         // The address comes in the one line that is let through first.
         Self::start(command, "the ping system answers at")
     }
@@ -135,7 +135,7 @@ async fn pings() {
     command.arg("simulated-agents");
     let agents = Process::start(command, "");
     let ping_system = Process::ping_system(folder.path());
-    let client = http_client::new(false, Vec::new()).unwrap();
+    let client = net::client::new(false, Vec::new()).unwrap();
     let url = format!("http://{}", ping_system.address);
 
     // Spread over an interval, as in a fleet that has been running for a while.
@@ -211,7 +211,7 @@ async fn questions() {
     );
 
     let ping_system = Process::ping_system(folder.path());
-    let client = http_client::new(false, Vec::new()).unwrap();
+    let client = net::client::new(false, Vec::new()).unwrap();
     let url = format!("http://{}", ping_system.address);
     for (what, path) in [
         (

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use super::interval::Behaviour;
+use crate::ping_system::interval::Behaviour;
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping};
 

@@ -1,0 +1,128 @@
+//! The agent's routes (CONTRACT.md section 3). All answer from what the last check found: none
+//! waits for a driver.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use chrono::{DateTime, Utc};
+use prometheus::{Gauge, GaugeVec, IntGauge, Opts, Registry, TextEncoder};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::monitor::Shared;
+use crate::agent::probe::gpu::OK;
+use crate::net::server::{Token, error, errors_as_json, guard};
+use crate::telemetry::metrics_answer;
+use crate::wire::agent::GpuStatus;
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// All routes; all but `/agent/health` ask for the token, where there is one.
+pub fn routes(shared: Arc<Shared>, agent_id: String, token: Option<Token>) -> Router {
+    let guarded = Router::new()
+        .route("/agent/uptime-since-last-ping", get(uptime))
+        .route("/agent/gpu-status", get(gpu_status))
+        .route("/metrics", get(metrics))
+        .with_state(shared);
+    let health = get(async move || Json(json!({ "status": "ok", "agent_id": agent_id })));
+    let routes = guard(guarded, token.into_iter().collect())
+        .route("/agent/health", health)
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"));
+    errors_as_json(routes)
+}
+
+#[derive(Deserialize)]
+struct Question {
+    since: Option<String>,
+    peek: Option<bool>,
+}
+
+async fn uptime(State(shared): State<Arc<Shared>>, Query(question): Query<Question>) -> Response {
+    let since = match question.since.map(|since| parse_since(&since)).transpose() {
+        Ok(since) => since,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, &wrong),
+    };
+    let peek = question.peek.unwrap_or(false);
+    let report = shared.watch().report(shared.now(), since, peek);
+    match report {
+        Ok(report) => {
+            if since.is_none() && !peek {
+                shared.window_begun.notify_one();
+            }
+            Json(report).into_response()
+        }
+        Err(wrong) => error(StatusCode::BAD_REQUEST, &wrong.to_string()),
+    }
+}
+
+/// A plus sign that was not escaped arrives as a space.
+fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
+    let parsed = DateTime::parse_from_rfc3339(&text.replace(' ', "+"));
+    parsed.map(|since| since.to_utc()).map_err(|_| {
+        format!(
+            "since={}: expected RFC 3339, such as 2026-01-01T00:00:00Z",
+            text.escape_debug()
+        )
+    })
+}
+
+async fn gpu_status(State(shared): State<Arc<Shared>>) -> Json<GpuStatus> {
+    Json(shared.watch().gpu_status(shared.now()))
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    metrics_answer(metrics_text(&shared))
+}
+
+#[expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    reason = "counts of GPUs and checks"
+)]
+fn metrics_text(shared: &Shared) -> prometheus::Result<String> {
+    let registry = Registry::new();
+    let gauge = |name: &str, help: &str| -> prometheus::Result<Gauge> {
+        let gauge = Gauge::new(name, help)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    };
+    let (status, hour, up) = {
+        let watch = shared.watch();
+        let now = shared.now();
+        (
+            watch.gpu_status(now),
+            watch.window(HOUR, now),
+            watch.is_up(now),
+        )
+    };
+    gauge("uptime_agent_up", "1 while enough GPUs are healthy.")?.set(f64::from(u8::from(up)));
+    let healthy = IntGauge::new("uptime_agent_gpus_healthy", "GPUs that are well.")?;
+    registry.register(Box::new(healthy.clone()))?;
+    healthy.set(status.gpu_count as i64);
+    gauge(
+        "uptime_agent_uptime_1h_percent",
+        "Uptime over the last hour.",
+    )?
+    .set(hour.uptime().get());
+    gauge("uptime_agent_checks_1h", "Checks in the last hour.")?.set(hour.checks_total as f64);
+    let by_device = GaugeVec::new(
+        Opts::new(
+            "uptime_agent_gpu_health",
+            "1 for a GPU that is well; health says why not.",
+        ),
+        &["gpu", "health"],
+    )?;
+    registry.register(Box::new(by_device.clone()))?;
+    for (index, device) in &status.devices {
+        let ok = f64::from(u8::from(device.health == OK));
+        by_device
+            .with_label_values(&[&index.to_string(), &device.health])
+            .set(ok);
+    }
+    TextEncoder::new().encode_to_string(&registry.gather())
+}

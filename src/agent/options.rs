@@ -1,0 +1,157 @@
+//! The agent's options (CONTRACT.md section 3).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::ensure;
+
+use super::AgentConfig;
+use super::checkpoint::CheckpointFile;
+use super::tracker::Rules;
+use crate::agent::probe::gpu::{GpuScript, GpuSource};
+use crate::net::server::Token;
+use crate::option_values::{AgentId, Count, ListenAddress};
+use crate::runner::config::checks::secret;
+use crate::units::Span;
+
+/// `uptime-runner agent`.
+#[derive(Debug, clap::Args)]
+pub struct AgentOptions {
+    /// Who this agent is
+    #[arg(long, value_name = "ID", env = "AGENT_ID")]
+    agent_id: AgentId,
+    /// Where it answers; beyond loopback needs a token, or --allow-unauthenticated
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "AGENT_LISTEN",
+        default_value = "127.0.0.1:8001"
+    )]
+    listen: ListenAddress,
+    /// Time between checks
+    #[arg(
+        long,
+        value_name = "T",
+        env = "AGENT_GPU_CHECK_INTERVAL_SECONDS",
+        default_value = "5s"
+    )]
+    check_interval: Span,
+    /// Transitions between up and down that are kept; the oldest are folded into a sum
+    #[arg(
+        long,
+        value_name = "N",
+        env = "AGENT_MAX_HISTORY_SIZE",
+        default_value = "10000"
+    )]
+    max_history: Count,
+    /// What survives a restart [default: uptime-agent-ID.json]
+    #[arg(long, value_name = "FILE", env = "AGENT_CHECKPOINT_FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Checks between two checkpoints; each change of state makes one, too
+    #[arg(
+        long,
+        value_name = "N",
+        env = "AGENT_CHECKPOINT_INTERVAL",
+        default_value = "100"
+    )]
+    checkpoint_every: Count,
+    /// nvml, or simulated:SCRIPT such as 'simulated:up 50s, lost 10s, hang 5s, none 3s', repeated
+    #[arg(long, value_name = "GPU", env = "AGENT_GPU", default_value = "nvml")]
+    gpu: Gpu,
+    /// NVIDIA's management library [default: the system's]
+    #[arg(long, value_name = "PATH", env = "AGENT_NVML_LIBRARY")]
+    nvml_library: Option<PathBuf>,
+    /// GPUs that must be healthy [default: those seen at the start, at least 1]
+    #[arg(long, value_name = "N", env = "AGENT_REQUIRE_GPUS")]
+    require_gpus: Option<Count>,
+    /// File with the bearer token that whoever asks must show (or the token itself in AGENT_TOKEN)
+    #[arg(long, value_name = "FILE", env = "AGENT_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Answer beyond loopback without a token
+    #[arg(long)]
+    allow_unauthenticated: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Gpu {
+    Nvml,
+    Simulated(GpuScript),
+}
+
+impl FromStr for Gpu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            None if text == "nvml" => Ok(Self::Nvml),
+            Some(("simulated", script)) => script.parse().map(Self::Simulated),
+            _ => Err("expected nvml, or simulated: and a script".to_owned()),
+        }
+    }
+}
+
+impl AgentOptions {
+    /// Checks what no single option tells.
+    ///
+    /// # Errors
+    /// Bad input, in a message that names the option and what would be accepted.
+    pub fn resolve(self) -> anyhow::Result<AgentConfig> {
+        let token = secret("--token-file", self.token_file, "AGENT_TOKEN")?;
+        let ListenAddress(listen) = self.listen;
+        check_exposure(
+            listen,
+            token.is_some() || self.allow_unauthenticated,
+            "AGENT_TOKEN",
+        )?;
+        let AgentId(agent_id) = self.agent_id;
+        let checkpoint = self.checkpoint.unwrap_or_else(|| {
+            let safe = |c: char| {
+                if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                    c
+                } else {
+                    '_'
+                }
+            };
+            format!(
+                "uptime-agent-{}.json",
+                agent_id.chars().map(safe).collect::<String>()
+            )
+            .into()
+        });
+        let count = |Count(n): Count| usize::try_from(n.get()).unwrap_or(usize::MAX);
+        Ok(AgentConfig {
+            gpu: match self.gpu {
+                Gpu::Nvml => GpuSource::Nvml(self.nvml_library),
+                Gpu::Simulated(script) => GpuSource::Simulated(script, Instant::now()),
+            },
+            listen,
+            token: token.as_deref().map(Token::new),
+            checkpoint: CheckpointFile::new(checkpoint, agent_id.clone()),
+            checkpoint_every: self.checkpoint_every.0.get(),
+            rules: Rules {
+                agent_id,
+                check_interval: self.check_interval.get(),
+                max_transitions: count(self.max_history),
+                require_gpus: self.require_gpus.map(count),
+            },
+        })
+    }
+}
+
+/// Whoever reaches an address beyond loopback must show a token, unless that was waived.
+///
+/// # Errors
+/// When neither is the case.
+pub(crate) fn check_exposure(
+    listen: SocketAddr,
+    allowed: bool,
+    variable: &str,
+) -> anyhow::Result<()> {
+    ensure!(
+        allowed || listen.ip().is_loopback(),
+        "--listen {listen}: everybody who reaches it could ask: expected a token (--token-file, {variable}), an address such as 127.0.0.1, or --allow-unauthenticated"
+    );
+    Ok(())
+}

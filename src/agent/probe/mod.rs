@@ -1,0 +1,5 @@
+//! Looking at GPUs, through a driver that may hang.
+
+pub mod gpu;
+pub mod nvml;
+pub mod prober;

@@ -1,0 +1,443 @@
+//! What an agent knows, and what it answers from it. Given instants and values only.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use super::checkpoint::{Note, Restored};
+use super::ledger::{Ledger, State, Window};
+use crate::agent::probe::gpu::Sighting;
+use crate::units::Percent;
+use crate::wire::agent::{GpuStatus, UptimeReport};
+
+/// How far another's clock may be ahead of ours: what it calls the past is then no error.
+const CLOCK_SKEW: TimeDelta = TimeDelta::minutes(5);
+
+/// How an agent watches.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Who it is.
+    pub agent_id: String,
+    /// The time between checks.
+    pub check_interval: Duration,
+    /// How many transitions are kept.
+    pub max_transitions: usize,
+    /// How many GPUs must be healthy; otherwise as many as were seen first, at least one.
+    pub require_gpus: Option<usize>,
+}
+
+impl Rules {
+    /// The longest time between two checks that still counts as watched.
+    #[must_use]
+    pub fn longest_gap(&self) -> Duration {
+        self.check_interval * 2
+    }
+}
+
+/// What an agent knows.
+#[derive(Debug)]
+pub struct Watch {
+    rules: Rules,
+    boot_id: Uuid,
+    ledger: Ledger,
+    /// The wall time of the agent's first start, as it follows from the wall time of this one: the
+    /// wall clock is asked only once, so that its jumps change nothing.
+    first_start: DateTime<Utc>,
+    window_begin: Duration,
+    pinged: bool,
+    required: Option<usize>,
+    last: Option<(Sighting, Duration)>,
+}
+
+/// A window that begins in the future, further than clocks differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("since={since} lies in the future: expected a time before {now}")]
+pub struct SinceInFuture {
+    since: DateTime<Utc>,
+    now: DateTime<Utc>,
+}
+
+impl Watch {
+    /// Begins at `wall`, or goes on with what was restored. Returns it with the time since the
+    /// agent's first start.
+    #[must_use]
+    pub fn begin(
+        rules: Rules,
+        boot_id: Uuid,
+        wall: DateTime<Utc>,
+        restored: Option<Restored>,
+    ) -> (Self, Duration) {
+        let mut ledger = Ledger::default();
+        let (mut window_begin, mut pinged) = (Duration::ZERO, false);
+        let mut since_first_start = Duration::ZERO;
+        if let Some(restored) = restored {
+            let note = restored.note;
+            // A clock that was set back meanwhile: no time has passed.
+            let away = (wall - note.wall).to_std().unwrap_or_default();
+            since_first_start = note.watched_until.saturating_add(away);
+            ledger = restored.ledger;
+            ledger.resume(since_first_start);
+            (window_begin, pinged) = (note.window_begin.min(since_first_start), note.pinged);
+        }
+        let first_start = back(wall, since_first_start);
+        let required = rules.require_gpus;
+        let watch = Self {
+            rules,
+            boot_id,
+            ledger,
+            first_start,
+            window_begin,
+            pinged,
+            required,
+            last: None,
+        };
+        (watch, since_first_start)
+    }
+
+    /// A check that began at `at` found this. Returns whether the state is another than before.
+    pub fn checked(&mut self, at: Duration, sighting: Sighting) -> bool {
+        let healthy = sighting.healthy();
+        if self.required.is_none() && !sighting.devices.is_empty() {
+            self.required = Some(sighting.devices.len());
+        }
+        let state = if healthy >= self.required.unwrap_or(1).max(1) {
+            State::Up
+        } else {
+            State::Down
+        };
+        let gap = self.rules.longest_gap();
+        let changed = self
+            .ledger
+            .observe(at, state, gap, self.rules.max_transitions);
+        self.last = Some((sighting, at));
+        changed
+    }
+
+    /// The answer to a ping at `now`. Without `since` it is for the window since the last such one,
+    /// and starts another unless it only peeks.
+    ///
+    /// # Errors
+    /// When `since` lies in the future, further than clocks differ.
+    pub fn report(
+        &mut self,
+        now: Duration,
+        since: Option<DateTime<Utc>>,
+        peek: bool,
+    ) -> Result<UptimeReport, SinceInFuture> {
+        let timestamp = self.wall(now);
+        let length = match since {
+            None => now.saturating_sub(self.window_begin),
+            Some(since) if since > timestamp + CLOCK_SKEW => {
+                return Err(SinceInFuture {
+                    since,
+                    now: timestamp,
+                });
+            }
+            Some(since) => (timestamp - since).to_std().unwrap_or_default(),
+        };
+        let window = self.window(length, now);
+        let first_ping = since.is_none() && !self.pinged;
+        if since.is_none() && !peek {
+            self.window_begin = now;
+            self.pinged = true;
+        }
+        Ok(UptimeReport {
+            agent_id: self.rules.agent_id.clone(),
+            uptime_percent: match (window.length, self.is_up(now)) {
+                // A window of no length says what is now.
+                (Duration::ZERO, true) => Percent::FULL,
+                _ => window.uptime(),
+            },
+            window_seconds: window.length.as_secs_f64(),
+            since: back(timestamp, length),
+            timestamp,
+            first_ping,
+            gpu_available: self.is_up(now),
+            gpu_count: self
+                .last
+                .as_ref()
+                .map_or(0, |(sighting, _)| sighting.healthy()),
+            checks_total: window.checks_total,
+            checks_available: window.checks_available,
+            boot_id: self.boot_id,
+        })
+    }
+
+    /// The window of this length that ends at `now`.
+    #[must_use]
+    pub fn window(&self, length: Duration, now: Duration) -> Window {
+        self.ledger.window(length, now, self.rules.longest_gap())
+    }
+
+    /// All GPUs at the last check.
+    #[must_use]
+    pub fn gpu_status(&self, now: Duration) -> GpuStatus {
+        let Some((sighting, at)) = &self.last else {
+            return GpuStatus {
+                status: "not checked yet".to_owned(),
+                timestamp: self.wall(now),
+                gpu_count: 0,
+                devices: std::collections::BTreeMap::new(),
+            };
+        };
+        let devices = sighting
+            .devices
+            .iter()
+            .map(|device| (device.device_id, device.clone()));
+        GpuStatus {
+            status: self.describe(sighting, now),
+            timestamp: self.wall(*at),
+            gpu_count: sighting.healthy(),
+            devices: devices.collect(),
+        }
+    }
+
+    fn describe(&self, sighting: &Sighting, now: Duration) -> String {
+        let required = self.required.unwrap_or(1);
+        if self.is_up(now) {
+            "available".to_owned()
+        } else if self.ledger.seen() == Some(State::Up) {
+            "the next check is overdue".to_owned()
+        } else if sighting.problem.is_none() && sighting.devices.len() < required {
+            format!("{sighting}, {required} required")
+        } else {
+            sighting.to_string()
+        }
+    }
+
+    /// Whether the last check, if it is not overdue, found enough GPUs healthy.
+    #[must_use]
+    pub fn is_up(&self, now: Duration) -> bool {
+        let overdue = now.saturating_sub(self.ledger.watched_until()) > self.rules.longest_gap();
+        self.ledger.seen() == Some(State::Up) && !overdue
+    }
+
+    /// What a checkpoint keeps.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// How far the watch has come.
+    #[must_use]
+    pub fn note(&self) -> Note {
+        let watched_until = self.ledger.watched_until();
+        Note {
+            boot_id: self.boot_id,
+            watched_until,
+            wall: self.wall(watched_until),
+            checks_so_far: self.ledger.checks_so_far(),
+            window_begin: self.window_begin,
+            pinged: self.pinged,
+        }
+    }
+
+    fn wall(&self, at: Duration) -> DateTime<Utc> {
+        TimeDelta::from_std(at)
+            .ok()
+            .and_then(|at| self.first_start.checked_add_signed(at))
+            .unwrap_or(DateTime::<Utc>::MAX_UTC)
+    }
+}
+
+fn back(from: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
+    TimeDelta::from_std(by)
+        .ok()
+        .and_then(|by| from.checked_sub_signed(by))
+        .unwrap_or(DateTime::<Utc>::MIN_UTC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::probe::gpu::OK;
+    use crate::wire::agent::GpuDevice;
+    use proptest::prelude::*;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn wall(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    fn rules(require_gpus: Option<usize>) -> Rules {
+        Rules {
+            agent_id: "agent-001".into(),
+            check_interval: INTERVAL,
+            max_transitions: 100,
+            require_gpus,
+        }
+    }
+
+    fn sighting(healths: &[&str]) -> Sighting {
+        let device = |(index, health): (usize, &&str)| GpuDevice {
+            device_id: index as u32,
+            health: (*health).to_owned(),
+            ..GpuDevice::default()
+        };
+        Sighting {
+            devices: healths.iter().enumerate().map(device).collect(),
+            problem: None,
+        }
+    }
+
+    fn begin(restored: Option<Restored>, at: i64) -> (Watch, Duration) {
+        Watch::begin(rules(None), Uuid::from_u128(7), wall(at), restored)
+    }
+
+    /// Checks at each interval from `from` until before `to`.
+    fn watch_over(watch: &mut Watch, from: u64, to: u64, health: &str) {
+        for at in (from..to).step_by(5) {
+            watch.checked(s(at), sighting(&[health]));
+        }
+    }
+
+    /// The process ends and is started again at this wall time.
+    fn restart(watch: &Watch, at: i64) -> (Watch, Duration) {
+        let restored = Restored {
+            ledger: watch.ledger().clone(),
+            note: watch.note(),
+        };
+        begin(Some(restored), at)
+    }
+
+    #[test]
+    fn a_ping_answers_for_the_time_since_the_last_one() {
+        let (mut watch, start) = begin(None, 0);
+        assert_eq!(start, Duration::ZERO);
+        watch_over(&mut watch, 0, 50, OK);
+        watch_over(&mut watch, 50, 60, "lost");
+        watch_over(&mut watch, 60, 120, OK);
+        let first = watch.report(s(60), None, false).unwrap();
+        assert!(first.first_ping);
+        assert_eq!((first.since, first.timestamp), (wall(0), wall(60)));
+        assert!((first.uptime_percent.get() - 50.0 / 0.6).abs() < 1e-9);
+        let peeked = watch.report(s(119), None, true).unwrap();
+        let second = watch.report(s(119), None, false).unwrap();
+        assert_eq!(peeked, second);
+        assert!(!second.first_ping);
+        assert_eq!(
+            (second.window_seconds, second.uptime_percent.get()),
+            (59.0, 100.0)
+        );
+        assert_eq!(
+            watch.report(s(120), None, false).unwrap().window_seconds,
+            1.0
+        );
+    }
+
+    #[test]
+    fn since_answers_out_of_the_ledger_and_disturbs_nobody() {
+        let (mut watch, _) = begin(None, 0);
+        watch_over(&mut watch, 0, 50, OK);
+        watch_over(&mut watch, 50, 100, "lost");
+        let report = watch.report(s(100), Some(wall(40)), false).unwrap();
+        assert_eq!((report.window_seconds, report.since), (60.0, wall(40)));
+        assert!((report.uptime_percent.get() - 10.0 / 0.6).abs() < 1e-9);
+        assert_eq!(watch.report(s(100), Some(wall(40)), false).unwrap(), report);
+        let before_the_start = watch.report(s(100), Some(wall(-100)), false).unwrap();
+        assert_eq!(before_the_start.uptime_percent.get(), 25.0);
+        let ahead = watch.report(s(100), Some(wall(130)), false).unwrap();
+        assert_eq!(
+            (ahead.window_seconds, ahead.uptime_percent.get()),
+            (0.0, 0.0)
+        );
+        assert!(watch.report(s(100), Some(wall(401)), false).is_err());
+        assert!(watch.report(s(100), None, false).unwrap().first_ping);
+    }
+
+    #[test]
+    fn a_restart_continues_and_its_gap_is_unwatched() {
+        let (mut watch, _) = begin(None, 0);
+        watch_over(&mut watch, 0, 100, OK);
+        let _ = watch.report(s(90), None, false);
+        // Killed at 97, back at 195: the last check was at 95.
+        let (mut watch, start) = restart(&watch, 195);
+        assert_eq!(start, s(195));
+        for at in (195..=295).step_by(5) {
+            watch.checked(s(at), sighting(&[OK]));
+        }
+        let whole = watch.report(s(295), Some(wall(0)), false).unwrap();
+        assert!((whole.uptime_percent.get() - 195.0 / 2.95).abs() < 1e-9);
+        let window = watch.report(s(295), None, false).unwrap();
+        assert!(!window.first_ping, "the window of the last ping goes on");
+        assert_eq!((window.since, window.window_seconds), (wall(90), 205.0));
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_between_starts_creates_no_uptime() {
+        for (back_at, start) in [(-3600, 95), (3695, 3695)] {
+            let (mut watch, _) = begin(None, 0);
+            watch_over(&mut watch, 0, 100, OK);
+            let (mut watch, began) = restart(&watch, back_at);
+            assert_eq!(began, s(start));
+            watch.checked(began, sighting(&[OK]));
+            watch.checked(began + s(5), sighting(&[OK]));
+            let report = watch.report(began + s(5), None, false).unwrap();
+            let up = report.uptime_percent.get() / 100.0 * report.window_seconds;
+            assert!((up - 100.0).abs() < 1e-6, "{up}");
+            assert_eq!(report.timestamp, wall(back_at + 5));
+        }
+    }
+
+    #[test]
+    fn as_many_gpus_must_be_healthy_as_were_seen_first() {
+        let (mut watch, _) = begin(None, 0);
+        watch.checked(s(0), Sighting::nothing("no driver"));
+        assert!(!watch.is_up(s(0)));
+        watch.checked(s(5), sighting(&[OK, OK]));
+        assert!(watch.is_up(s(5)));
+        watch.checked(s(10), sighting(&[OK, "xid 79"]));
+        assert!(!watch.is_up(s(10)));
+        assert_eq!(
+            watch.gpu_status(s(10)).status,
+            "1 of 2 GPUs ok, GPU 1 xid 79"
+        );
+        assert_eq!(watch.gpu_status(s(10)).gpu_count, 1);
+        watch.checked(s(15), sighting(&[OK]));
+        assert!(!watch.is_up(s(15)), "one fell off the bus");
+
+        let (mut watch, _) = Watch::begin(rules(Some(1)), Uuid::nil(), wall(0), None);
+        watch.checked(s(0), sighting(&["lost", OK]));
+        assert!(watch.is_up(s(0)));
+        assert!(!watch.is_up(s(11)), "the next check is overdue");
+    }
+
+    proptest! {
+        /// Any script of up, lost and restarts that changes at checks is measured exactly.
+        #[test]
+        fn scripts_are_measured_exactly(
+            script in prop::collection::vec((1..40_u64, any::<bool>(), prop::option::weighted(0.2, 1..100_u64)), 1..30),
+        ) {
+            let (mut watch, mut at) = begin(None, 0);
+            let mut up = 0;
+            let mut end = 0;
+            for (checks, is_up, away) in script {
+                let health = if is_up { OK } else { "lost" };
+                for _ in 0..checks {
+                    watch.checked(at, sighting(&[health]));
+                    at += INTERVAL;
+                    up += u64::from(is_up) * 5;
+                }
+                if let Some(away) = away {
+                    // What the last check saw is known until that check only.
+                    let known = watch.note().watched_until;
+                    up -= u64::from(is_up) * 5;
+                    let wall_now = wall((known.as_secs() + away).cast_signed());
+                    let restored = Restored { ledger: watch.ledger().clone(), note: watch.note() };
+                    (watch, at) = Watch::begin(rules(Some(1)), Uuid::nil(), wall_now, Some(restored));
+                    prop_assert_eq!(at, known + s(away));
+                }
+                end = at.as_secs();
+            }
+            let report = watch.report(s(end), Some(wall(0)), false).unwrap();
+            let got = report.uptime_percent.get() / 100.0 * report.window_seconds;
+            prop_assert!((got - up as f64).abs() < 1e-3, "{} of {} in {}", got, up, end);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! One way to do HTTP for all parts: the client, the server, and the credentials of both.
+
+pub mod client;
+pub mod server;

@@ -1,0 +1,175 @@
+//! Values as they are typed, each with a message that says what would be accepted.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZeroU64;
+use std::str::FromStr;
+
+use url::Url;
+
+use crate::money::Wei;
+use crate::units::JobsPerMinute;
+use crate::wire::agent::is_agent_id;
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl FromStr for OutputFormat {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("expected text or json"),
+        }
+    }
+}
+
+/// The base rate, from 1 to [`JobsPerMinute::MAX`].
+#[derive(Debug, Clone, Copy)]
+pub struct BaseRate(pub(crate) JobsPerMinute);
+
+impl FromStr for BaseRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let jobs = text
+            .trim()
+            .parse()
+            .ok()
+            .filter(|&n| n > 0 && n <= JobsPerMinute::MAX.get());
+        jobs.map(|jobs| Self(JobsPerMinute::new(jobs)))
+            .ok_or_else(|| {
+                format!(
+                    "expected whole jobs per minute from 1 to {}",
+                    JobsPerMinute::MAX
+                )
+            })
+    }
+}
+
+/// An amount of wei that may be spent, over 0.
+#[derive(Debug, Clone)]
+pub struct Budget(pub(crate) Wei);
+
+impl FromStr for Budget {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let budget = text.parse().ok();
+        budget
+            .filter(|budget: &Wei| !budget.is_negative() && !budget.is_zero())
+            .map(Self)
+            .ok_or("expected a whole number of wei over 0, of at most 256 bits")
+    }
+}
+
+/// A whole number over 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Count(pub(crate) NonZeroU64);
+
+impl FromStr for Count {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.trim()
+            .parse()
+            .map(Self)
+            .map_err(|_| "expected a whole number over 0")
+    }
+}
+
+/// A whole number from 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Whole(pub(crate) u64);
+
+impl FromStr for Whole {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.trim()
+            .parse()
+            .map(Self)
+            .map_err(|_| "expected a whole number from 0")
+    }
+}
+
+/// An http or https address with a host, and without what does not belong there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpUrl(pub(crate) Url);
+
+impl FromStr for HttpUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let expected = "expected http://HOST[:PORT] or https://HOST[:PORT], with or without a path";
+        let url = Url::parse(text.trim()).map_err(|error| format!("{error}; {expected}"))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(expected.to_owned());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                "credentials do not belong in an address, give them as a token file".into(),
+            );
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(format!("{expected}, but no ? or #"));
+        }
+        Ok(Self(url))
+    }
+}
+
+/// An address to listen at.
+#[derive(Debug, Clone, Copy)]
+pub struct ListenAddress(pub SocketAddr);
+
+impl FromStr for ListenAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut addresses = text.trim().to_socket_addrs().into_iter().flatten();
+        addresses
+            .next()
+            .map(Self)
+            .ok_or("expected ADDRESS:PORT, such as 127.0.0.1:9100")
+    }
+}
+
+/// A name that can stand in a path and on a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentId(pub(crate) String);
+
+impl FromStr for AgentId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let id = text.trim();
+        if is_agent_id(id) {
+            Ok(Self(id.to_owned()))
+        } else {
+            Err("expected an agent's ID: up to 256 bytes, no control characters, not . or ..")
+        }
+    }
+}
+
+/// The weight of a capability in the random choice, over 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight(pub(crate) f64);
+
+impl FromStr for Weight {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let weight = text.parse().ok().filter(|&w: &f64| w > 0.0 && w <= 1e9);
+        weight
+            .map(Self)
+            .ok_or("expected a weight over 0, up to 1e9")
+    }
+}

@@ -1,0 +1,299 @@
+//! What the dashboard shows: totals, and one page of agents with their uptimes and last pings.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::ping_system::store::{Known, Store, StoreError, Sum};
+use crate::units::Percent;
+use crate::wire::ping_system::served::{Agent, Ping, Status};
+
+/// Agents on a page at most.
+const MAX_ROWS: usize = 100;
+/// Pings in an agent's strip.
+const STRIP: usize = 30;
+
+/// Which agents, in which order.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Question {
+    /// By what they are sorted.
+    pub sort: Sort,
+    /// The other way round.
+    pub descending: bool,
+    /// Only those whose name, address, capabilities or metadata contain this.
+    pub filter: String,
+    /// Only those of this status.
+    pub status: Option<Status>,
+    /// How many to leave out.
+    pub offset: usize,
+    /// How many to tell, at most 100.
+    pub limit: Option<usize>,
+}
+
+/// What agents can be sorted by; where they are equal, by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sort {
+    /// Name.
+    #[default]
+    Agent,
+    /// Unreachable ones first.
+    Status,
+    /// The last ping's uptime.
+    Last,
+    /// Uptime over the last hour.
+    #[serde(rename = "uptime_1h")]
+    Hour,
+    /// Uptime over the last 24 hours.
+    #[serde(rename = "uptime_24h")]
+    Day,
+    /// Uptime over the last 7 days.
+    #[serde(rename = "uptime_7d")]
+    Week,
+    /// Ping interval.
+    Interval,
+    /// Next ping.
+    Next,
+}
+
+/// Mean uptimes; null where no ping speaks for any time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+struct Uptimes {
+    #[serde(rename = "uptime_1h")]
+    hour: Option<Percent>,
+    #[serde(rename = "uptime_24h")]
+    day: Option<Percent>,
+    #[serde(rename = "uptime_7d")]
+    week: Option<Percent>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    agent: Agent,
+    #[serde(flatten)]
+    uptimes: Uptimes,
+    recent: Vec<Ping>,
+}
+
+/// How many agents there are, how they are, and how much was asked of them.
+#[must_use]
+pub fn totals(known: &[Known], now: DateTime<Utc>) -> Value {
+    let count = |fits: fn(&Agent, DateTime<Utc>) -> bool| {
+        known.iter().filter(|known| fits(&known.agent, now)).count()
+    };
+    json!({
+        "timestamp": now,
+        "agents": known.len(),
+        "active": count(|agent, _| agent.status == Status::Active),
+        "unreachable": count(|agent, _| agent.status == Status::Unreachable),
+        "due": count(|agent, now| agent.next_ping_at <= now),
+        "poor": count(|agent, _| agent.consecutive_poor_uptime > 0),
+        "never_pinged": count(|agent, _| agent.total_pings == 0),
+        "total_pings": known.iter().map(|known| known.agent.total_pings).sum::<u64>(),
+    })
+}
+
+/// One page of agents.
+///
+/// # Errors
+/// When the store does not work.
+pub async fn rows(
+    store: &dyn Store,
+    question: &Question,
+    uptime_threshold: Percent,
+    now: DateTime<Utc>,
+) -> Result<Value, StoreError> {
+    let known = store.agents(None).await?;
+    let totals = totals(&known, now);
+    let mut known: Vec<Known> = known
+        .into_iter()
+        .filter(|known| question.fits(&known.agent))
+        .collect();
+    let count = known.len();
+    let by_uptime = matches!(question.sort, Sort::Hour | Sort::Day | Sort::Week);
+    let mut uptimes = if by_uptime {
+        uptimes(store, None, now).await?
+    } else {
+        HashMap::new()
+    };
+    known.sort_by(|a, b| {
+        let of = |known: &Known| uptimes.get(&known.key).copied().unwrap_or_default();
+        question.order((&a.agent, of(a)), (&b.agent, of(b)))
+    });
+    let limit = question.limit.unwrap_or(MAX_ROWS).min(MAX_ROWS);
+    let page: Vec<Known> = known
+        .into_iter()
+        .skip(question.offset)
+        .take(limit)
+        .collect();
+    if !by_uptime && !page.is_empty() {
+        let keys: Vec<i64> = page.iter().map(|known| known.key).collect();
+        uptimes = self::uptimes(store, Some(&keys), now).await?;
+    }
+    let mut rows = Vec::with_capacity(page.len());
+    for Known { key, agent, .. } in page {
+        rows.push(Row {
+            recent: store.latest(key, STRIP).await?,
+            uptimes: uptimes.get(&key).copied().unwrap_or_default(),
+            agent,
+        });
+    }
+    Ok(json!({
+        "timestamp": now,
+        "agents": rows,
+        "count": count,
+        "totals": totals,
+        "uptime_threshold": uptime_threshold,
+    }))
+}
+
+async fn uptimes(
+    store: &dyn Store,
+    keys: Option<&[i64]>,
+    now: DateTime<Utc>,
+) -> Result<HashMap<i64, Uptimes>, StoreError> {
+    let mut all: HashMap<i64, Uptimes> = HashMap::new();
+    for hours in [1, 24, 7 * 24] {
+        let mut sums: HashMap<i64, Sum> = HashMap::new();
+        for (key, part) in store
+            .sums_since(now - TimeDelta::hours(hours), keys)
+            .await?
+        {
+            let sum = sums.entry(key).or_default();
+            sum.up_seconds += part.up_seconds;
+            sum.covered_seconds += part.covered_seconds;
+        }
+        for (key, sum) in sums {
+            let uptimes = all.entry(key).or_default();
+            let slot = match hours {
+                1 => &mut uptimes.hour,
+                24 => &mut uptimes.day,
+                _ => &mut uptimes.week,
+            };
+            *slot = sum.uptime();
+        }
+    }
+    Ok(all)
+}
+
+impl Question {
+    fn fits(&self, agent: &Agent) -> bool {
+        let wanted = self.filter.trim().to_lowercase();
+        let holds = |text: &str| text.to_lowercase().contains(&wanted);
+        self.status.is_none_or(|status| agent.status == status)
+            && (wanted.is_empty()
+                || holds(&agent.agent_id)
+                || holds(&agent.agent_url)
+                || agent.capabilities.iter().any(|name| holds(name))
+                || holds(&Value::from(agent.metadata.clone()).to_string()))
+    }
+
+    fn order(
+        &self,
+        (a, a_uptimes): (&Agent, Uptimes),
+        (b, b_uptimes): (&Agent, Uptimes),
+    ) -> Ordering {
+        let number = |a: Option<Percent>, b: Option<Percent>| self.known_first(a, b);
+        let order = match self.sort {
+            Sort::Agent => self.turn(a.agent_id.cmp(&b.agent_id)),
+            Sort::Status => {
+                self.turn((a.status == Status::Active).cmp(&(b.status == Status::Active)))
+            }
+            Sort::Last => number(a.last_uptime_percent, b.last_uptime_percent),
+            Sort::Hour => number(a_uptimes.hour, b_uptimes.hour),
+            Sort::Day => number(a_uptimes.day, b_uptimes.day),
+            Sort::Week => number(a_uptimes.week, b_uptimes.week),
+            Sort::Interval => {
+                self.turn(a.ping_interval_minutes.total_cmp(&b.ping_interval_minutes))
+            }
+            Sort::Next => self.turn(a.next_ping_at.cmp(&b.next_ping_at)),
+        };
+        order.then_with(|| a.agent_id.cmp(&b.agent_id))
+    }
+
+    /// What is not known comes last in both directions.
+    fn known_first(&self, a: Option<Percent>, b: Option<Percent>) -> Ordering {
+        match (a, b) {
+            (Some(a), Some(b)) => self.turn(a.get().total_cmp(&b.get())),
+            (a, b) => b.is_some().cmp(&a.is_some()),
+        }
+    }
+
+    fn turn(&self, order: Ordering) -> Ordering {
+        if self.descending {
+            order.reverse()
+        } else {
+            order
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ping_system::testing::known;
+
+    fn agent(id: &str, last: Option<f64>, status: Status) -> Agent {
+        Agent {
+            last_uptime_percent: last.map(|last| Percent::new(last).unwrap()),
+            status,
+            ..known(id).agent
+        }
+    }
+
+    fn sorted(question: &Question, mut agents: Vec<Agent>) -> Vec<String> {
+        agents.sort_by(|a, b| question.order((a, Uptimes::default()), (b, Uptimes::default())));
+        agents.into_iter().map(|agent| agent.agent_id).collect()
+    }
+
+    #[test]
+    fn agents_are_sorted_with_the_unknown_last() {
+        let agents = || {
+            vec![
+                agent("c", Some(99.5), Status::Active),
+                agent("a", None, Status::Unreachable),
+                agent("d", Some(12.0), Status::Active),
+                agent("b", Some(99.5), Status::Active),
+            ]
+        };
+        for (sort, descending, order) in [
+            (Sort::Agent, false, ["a", "b", "c", "d"]),
+            (Sort::Agent, true, ["d", "c", "b", "a"]),
+            (Sort::Last, false, ["d", "b", "c", "a"]),
+            (Sort::Last, true, ["b", "c", "d", "a"]),
+            (Sort::Status, false, ["a", "b", "c", "d"]),
+        ] {
+            let question = Question {
+                sort,
+                descending,
+                ..Question::default()
+            };
+            assert_eq!(sorted(&question, agents()), order, "{sort:?}");
+        }
+    }
+
+    #[test]
+    fn the_filter_looks_at_all_that_is_said_of_an_agent() {
+        let mut agent = agent("Agent-001", None, Status::Active);
+        agent.capabilities = vec!["text-to-image".to_owned()];
+        agent.metadata.insert("region".to_owned(), json!("eu-West"));
+        let fits = |filter: &str, status| {
+            let question = Question {
+                filter: filter.to_owned(),
+                status,
+                ..Question::default()
+            };
+            question.fits(&agent)
+        };
+        for good in ["", "agent-0", "8001", "IMAGE", "eu-west", " 001 "] {
+            assert!(fits(good, None), "{good}");
+        }
+        assert!(!fits("agent-002", None));
+        assert!(fits("", Some(Status::Active)) && !fits("", Some(Status::Unreachable)));
+    }
+}

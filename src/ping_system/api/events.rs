@@ -1,0 +1,30 @@
+//! New pings as server-sent events, for the dashboard and for programs.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::Receiver;
+
+use crate::ping_system::feed::Told;
+
+/// The longest silence, so that whoever listens finds out that the connection is lost.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Tells each ping as an event `ping` until the channel closes, or the client falls too far
+/// behind; then the stream ends, and the client must ask anew. `place` is held for as long.
+#[must_use]
+pub fn answer(pings: Receiver<Told>, place: OwnedSemaphorePermit) -> Response {
+    let events = stream::unfold((pings, place), async |(mut pings, place)| {
+        let told = pings.recv().await.ok()?;
+        // All of it has a JSON form.
+        let event = Event::default().event("ping").json_data(&*told).ok()?;
+        Some((Ok::<_, Infallible>(event), (pings, place)))
+    });
+    Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(HEARTBEAT))
+        .into_response()
+}

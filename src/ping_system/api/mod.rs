@@ -1,0 +1,334 @@
+//! The ping system's routes (CONTRACT.md section 2).
+
+mod dashboard;
+mod events;
+mod history;
+mod registration;
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use axum::body::{Bytes, to_bytes};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use chrono::Utc;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use self::dashboard::Question;
+use self::history::history;
+use crate::net::server::{Token, error, errors_as_json, guard};
+use crate::ping_system::address_policy::Reach;
+use crate::ping_system::client::whole_micros;
+use crate::ping_system::evaluate::Rules;
+use crate::ping_system::feed::{Feed, Topic};
+use crate::ping_system::metrics::Metrics;
+use crate::ping_system::pinger::{NoPing, Pinger};
+use crate::ping_system::store::{Known, Registration, Store, StoreError};
+use crate::telemetry::metrics_answer;
+use crate::wire::ping_system::served::{Agent, Ping};
+
+/// Event streams at once; each holds a connection.
+pub const MAX_STREAMS: usize = 512;
+/// The longest path and query; an agent's name is up to 256 bytes, three times that when escaped.
+const MAX_PATH_BYTES: usize = 4 << 10;
+/// The longest that a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The dashboard, in the colours that all pages have.
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let colours = include_str!("../../palette.css");
+    include_str!("dashboard.html").replacen("/* palette */", colours, 1)
+});
+
+/// What the routes work with.
+pub struct Core {
+    /// Remembers.
+    pub store: Arc<dyn Store>,
+    /// Asks agents.
+    pub pinger: Arc<Pinger>,
+    /// Tells of new pings.
+    pub feed: Arc<Feed>,
+    /// Where agents may be.
+    pub reach: Reach,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// What intervals begin with.
+    pub rules: Rules,
+    /// How much history there can be.
+    pub retention: Duration,
+    /// The bound on event streams.
+    pub streams: Arc<Semaphore>,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, Default)]
+pub struct Tokens {
+    /// For the calls that change something; it can read, too.
+    pub write: Option<Token>,
+    /// For the calls that only read; everybody may where there is none.
+    pub read: Option<Token>,
+}
+
+/// All routes; the page and `/health` are open to everybody and tell nothing of any agent.
+pub fn routes(core: Arc<Core>, tokens: Tokens) -> Router {
+    let readers: Vec<Token> = match tokens.read {
+        Some(read) => tokens.write.iter().cloned().chain([read]).collect(),
+        None => Vec::new(),
+    };
+    let reading = Router::new()
+        .route("/ping-system/agents", get(agents))
+        .route("/ping-system/agents/due-for-ping", get(due_for_ping))
+        .route("/ping-system/agents/{agent_id}", get(agent))
+        .route("/ping-system/agents/{agent_id}/history", get(history))
+        .route("/ping-system/agents/{agent_id}/events", get(agent_events))
+        .route("/ping-system/events", get(all_events))
+        .route("/ping-system/dashboard", get(totals))
+        .route("/ping-system/dashboard/agents", get(rows))
+        .route("/metrics", get(metrics))
+        .with_state(Arc::clone(&core));
+    let writing = Router::new()
+        .route("/ping-system/agents/register", post(register))
+        .route("/ping-system/agents/{agent_id}", delete(remove))
+        .route("/ping-system/agents/{agent_id}/ping", post(ping))
+        .with_state(Arc::clone(&core));
+    let open = Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .with_state(core);
+    let routes = guard(reading, readers)
+        .merge(guard(writing, tokens.write.into_iter().collect()))
+        .merge(open)
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
+        .method_not_allowed_fallback(async || {
+            error(StatusCode::METHOD_NOT_ALLOWED, "no such method here")
+        })
+        .layer(middleware::from_fn(bound_path));
+    errors_as_json(routes)
+}
+
+async fn bound_path(request: Request, next: Next) -> Response {
+    let length = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len());
+    if length > MAX_PATH_BYTES {
+        return error(StatusCode::URI_TOO_LONG, "expected a path of up to 4 KiB");
+    }
+    next.run(request).await
+}
+
+/// What goes wrong, and the status that tells so.
+pub(super) enum Problem {
+    BadRequest(String),
+    NoAgent,
+    TooLarge,
+    TooSlow,
+    Conflict(String),
+    TooManyStreams,
+    Unavailable,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        match self {
+            Self::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
+            Self::NoAgent => error(StatusCode::NOT_FOUND, "no agent of that name"),
+            Self::TooLarge => error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "expected a body of up to 64 KiB",
+            ),
+            Self::TooSlow => error(StatusCode::REQUEST_TIMEOUT, "expected a body within 10s"),
+            Self::Conflict(text) => error(StatusCode::CONFLICT, &text),
+            Self::TooManyStreams => error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many event streams: ask from time to time instead",
+            ),
+            Self::Unavailable => error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the database does not work at this moment, the log tells why",
+            ),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!("a request cannot be answered: {error}");
+        Self::Unavailable
+    }
+}
+
+impl From<NoPing> for Problem {
+    fn from(no_ping: NoPing) -> Self {
+        match no_ping {
+            NoPing::Unknown => Self::NoAgent,
+            NoPing::Taken | NoPing::Lost => Self::Conflict(no_ping.to_string()),
+            NoPing::NotStored(_) => Self::Unavailable,
+            NoPing::Store(error) => error.into(),
+        }
+    }
+}
+
+pub(super) type Answer<T> = Result<T, Problem>;
+
+async fn page() -> Response {
+    // The page runs its own script and asks nobody but us.
+    let policy = "default-src 'none'; connect-src 'self'; img-src data:; \
+        style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; \
+        form-action 'none'; frame-ancestors 'none'";
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, Html(PAGE.as_str())).into_response()
+}
+
+async fn health(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
+    core.store.check().await?;
+    Ok(Json(json!({ "status": "ok" })))
+}
+
+async fn metrics(State(core): State<Arc<Core>>) -> Answer<Response> {
+    let known = core.store.agents(None).await?;
+    let text = core.metrics.text(known.iter().map(|known| &known.agent));
+    Ok(metrics_answer(text))
+}
+
+#[derive(Serialize)]
+struct Agents {
+    agents: Vec<Agent>,
+    count: usize,
+}
+
+impl From<Vec<Known>> for Agents {
+    fn from(known: Vec<Known>) -> Self {
+        Self {
+            count: known.len(),
+            agents: known.into_iter().map(|known| known.agent).collect(),
+        }
+    }
+}
+
+async fn agents(State(core): State<Arc<Core>>) -> Answer<Json<Agents>> {
+    Ok(Json(core.store.agents(None).await?.into()))
+}
+
+async fn due_for_ping(State(core): State<Arc<Core>>) -> Answer<Json<Agents>> {
+    Ok(Json(core.store.agents(Some(Utc::now())).await?.into()))
+}
+
+async fn agent(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Agent>> {
+    Ok(Json(find(&core, &agent_id).await?.agent))
+}
+
+pub(super) async fn find(core: &Core, agent_id: &str) -> Answer<Known> {
+    // What can be no name is not looked for: a database may refuse to.
+    if agent_id.contains('\0') {
+        return Err(Problem::NoAgent);
+    }
+    core.store.agent(agent_id).await?.ok_or(Problem::NoAgent)
+}
+
+async fn register(State(core): State<Arc<Core>>, request: Request) -> Answer<Json<Agent>> {
+    let body = body(request).await?;
+    let form = registration::read(&body).map_err(|wrong| Problem::BadRequest(wrong.to_string()))?;
+    let url = core
+        .reach
+        .check_registration(&form.agent_url)
+        .await
+        .map_err(|refused| Problem::BadRequest(refused.to_string()))?;
+    let new = Registration {
+        agent_id: form.agent_id,
+        agent_url: url.as_str().trim_end_matches('/').to_owned(),
+        capabilities: form.capabilities,
+        metadata: form.metadata,
+        at: whole_micros(Utc::now()),
+        interval: core.rules.interval.base,
+    };
+    let known = core.store.register(&new).await?;
+    tracing::info!(
+        agent = known.agent.agent_id,
+        url = known.agent.agent_url,
+        "registered"
+    );
+    core.pinger.wake.notify_one();
+    Ok(Json(known.agent))
+}
+
+async fn body(request: Request) -> Answer<Bytes> {
+    let read = to_bytes(request.into_body(), registration::MAX_BODY_BYTES);
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => Err(Problem::TooLarge),
+        Err(_) => Err(Problem::TooSlow),
+    }
+}
+
+async fn remove(
+    State(core): State<Arc<Core>>,
+    Path(agent_id): Path<String>,
+) -> Answer<Json<Value>> {
+    find(&core, &agent_id).await?;
+    if !core.store.remove(&agent_id).await? {
+        return Err(Problem::NoAgent);
+    }
+    core.feed.forget(&agent_id);
+    tracing::info!(agent = agent_id, "removed");
+    Ok(Json(json!({ "agent_id": agent_id, "removed": true })))
+}
+
+async fn ping(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Ping>> {
+    find(&core, &agent_id).await?;
+    Ok(Json(core.pinger.ping_now(&agent_id).await?))
+}
+
+async fn agent_events(
+    State(core): State<Arc<Core>>,
+    Path(agent_id): Path<String>,
+) -> Answer<Response> {
+    // First, so that whoever is told that the stream has begun misses no ping from then on.
+    let pings = core.feed.listen(Topic::Agent(agent_id.clone()));
+    find(&core, &agent_id).await?;
+    stream_of(&core, pings)
+}
+
+async fn all_events(State(core): State<Arc<Core>>) -> Answer<Response> {
+    stream_of(&core, core.feed.listen(Topic::All))
+}
+
+fn stream_of(
+    core: &Core,
+    pings: tokio::sync::broadcast::Receiver<crate::ping_system::feed::Told>,
+) -> Answer<Response> {
+    let place = Arc::clone(&core.streams)
+        .try_acquire_owned()
+        .map_err(|_| Problem::TooManyStreams)?;
+    Ok(events::answer(pings, place))
+}
+
+async fn totals(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
+    let known = core.store.agents(None).await?;
+    Ok(Json(dashboard::totals(&known, Utc::now())))
+}
+
+async fn rows(
+    State(core): State<Arc<Core>>,
+    Query(question): Query<Question>,
+) -> Answer<Json<Value>> {
+    Ok(Json(
+        dashboard::rows(
+            &*core.store,
+            &question,
+            core.rules.interval.threshold,
+            Utc::now(),
+        )
+        .await?,
+    ))
+}

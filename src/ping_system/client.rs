@@ -1,0 +1,173 @@
+//! Asks one agent for its uptime (CONTRACT.md section 3).
+
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderValue};
+use reqwest::{Client, Response, StatusCode};
+use tokio::time::Instant;
+use url::Url;
+
+use super::address_policy::Reach;
+use super::evaluate::Asked;
+use crate::net;
+use crate::net::client::{read_body, root_cause};
+use crate::runner::config::with_path;
+use crate::wire::agent::{MAX_REPORT_BYTES, Reported, read_report};
+use crate::wire::ping_system::served::Agent;
+
+/// How much of a reason is kept.
+const MAX_REASON_CHARS: usize = 200;
+
+/// Asks agents.
+#[derive(Debug)]
+pub struct Caller {
+    client: Client,
+    reach: Reach,
+    authorization: Option<HeaderValue>,
+    patience: Duration,
+}
+
+impl Caller {
+    /// Asks whom `reach` allows, and waits for `patience`; agents see `authorization`.
+    ///
+    /// # Errors
+    /// When the client cannot be set up.
+    pub fn new(
+        reach: Reach,
+        authorization: Option<HeaderValue>,
+        patience: Duration,
+    ) -> reqwest::Result<Self> {
+        let build = |with_tls| {
+            net::client::builder(with_tls, Vec::new())
+                .dns_resolver(reach.clone())
+                // Agents are asked so seldom that they would have closed the connection, and one
+                // that they are just closing would look like an agent that does not answer.
+                .pool_max_idle_per_host(0)
+                .connect_timeout(patience)
+                .build()
+        };
+        let client = build(true).or_else(|error| {
+            tracing::warn!(
+                "the system's root certificates cannot be loaded, agents at https cannot be asked: {}",
+                root_cause(&error)
+            );
+            build(false)
+        })?;
+        Ok(Self {
+            client,
+            reach,
+            authorization,
+            patience,
+        })
+    }
+
+    /// Asks `agent` for its uptime since the last ping that is stored.
+    pub async fn ask(&self, agent: &Agent) -> Asked {
+        let at = whole_micros(Utc::now());
+        let begun = Instant::now();
+        let answer = tokio::time::timeout(self.patience, self.report(agent))
+            .await
+            .unwrap_or_else(|_| {
+                Err(format!(
+                    "no whole answer in {}s",
+                    self.patience.as_secs_f64()
+                ))
+            });
+        Asked {
+            at,
+            took: begun.elapsed(),
+            answer: answer.map_err(|reason| one_line(&reason)),
+        }
+    }
+
+    async fn get(&self, route: &Url, since: Option<DateTime<Utc>>) -> Result<Response, String> {
+        let mut url = route.clone();
+        if let Some(since) = since {
+            let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+            url.query_pairs_mut().append_pair("since", &since);
+        }
+        let mut request = self.client.get(url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        request.send().await.map_err(|error| {
+            let what = if error.is_connect() {
+                "no connection: "
+            } else {
+                ""
+            };
+            format!("{what}{}", root_cause(&error))
+        })
+    }
+
+    async fn report(&self, agent: &Agent) -> Result<Reported, String> {
+        let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
+        // What was allowed at the registration may not be so any more.
+        self.reach.check(&base).map_err(|why| why.to_string())?;
+        let route = with_path(&base, "agent/uptime-since-last-ping");
+        let answer = self.get(&route, agent.last_ping_at).await?;
+        let now_there = date_of(&answer);
+        if agent.last_ping_at.is_none() {
+            return read(answer, agent).await;
+        }
+        if answer.status() != StatusCode::BAD_REQUEST {
+            let reported = read(answer, agent).await?;
+            if reported.window_seconds != Some(0.0) {
+                return Ok(reported);
+            }
+        }
+        // By the agent's clock that time is still to come: the clocks differ, or ours was ahead at
+        // the last ping. Then it is asked for as much time before its own now.
+        let since = now_there.and_then(|now| {
+            let interval = TimeDelta::try_seconds(interval_seconds(agent))?;
+            now.checked_sub_signed(interval)
+        });
+        read(self.get(&route, since).await?, agent).await
+    }
+}
+
+async fn read(answer: Response, agent: &Agent) -> Result<Reported, String> {
+    match answer.status() {
+        StatusCode::OK => {}
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            return Err(format!("status {status}: check --agent-token-file"));
+        }
+        status if status.is_redirection() => {
+            return Err(format!("status {status}: redirects are not followed"));
+        }
+        status => return Err(format!("status {status}, expected 200")),
+    }
+    let body = read_body(answer, MAX_REPORT_BYTES)
+        .await
+        .map_err(|error| error.to_string())?;
+    read_report(&body, &agent.agent_id).map_err(|error| error.to_string())
+}
+
+/// When an answer was given, by the clock of whoever gave it.
+fn date_of(response: &Response) -> Option<DateTime<Utc>> {
+    let date = response.headers().get(DATE)?.to_str().ok()?;
+    let date = DateTime::parse_from_rfc2822(date).ok()?;
+    Some(date.to_utc())
+}
+
+/// Whole seconds from one ping to the next, at least one.
+fn interval_seconds(agent: &Agent) -> i64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates, far beyond any interval"
+    )]
+    let seconds = (agent.ping_interval_minutes * 60.0).ceil() as i64;
+    seconds.max(1)
+}
+
+/// As exact as instants are stored, so that a time that is told is the time that was stored.
+#[must_use]
+pub fn whole_micros(at: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(at.timestamp_micros()).unwrap_or(at)
+}
+
+fn one_line(text: &str) -> String {
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(MAX_REASON_CHARS).collect()
+}

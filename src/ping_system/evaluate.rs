@@ -1,0 +1,255 @@
+//! From an agent's answer to the ping that is kept, and what it changes about the agent.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::client::whole_micros;
+use super::interval::{Behaviour, IntervalRules, spread};
+use super::store::{Known, NewPing};
+use crate::units::{Percent, milliseconds};
+use crate::wire::agent::Reported;
+use crate::wire::ping_system::served::{Ping, Status};
+
+/// One question to an agent and its answer, or why there is none.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// When it was asked.
+    pub at: DateTime<Utc>,
+    /// How long it took.
+    pub took: Duration,
+    /// What came.
+    pub answer: Result<Reported, String>,
+}
+
+/// How pings are judged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rules {
+    /// What they do to the interval.
+    pub interval: IntervalRules,
+    /// Whether an agent's first ping asks only whether a GPU is there.
+    pub first_ping_grace: bool,
+}
+
+/// Those of CONTRACT.md section 2.
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            interval: IntervalRules::default(),
+            first_ping_grace: true,
+        }
+    }
+}
+
+impl Rules {
+    /// What is to be kept of `asked`; `random`, from 0 to 1, spreads the time of the next ping.
+    #[must_use]
+    pub fn judge(&self, known: &Known, asked: Asked, random: f64) -> NewPing {
+        let graced = self.first_ping_grace && known.agent.total_pings == 0;
+        let ping = ping(asked, graced);
+        let behaviour = if graced {
+            Behaviour::default()
+        } else {
+            self.interval.judge(known.behaviour, ping.uptime_percent)
+        };
+        let interval = self.interval.interval(behaviour);
+        let mut agent = known.agent.clone();
+        agent.status = if ping.success {
+            Status::Active
+        } else {
+            Status::Unreachable
+        };
+        agent.last_ping_at = Some(ping.timestamp);
+        agent.next_ping_at = whole_micros(later(ping.timestamp, spread(interval, random)));
+        agent.total_pings += 1;
+        agent.consecutive_poor_uptime = behaviour.consecutive_poor;
+        agent.ping_interval_minutes = interval.as_secs_f64() / 60.0;
+        agent.last_uptime_percent = ping.uptime_percent;
+        NewPing {
+            covered_seconds: covered_seconds(&ping, known.agent.last_ping_at),
+            ping,
+            after: Known {
+                key: known.key,
+                agent,
+                behaviour,
+            },
+        }
+    }
+}
+
+/// `from`, so much later, as late as times go.
+#[must_use]
+pub fn later(from: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
+    TimeDelta::from_std(span)
+        .ok()
+        .and_then(|span| from.checked_add_signed(span))
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+fn ping(asked: Asked, first_ping: bool) -> Ping {
+    let mut ping = Ping {
+        timestamp: asked.at,
+        success: false,
+        uptime_percent: None,
+        window_seconds: None,
+        gpu_available: None,
+        first_ping,
+        response_time_ms: None,
+        error: None,
+    };
+    let reported = asked.answer.and_then(|reported| {
+        let uptime = if first_ping {
+            let there = reported
+                .gpu_available
+                .unwrap_or(reported.uptime_percent != Some(Percent::ZERO));
+            Some(if there { Percent::FULL } else { Percent::ZERO })
+        } else {
+            reported.uptime_percent
+        };
+        let uptime = uptime.ok_or("no uptime_percent in the answer")?;
+        Ok((reported, uptime))
+    });
+    match reported {
+        Ok((reported, uptime)) => {
+            ping.success = true;
+            ping.uptime_percent = Some(uptime.to_a_billionth());
+            ping.window_seconds = reported.window_seconds.map(to_a_millionth);
+            ping.gpu_available = reported.gpu_available;
+            ping.response_time_ms = Some(milliseconds(asked.took));
+        }
+        Err(error) => ping.error = Some(error),
+    }
+    ping
+}
+
+/// As exact as it is stored, so that what is told now is what is told later.
+fn to_a_millionth(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
+}
+
+/// The time that a ping speaks for, by which it weighs in a mean: the runner's rule (CONTRACT.md
+/// section 5). A first ping speaks only of a moment.
+fn covered_seconds(ping: &Ping, before: Option<DateTime<Utc>>) -> f64 {
+    if ping.first_ping {
+        return 0.0;
+    }
+    ping.window_seconds.unwrap_or_else(|| {
+        let since = before.map_or(0.0, |before| (ping.timestamp - before).as_seconds_f64());
+        since.max(0.0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{known, utc};
+    use super::*;
+
+    fn answered(at: &str, uptime: f64, gpu: bool) -> Asked {
+        Asked {
+            at: utc(at),
+            took: Duration::from_millis(12),
+            answer: Ok(Reported {
+                uptime_percent: Percent::new(uptime).ok(),
+                window_seconds: Some(600.0),
+                gpu_available: Some(gpu),
+            }),
+        }
+    }
+
+    fn lost(at: &str) -> Asked {
+        Asked {
+            at: utc(at),
+            took: Duration::from_secs(10),
+            answer: Err("no answer in 10s".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_first_ping_asks_only_whether_a_gpu_is_there() {
+        for (gpu, uptime) in [(true, Percent::FULL), (false, Percent::ZERO)] {
+            let new = Rules::default().judge(
+                &known("a"),
+                answered("2026-01-01T00:00:00Z", 12.0, gpu),
+                0.5,
+            );
+            assert!(new.ping.first_ping && new.ping.success);
+            assert_eq!(new.ping.uptime_percent, Some(uptime));
+            assert_eq!(new.ping.gpu_available, Some(gpu));
+            assert_eq!(new.covered_seconds, 0.0);
+            assert_eq!(new.after.behaviour, Behaviour::default());
+            assert_eq!(new.after.agent.next_ping_at, utc("2026-01-01T00:15:00Z"));
+            assert_eq!(new.after.agent.total_pings, 1);
+        }
+    }
+
+    #[test]
+    fn without_grace_the_first_ping_is_like_any_other() {
+        let rules = Rules {
+            first_ping_grace: false,
+            ..Rules::default()
+        };
+        let new = rules.judge(
+            &known("a"),
+            answered("2026-01-01T00:00:00Z", 12.0, true),
+            0.5,
+        );
+        assert!(!new.ping.first_ping);
+        assert_eq!(new.ping.uptime_percent, Percent::new(12.0).ok());
+        assert_eq!(new.after.agent.ping_interval_minutes, 30.0);
+        assert_eq!(new.covered_seconds, 600.0);
+    }
+
+    #[test]
+    fn no_answer_is_a_poor_ping_that_covers_the_time_since_the_one_before() {
+        let first = Rules::default().judge(
+            &known("a"),
+            answered("2026-01-01T00:00:00Z", 99.0, true),
+            0.5,
+        );
+        let second = Rules::default().judge(&first.after, lost("2026-01-01T00:15:00Z"), 0.5);
+        assert!(!second.ping.success && !second.ping.first_ping);
+        assert_eq!(second.ping.error.as_deref(), Some("no answer in 10s"));
+        assert_eq!(second.covered_seconds, 900.0);
+        let agent = &second.after.agent;
+        assert_eq!(agent.status, Status::Unreachable);
+        assert_eq!(agent.last_uptime_percent, None);
+        assert_eq!(agent.consecutive_poor_uptime, 1);
+        assert_eq!(agent.next_ping_at, utc("2026-01-01T00:45:00Z"));
+
+        let third = Rules::default().judge(
+            &second.after,
+            answered("2026-01-01T00:45:00Z", 99.5, true),
+            0.0,
+        );
+        assert_eq!(third.after.agent.status, Status::Active);
+        assert_eq!(third.covered_seconds, 600.0);
+        assert_eq!(third.after.agent.consecutive_poor_uptime, 0);
+        assert_eq!(third.after.agent.next_ping_at, utc("2026-01-01T00:59:15Z"));
+    }
+
+    #[test]
+    fn an_answer_without_uptime_is_none_after_the_first_ping() {
+        let mut bare = answered("2026-01-01T00:00:00Z", 99.0, true);
+        bare.answer.as_mut().unwrap().uptime_percent = None;
+        let first = Rules::default().judge(&known("a"), bare.clone(), 0.5);
+        assert!(first.ping.success);
+        bare.at = utc("2026-01-01T00:15:00Z");
+        let second = Rules::default().judge(&first.after, bare, 0.5);
+        assert!(!second.ping.success);
+        assert_eq!(
+            second.ping.error.as_deref(),
+            Some("no uptime_percent in the answer")
+        );
+    }
+
+    #[test]
+    fn a_clock_that_jumped_back_makes_no_negative_time() {
+        let first = Rules::default().judge(
+            &known("a"),
+            answered("2026-01-01T01:00:00Z", 99.0, true),
+            0.5,
+        );
+        let second = Rules::default().judge(&first.after, lost("2026-01-01T00:00:00Z"), 0.5);
+        assert_eq!(second.covered_seconds, 0.0);
+    }
+}

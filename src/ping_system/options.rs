@@ -1,0 +1,336 @@
+//! The ping system's options (CONTRACT.md section 2).
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use sqlx::postgres::PgConnectOptions;
+
+use super::address_policy::Network;
+use super::api::Tokens;
+use super::evaluate::Rules;
+use super::interval::IntervalRules;
+use super::{Database, PingSystemConfig};
+use crate::agent::options::check_exposure;
+use crate::net::server::{MAX_CONNECTIONS, Token};
+use crate::open_files;
+use crate::option_values::{Count, ListenAddress};
+use crate::runner::config::checks::{bearer, secret};
+use crate::units::{Percent, Span};
+
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// `uptime-runner ping-system`.
+#[derive(Debug, clap::Args)]
+pub struct PingSystemOptions {
+    /// Where it answers; beyond loopback needs a token, or --allow-unauthenticated
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "PING_LISTEN",
+        default_value = "127.0.0.1:8000"
+    )]
+    listen: ListenAddress,
+    /// What it remembers in: sqlite:PATH, or postgres://… (with a password rather in PING_DATABASE)
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PING_DATABASE",
+        default_value = "sqlite:ping-system.db",
+        hide_env_values = true
+    )]
+    database: String,
+    /// Time between pings of an agent with good uptime [env: PING_BASE_INTERVAL_MINUTES=] [default: 15m]
+    #[arg(long, value_name = "T")]
+    base_interval: Option<Span>,
+    /// Uptime at or over this many percent is good
+    #[arg(
+        long,
+        value_name = "P",
+        env = "PING_UPTIME_THRESHOLD",
+        default_value = "99.0"
+    )]
+    uptime_threshold: Threshold,
+    /// How much longer each poor ping makes the interval
+    #[arg(
+        long,
+        value_name = "X",
+        env = "PING_ESCALATION_MULTIPLIER",
+        default_value = "2.0"
+    )]
+    escalation_multiplier: Multiplier,
+    /// The longest time between pings [env: PING_MAX_INTERVAL_HOURS=] [default: 24h]
+    #[arg(long, value_name = "T")]
+    max_interval: Option<Span>,
+    /// Good pings in a row that make all poor ones good
+    #[arg(
+        long,
+        value_name = "N",
+        env = "PING_RECOVERY_THRESHOLD_PINGS",
+        default_value = "3"
+    )]
+    recovery_threshold: Count,
+    /// Whether an agent's first ping asks only whether a GPU is there: true or false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "PING_FIRST_PING_GRACE_PERIOD",
+        default_value = "true"
+    )]
+    first_ping_grace: Switch,
+    /// The longest wait for an agent's answer [env: PING_RESPONSE_TIMEOUT_SECONDS=] [default: 10s]
+    #[arg(long, value_name = "T")]
+    response_timeout: Option<Span>,
+    /// Agents that are asked at once
+    #[arg(
+        long,
+        value_name = "N",
+        env = "PING_MAX_CONCURRENT_AGENTS",
+        default_value = "100"
+    )]
+    max_concurrent: Count,
+    /// How long pings are kept
+    #[arg(long, value_name = "T", env = "PING_RETENTION", default_value = "90d")]
+    retention: Span,
+    /// File with the bearer token for the calls that change something (or the token itself in PING_TOKEN)
+    #[arg(long, value_name = "FILE", env = "PING_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// File with the bearer token for the calls that only read (or the token itself in PING_READ_TOKEN)
+    #[arg(long, value_name = "FILE", env = "PING_READ_TOKEN_FILE")]
+    read_token_file: Option<PathBuf>,
+    /// File with the bearer token that agents are shown (or the token itself in PING_AGENT_TOKEN)
+    #[arg(long, value_name = "FILE", env = "PING_AGENT_TOKEN_FILE")]
+    agent_token_file: Option<PathBuf>,
+    /// Networks that agents may be in, such as 10.0.0.0/8; may be repeated [default: any]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "PING_ALLOW_AGENTS",
+        value_delimiter = ',',
+        num_args = 1..
+    )]
+    allow_agents: Vec<Network>,
+    /// Answer beyond loopback without a token
+    #[arg(long)]
+    allow_unauthenticated: bool,
+}
+
+impl PingSystemOptions {
+    /// Checks what no single option tells.
+    ///
+    /// # Errors
+    /// Bad input, in a message that names the option or the variable and what would be accepted.
+    pub fn resolve(self) -> anyhow::Result<PingSystemConfig> {
+        let ListenAddress(listen) = self.listen;
+        let tokens = Tokens {
+            write: token("--token-file", self.token_file, "PING_TOKEN")?,
+            read: token("--read-token-file", self.read_token_file, "PING_READ_TOKEN")?,
+        };
+        check_exposure(
+            listen,
+            tokens.write.is_some() || self.allow_unauthenticated,
+            "PING_TOKEN",
+        )?;
+        let base = length(
+            self.base_interval,
+            ("PING_BASE_INTERVAL_MINUTES", MINUTE),
+            15 * MINUTE,
+        )?;
+        let max = length(
+            self.max_interval,
+            ("PING_MAX_INTERVAL_HOURS", HOUR),
+            24 * HOUR,
+        )?;
+        ensure!(
+            base <= max,
+            "--base-interval {base:?} (PING_BASE_INTERVAL_MINUTES) is over --max-interval {max:?} (PING_MAX_INTERVAL_HOURS): expected at most that"
+        );
+        let Count(recovery_pings) = self.recovery_threshold;
+        let Count(max_concurrent) = self.max_concurrent;
+        let max_concurrent = usize::try_from(max_concurrent.get())
+            .unwrap_or(usize::MAX)
+            .min(MOST_CONCURRENT);
+        // For want of a file an agent that is well would seem not to answer.
+        open_files::allow(
+            "--max-concurrent",
+            max_concurrent,
+            MAX_CONNECTIONS as u64 + DATABASE_FILES,
+        )?;
+        Ok(PingSystemConfig {
+            listen,
+            database: database(&self.database)?,
+            rules: Rules {
+                interval: IntervalRules {
+                    base,
+                    threshold: self.uptime_threshold.0,
+                    multiplier: self.escalation_multiplier.0,
+                    max,
+                    recovery_pings: u32::try_from(recovery_pings.get()).unwrap_or(u32::MAX),
+                },
+                first_ping_grace: self.first_ping_grace.0,
+            },
+            response_timeout: length(
+                self.response_timeout,
+                ("PING_RESPONSE_TIMEOUT_SECONDS", SECOND),
+                10 * SECOND,
+            )?,
+            max_concurrent,
+            retention: self.retention.get(),
+            tokens,
+            agent_authorization: bearer(
+                "--agent-token-file",
+                self.agent_token_file,
+                "PING_AGENT_TOKEN",
+            )?,
+            allowed: self.allow_agents.into_iter().map(|net| net.0).collect(),
+        })
+    }
+}
+
+/// What the database's connections hold.
+const DATABASE_FILES: u64 = 40;
+
+/// More agents at once than there are ports to ask them from.
+const MOST_CONCURRENT: usize = 65_536;
+
+fn token(option: &str, file: Option<PathBuf>, variable: &str) -> anyhow::Result<Option<Token>> {
+    Ok(secret(option, file, variable)?.as_deref().map(Token::new))
+}
+
+/// A length of time from a flag, or from a variable whose name says the unit of a bare number.
+fn length(
+    flag: Option<Span>,
+    (variable, unit): (&str, Duration),
+    default: Duration,
+) -> anyhow::Result<Duration> {
+    if let Some(flag) = flag {
+        return Ok(flag.get());
+    }
+    let Ok(text) = std::env::var(variable) else {
+        return Ok(default);
+    };
+    in_unit(&text, unit).map(Span::get).with_context(|| {
+        format!(
+            "{variable}='{}': expected a number over 0, as in 0.5, or a length of time, as in 90s",
+            text.escape_debug()
+        )
+    })
+}
+
+fn in_unit(text: &str, unit: Duration) -> Option<Span> {
+    match text.trim().parse::<f64>() {
+        Ok(number) => (number * unit.as_secs_f64()).to_string().parse().ok(),
+        Err(_) => text.parse().ok(),
+    }
+}
+
+/// The URL may hold a password: no error shows any of it.
+fn database(text: &str) -> anyhow::Result<Database> {
+    let expected = "--database (PING_DATABASE): expected sqlite:PATH or postgres://[USER@]HOST[:PORT]/DATABASE";
+    let text = text.trim();
+    if let Some(path) = text.strip_prefix("sqlite:") {
+        let path = path.trim_start_matches("//");
+        ensure!(!path.is_empty() && !path.starts_with('?'), expected);
+        return Ok(Database::Sqlite(format!("sqlite:{path}")));
+    }
+    let is_postgres = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    ensure!(
+        is_postgres && text.parse::<PgConnectOptions>().is_ok(),
+        expected
+    );
+    Ok(Database::Postgres(text.to_owned()))
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Threshold(Percent);
+
+impl FromStr for Threshold {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let percent = text.trim().parse().ok().and_then(|p| Percent::new(p).ok());
+        percent
+            .map(Self)
+            .ok_or("expected a percentage from 0 to 100")
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Multiplier(f64);
+
+impl FromStr for Multiplier {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let multiplier = text.trim().parse().ok();
+        multiplier
+            .filter(|&x: &f64| x >= 1.0 && x.is_finite())
+            .map(Self)
+            .ok_or("expected a number from 1")
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Switch(bool);
+
+impl FromStr for Switch {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim().to_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(Self(true)),
+            "false" | "0" | "no" | "off" => Ok(Self(false)),
+            _ => Err("expected true or false"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_numbers_have_the_unit_of_their_variable() {
+        for (text, unit, seconds) in [
+            ("15", MINUTE, 900.0),
+            ("0.5", MINUTE, 30.0),
+            ("24", HOUR, 86400.0),
+            (" 1.5 ", HOUR, 5400.0),
+            ("2.5", SECOND, 2.5),
+            ("90s", MINUTE, 90.0),
+        ] {
+            let span = in_unit(text, unit).unwrap().get();
+            assert_eq!(span.as_secs_f64(), seconds, "{text}");
+        }
+        for bad in ["", "0", "-1", "nan", "inf", "1e300", "soon", "1 2"] {
+            assert!(in_unit(bad, MINUTE).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn databases_are_told_apart_by_their_scheme() {
+        let read = |text: &str| database(text);
+        assert!(matches!(read("sqlite:a.db"), Ok(Database::Sqlite(url)) if url == "sqlite:a.db"));
+        assert!(
+            matches!(read("sqlite:///a.db"), Ok(Database::Sqlite(url)) if url == "sqlite:/a.db")
+        );
+        assert!(matches!(
+            read("postgresql://u:secret@host:5432/db"),
+            Ok(Database::Postgres(_))
+        ));
+        for bad in [
+            "",
+            "a.db",
+            "sqlite:",
+            "sqlite://",
+            "sqlite:?x",
+            "mysql://host/db",
+            "postgres:host",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Reports and statements as text, page, CSV and JSON.
+
+pub mod chart;
+pub mod html;
+pub mod text;

@@ -1,0 +1,239 @@
+//! The agents of a run: who is followed, each with its own monitor, rate and submitter.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::monitor::Monitor;
+use super::submitter::{Shared, Submitter};
+use crate::runner::config::{AgentConfig, RunnerConfig};
+use crate::runner::events::database::Terms;
+use crate::runner::events::event::AgentIndex;
+use crate::runner::rate::controller::Rates;
+use crate::runner::rate::job_stats::TrackRecord;
+use crate::runner::send::capability::{self, Chooser};
+use crate::runner::send::gateway::Gateway;
+use crate::runner::send::timer::Alarm;
+use crate::runner::uptime::client::PingSystem;
+use crate::wire::gateway::same_orchestrator_form;
+use crate::wire::ping_system::Agent;
+
+/// The agents that a ping system lists, by name.
+pub type Listed = Arc<BTreeMap<String, Agent>>;
+
+/// The agents of a run.
+#[derive(Debug)]
+pub struct Fleet {
+    config: Arc<RunnerConfig>,
+    shared: Arc<Shared<Gateway>>,
+    ping_system: Arc<PingSystem>,
+    rates: Arc<Rates>,
+    seed: u64,
+    /// Whoever was ever followed keeps its place.
+    indices: BTreeMap<String, AgentIndex>,
+    /// What ends the following of each.
+    followed: BTreeMap<String, CancellationToken>,
+    /// Monitors and submitters, which end by themselves once stopped.
+    pub tasks: JoinSet<()>,
+}
+
+impl Fleet {
+    /// Nobody is followed yet.
+    #[must_use]
+    pub fn new(
+        config: Arc<RunnerConfig>,
+        shared: Arc<Shared<Gateway>>,
+        ping_system: Arc<PingSystem>,
+        rates: Arc<Rates>,
+    ) -> Self {
+        Self {
+            seed: config.random_seed.unwrap_or_else(|| fastrand::u64(..)),
+            config,
+            shared,
+            ping_system,
+            rates,
+            indices: BTreeMap::new(),
+            followed: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Follows the agents that the roster began with.
+    pub fn follow_configured(&mut self) {
+        let config = Arc::clone(&self.config);
+        for agent in config.agents_at_start() {
+            self.follow(agent);
+        }
+        self.rates.rebalance();
+    }
+
+    /// Follows whoever is listed, and nobody else.
+    pub fn follow_listed(&mut self, listed: &Listed) {
+        let config = Arc::clone(&self.config);
+        let is_wanted = |id: &str| listed.contains_key(id) && config.is_ours(id);
+        let gone: Vec<String> = self.followed.keys().cloned().collect();
+        for id in gone.into_iter().filter(|id| !is_wanted(id)) {
+            self.let_go(&id);
+        }
+        for id in listed.keys().filter(|id| is_wanted(id)) {
+            if self.followed.contains_key(id) {
+                continue;
+            }
+            let agent = config.agent(id);
+            let index = self.next_index(id);
+            self.shared.recorder.admit(index, terms(&agent, &config));
+            self.follow(&agent);
+        }
+        self.rates.rebalance();
+    }
+
+    fn next_index(&self, id: &str) -> AgentIndex {
+        let next = AgentIndex(self.indices.len());
+        self.indices.get(id).copied().unwrap_or(next)
+    }
+
+    fn let_go(&mut self, id: &str) {
+        let Some(stop) = self.followed.remove(id) else {
+            return;
+        };
+        // Its submitter tells so, once nothing more is sent.
+        stop.cancel();
+        self.rates.leave(self.indices[id]);
+    }
+
+    fn follow(&mut self, agent: &AgentConfig) {
+        let index = self.next_index(&agent.id);
+        self.indices.insert(agent.id.clone(), index);
+        let stop = self.shared.stop.child_token();
+        self.followed.insert(agent.id.clone(), stop.clone());
+        self.shared.places.admit(index);
+        if let Some(budgets) = &self.shared.budgets {
+            budgets.open(index, agent.budget.clone());
+        }
+        let agent_id: Arc<str> = agent.id.as_str().into();
+        let orchestrators: Vec<String> = agent
+            .orchestrators
+            .iter()
+            .map(|address| same_orchestrator_form(address))
+            .collect();
+        let own = own_orchestrators(agent);
+        let track_record = Arc::new(TrackRecord::new(own, self.config.uptime_window));
+        let base_rate = agent.base_rate.unwrap_or(self.config.base_rate);
+        let orders = self.rates.join(index, base_rate, Arc::clone(&track_record));
+
+        let weights = self.config.capabilities.iter().map(|capability| {
+            if agent.does(&capability.name) {
+                capability.weight
+            } else {
+                0.0
+            }
+        });
+        let parameters = capability::parameters(&agent.orchestrators);
+        let submitter = Submitter {
+            agent: index,
+            agent_id: Arc::clone(&agent_id),
+            forms: self
+                .config
+                .capabilities
+                .iter()
+                .map(|capability| capability.prepare(&parameters))
+                .collect(),
+            orchestrators: orchestrators.into(),
+            price: self.config.price(agent).cloned(),
+            track_record: Arc::clone(&track_record),
+            stop: stop.clone(),
+            chooser: Chooser::new(weights, self.seed.wrapping_add(index.0 as u64)),
+            alarm: Alarm::precise(),
+            shared: Arc::clone(&self.shared),
+        };
+        self.tasks.spawn(submitter.run(orders));
+        self.tasks.spawn(monitor(
+            index,
+            agent_id,
+            Arc::clone(&self.config),
+            (Arc::clone(&self.ping_system), Arc::clone(&self.rates)),
+            track_record,
+            (Arc::clone(&self.shared), stop),
+        ));
+    }
+}
+
+/// Who can do an agent's jobs and does nobody else's.
+fn own_orchestrators(agent: &AgentConfig) -> Option<Vec<String>> {
+    let all = agent.orchestrators.iter();
+    agent
+        .is_tied
+        .then(|| all.map(|address| same_orchestrator_form(address)).collect())
+}
+
+/// On which terms an agent is followed.
+#[must_use]
+pub fn terms(agent: &AgentConfig, config: &RunnerConfig) -> Terms {
+    Terms {
+        id: agent.id.as_str().into(),
+        price: config.price(agent).cloned(),
+        own_orchestrators: own_orchestrators(agent),
+    }
+}
+
+async fn monitor(
+    agent: AgentIndex,
+    agent_id: Arc<str>,
+    config: Arc<RunnerConfig>,
+    (source, rates): (Arc<PingSystem>, Arc<Rates>),
+    track_record: Arc<TrackRecord>,
+    (shared, stop): (Arc<Shared<Gateway>>, CancellationToken),
+) {
+    let monitor = Monitor {
+        agent,
+        agent_id: &agent_id,
+        uptime_interval: config.uptime_interval,
+        uptime_window: config.uptime_window,
+        policy: &config.policy,
+        stale_after: config.stale_after,
+        track_record: &track_record,
+        recorder: &shared.recorder,
+    };
+    let publish = |verdict| rates.decide(agent, verdict);
+    monitor.run(source.as_ref(), publish, stop).await;
+}
+
+/// Tells `listed` who is listed, as often as uptimes are asked for.
+pub async fn watch_list(
+    ping_system: Arc<PingSystem>,
+    config: Arc<RunnerConfig>,
+    listed: mpsc::Sender<Listed>,
+) {
+    let mut ticks = tokio::time::interval(config.uptime_interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match ping_system.agents().await {
+            Ok(agents) => {
+                if agents.is_empty() {
+                    tracing::warn!("--all-agents: the ping system lists nobody yet");
+                }
+                if listed.send(agents).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(
+                "--all-agents: no list of agents, those that are known stay followed: {error}"
+            ),
+        }
+    }
+}
+
+/// Shares out a total rate anew from time to time.
+pub async fn rebalance(rates: Arc<Rates>, config: Arc<RunnerConfig>) {
+    let mut ticks = tokio::time::interval(config.uptime_interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        rates.rebalance();
+    }
+}

@@ -1,0 +1,569 @@
+//! Sends one agent's jobs on their way when they are due, and never waits for them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::money::{WeiPerSecond, charged_seconds};
+use crate::runner::events::event::{AgentIndex, Event, JobDone, RateChanged, RateReason};
+use crate::runner::events::recorder::Recorder;
+use crate::runner::rate::controller::Orders;
+use crate::runner::rate::job_stats::TrackRecord;
+use crate::runner::send::budget::{Budgets, Grant};
+use crate::runner::send::capability::{Chooser, JobForm};
+use crate::runner::send::gateway::{Job, SendJob};
+use crate::runner::send::in_flight::{Place, Places};
+use crate::runner::send::pacer::{Due, Pacer};
+use crate::runner::send::template::PlaceholderValues;
+use crate::runner::send::timer::Alarm;
+use crate::units::{JobsPerMinute, Percent, Share};
+
+/// Slots closer than this leave together: above 2000 jobs a second, waking for each would cost
+/// more than it is worth, and leave the other tasks too little time.
+const SHORTEST_SLEEP: Duration = Duration::from_micros(500);
+/// What is withheld is accounted for at least this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How much later than asked for a timeout may end a job, which is then charged for.
+const TIMER_SLACK_SECONDS: u64 = 1;
+/// Where there is no money for that, a job ends so much earlier.
+const TIMER_GRAIN: Duration = Duration::from_millis(100);
+
+/// What the submitters of all agents share.
+#[derive(Debug)]
+pub struct Shared<G> {
+    /// Where jobs go.
+    pub gateway: G,
+    /// By capability: the longest wait for a job's answer.
+    pub timeouts: Vec<Duration>,
+    /// The bound on jobs in flight.
+    pub places: Arc<Places>,
+    /// How many jobs may still be sent.
+    pub job_count: JobCount,
+    /// How much money may still be spent, where that is bounded.
+    pub budgets: Option<Budgets>,
+    /// Is told what happens.
+    pub recorder: Arc<Recorder>,
+    /// All jobs under way.
+    pub jobs: TaskTracker,
+    /// No new job after this.
+    pub stop: CancellationToken,
+}
+
+/// How many jobs may still be sent.
+#[derive(Debug)]
+pub struct JobCount(Option<AtomicU64>);
+
+impl JobCount {
+    /// At most `jobs`, or any number.
+    #[must_use]
+    pub fn new(jobs: Option<u64>) -> Self {
+        Self(jobs.map(AtomicU64::new))
+    }
+
+    /// Takes one, and tells how many are left after it; `None` where there is none to take.
+    fn take(&self) -> Option<u64> {
+        let Some(left) = &self.0 else {
+            return Some(u64::MAX);
+        };
+        let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        taken.ok().map(|before| before - 1)
+    }
+}
+
+/// One agent's submitter.
+#[derive(Debug)]
+pub struct Submitter<G> {
+    /// For whom.
+    pub agent: AgentIndex,
+    /// That agent's name.
+    pub agent_id: Arc<str>,
+    /// By capability: what jobs look like.
+    pub forms: Vec<JobForm>,
+    /// Who may do the jobs; empty for anybody.
+    pub orchestrators: Arc<[String]>,
+    /// What a second of its compute costs, where that is known.
+    pub price: Option<WeiPerSecond>,
+    /// Is told what becomes of its jobs.
+    pub track_record: Arc<TrackRecord>,
+    /// No new job of this agent after this; the run's own end included.
+    pub stop: CancellationToken,
+    /// Which job is next.
+    pub chooser: Chooser,
+    /// Wakes it.
+    pub alarm: Alarm,
+    /// What is shared with other agents.
+    pub shared: Arc<Shared<G>>,
+}
+
+impl<G: SendJob> Submitter<G> {
+    /// Sends jobs as `orders` say until `stop`.
+    pub async fn run(mut self, mut orders: watch::Receiver<Option<Orders>>) {
+        let stop = self.stop.clone();
+        let mut pacer = Pacer::new(self.phase());
+        let mut obeyed: Option<Orders> = None;
+        let mut has_money = true;
+        let mut awake_at = Instant::now();
+        loop {
+            let next = pacer
+                .next_due()
+                .map_or(awake_at + LONGEST_SLEEP, Instant::from_std);
+            let next = next.clamp(awake_at + SHORTEST_SLEEP, awake_at + LONGEST_SLEEP);
+            let stopping = tokio::select! {
+                () = stop.cancelled() => true,
+                // Its sender lives as long as the agent is followed: an error can only mean the end.
+                changed = orders.changed() => changed.is_err(),
+                () = self.alarm.until(next) => false,
+            };
+            // Whichever of the three it was: what is due at the end must not be left behind.
+            let stopping = stopping || stop.is_cancelled();
+            let now = Instant::now();
+            awake_at = now;
+            // Before what is due is sent: a rate that fell must take hold first.
+            let mut new = *orders.borrow_and_update();
+            if let Some(new) = new.as_mut().filter(|_| !has_money) {
+                new.rate = JobsPerMinute::ZERO;
+            }
+            let spent = !has_money;
+            let due = if stopping {
+                pacer.finish(now.into_std())
+            } else if let Some(new) = new.filter(|new| Some(*new) != obeyed) {
+                pacer.change(now.into_std(), new.base, new.rate)
+            } else {
+                pacer.advance(now.into_std())
+            };
+            has_money &= self.account_for(&due, obeyed);
+            if stopping || stop.is_cancelled() {
+                self.tell_left(obeyed);
+                return;
+            }
+            if let Some(new) = new {
+                self.tell_change(obeyed, new, spent);
+                obeyed = Some(new);
+            }
+        }
+    }
+
+    /// Where in a gap its slots lie: agents that become known together are spread over it, the first one
+    /// of them at its begin.
+    fn phase(&self) -> Share {
+        const GOLDEN: f64 = 0.618_033_988_749_895;
+        #[expect(clippy::cast_precision_loss, reason = "far fewer agents than 2^53")]
+        let turns = self.agent.0 as f64 * GOLDEN;
+        Share::new(turns.fract())
+    }
+
+    fn tell_change(&self, old: Option<Orders>, new: Orders, spent: bool) {
+        let share = |orders: Orders| orders.verdict.share();
+        let reason = match new.verdict.reason() {
+            _ if spent => RateReason::Budget,
+            // It has earned the same: of something else.
+            RateReason::Uptime if old.map(share) == Some(share(new)) => RateReason::Allotment,
+            reason => reason,
+        };
+        let changed = RateChanged {
+            ts: Utc::now(),
+            agent: self.agent,
+            from: old.map_or(JobsPerMinute::ZERO, |old| old.rate),
+            to: new.rate,
+            base: new.base,
+            uptime: new.verdict.uptime(),
+            reason,
+        };
+        if old.is_none() || changed.from != changed.to {
+            self.shared.recorder.record(&Event::RateChanged(changed));
+        } else if old.is_some_and(|old| old.base != new.base) {
+            self.shared.recorder.record(&Event::BaseChanged(changed));
+        }
+    }
+
+    /// Where the run goes on without this agent, nothing is accounted for any more.
+    fn tell_left(&self, obeyed: Option<Orders>) {
+        if self.shared.stop.is_cancelled() {
+            return;
+        }
+        let ts = Utc::now();
+        let agent = self.agent;
+        if let Some(obeyed) = obeyed {
+            self.shared
+                .recorder
+                .record(&Event::RateChanged(RateChanged {
+                    ts,
+                    agent,
+                    from: obeyed.rate,
+                    to: JobsPerMinute::ZERO,
+                    base: JobsPerMinute::ZERO,
+                    uptime: None,
+                    reason: RateReason::Unknown,
+                }));
+        }
+        self.shared.recorder.record(&Event::AgentLeft { ts, agent });
+    }
+
+    /// Sends or counts every slot of `due`, and tells whether there may be money for more. Those that
+    /// were due before a stop still leave.
+    fn account_for(&mut self, due: &Due, obeyed: Option<Orders>) -> bool {
+        for _ in 0..due.withheld {
+            let capability = self.chooser.next_unsent();
+            self.shared
+                .recorder
+                .record(&Event::Delayed(self.agent, capability));
+        }
+        for _ in 0..due.overdue {
+            self.drop_slot();
+        }
+        let Some((rate, uptime)) =
+            obeyed.and_then(|orders| Some((orders.rate, orders.verdict.uptime()?)))
+        else {
+            return true;
+        };
+        for slot in due.slots() {
+            let Some(place) = self.shared.places.take(self.agent) else {
+                self.drop_slot();
+                continue;
+            };
+            let granted = match self.take_money() {
+                Grant::Seconds(seconds) => seconds,
+                Grant::NotNow => {
+                    self.drop_slot();
+                    continue;
+                }
+                Grant::AgentSpent => {
+                    self.drop_slot();
+                    tracing::warn!(
+                        agent = &*self.agent_id,
+                        "the agent's budget_wei is spent: it is sent nothing any more"
+                    );
+                    return false;
+                }
+                Grant::AllSpent => {
+                    self.drop_slot();
+                    tracing::warn!("--budget-wei is spent: the run ends");
+                    self.shared.stop.cancel();
+                    return false;
+                }
+            };
+            let Some(left) = self.shared.job_count.take() else {
+                self.give_back(granted);
+                return true;
+            };
+            self.send(slot.into(), rate, uptime, place, granted);
+            if left == 0 {
+                self.shared.stop.cancel();
+                return true;
+            }
+        }
+        true
+    }
+
+    /// For the longest job that may come next; any time where nothing bounds it.
+    fn take_money(&self) -> Grant {
+        match (&self.shared.budgets, &self.price) {
+            (Some(budgets), Some(price)) => {
+                let longest = self.shared.timeouts.iter().max();
+                let longest = longest.copied().unwrap_or_default();
+                let wanted = charged_seconds(longest, Duration::ZERO) + TIMER_SLACK_SECONDS;
+                budgets.take(self.agent, price, wanted)
+            }
+            _ => Grant::Seconds(u64::MAX),
+        }
+    }
+
+    fn give_back(&self, granted: u64) {
+        if let (Some(budgets), Some(price)) = (&self.shared.budgets, &self.price) {
+            budgets.settle(self.agent, price, granted, 0);
+        }
+    }
+
+    fn drop_slot(&mut self) {
+        let capability = self.chooser.next_unsent();
+        self.shared
+            .recorder
+            .record(&Event::Dropped(self.agent, capability));
+    }
+
+    /// Sends a job on its way, for which there is money for so many seconds. Its place is given back
+    /// once its answer is recorded and its line has room.
+    fn send(
+        &mut self,
+        slot: Instant,
+        rate: JobsPerMinute,
+        uptime: Percent,
+        place: Place,
+        granted: u64,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        let agent = self.agent;
+        let (index, seed) = self.chooser.next_sent();
+        let form = &self.forms[index.0];
+        let job_id = Uuid::new_v4();
+        let body = form.body(&PlaceholderValues {
+            agent_id: &self.agent_id,
+            job_id,
+            seed,
+            timestamp: unix_seconds(Utc::now()),
+        });
+        let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
+        let job = Job {
+            id: job_id,
+            capability: index,
+            header: form.header(job_id, granted),
+            body,
+            timeout: shared.timeouts[index.0].min(paid),
+            orchestrators: Arc::clone(&self.orchestrators),
+        };
+        shared.recorder.record(&Event::Sent(agent, index));
+        let (price, track_record) = (self.price.clone(), Arc::clone(&self.track_record));
+        let jobs = shared.jobs.clone();
+        jobs.spawn(async move {
+            let send_lag = slot.elapsed();
+            let ts = Utc::now();
+            let answer = shared.gateway.send(job).await;
+            let latency = slot.elapsed();
+            let charged = charged_seconds(latency, send_lag);
+            if let (Some(budgets), Some(price)) = (&shared.budgets, &price) {
+                budgets.settle(agent, price, granted, charged);
+            }
+            track_record.job(&answer, latency, Instant::now().into_std());
+            shared.recorder.record(&Event::Job(JobDone {
+                ts,
+                agent,
+                job_id,
+                capability: index,
+                latency,
+                send_lag,
+                rate,
+                uptime,
+                cost: price.map(|price| price.for_seconds(charged)),
+                answer,
+            }));
+            shared.recorder.room().await;
+            drop(place);
+        });
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "exact to the microsecond for centuries"
+)]
+fn unix_seconds(ts: chrono::DateTime<Utc>) -> f64 {
+    ts.timestamp_micros() as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::monitor::Verdict;
+    use super::*;
+    use crate::runner::rate::policy::Policy;
+    use crate::runner::send::capability::Capability;
+    use crate::runner::testing::{Sink, SlowGateway, percent, recorder};
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct Bench {
+        gateway: SlowGateway,
+        shared: Arc<Shared<SlowGateway>>,
+        sink: Sink,
+        orders: watch::Sender<Option<Orders>>,
+        running: tokio::task::JoinHandle<()>,
+        start: Instant,
+    }
+
+    impl Bench {
+        fn start(rate: u32, latency: Duration, places: usize, max_jobs: Option<u64>) -> Self {
+            let (recorder, sink) = recorder(rate);
+            let gateway = SlowGateway::new(latency);
+            let shared = Arc::new(Shared {
+                gateway: gateway.clone(),
+                timeouts: vec![SECOND],
+                places: Arc::new(Places::new(places)),
+                job_count: JobCount::new(max_jobs),
+                budgets: None,
+                recorder,
+                jobs: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            });
+            let submitter = Submitter {
+                agent: AgentIndex(0),
+                agent_id: "agent-001".into(),
+                forms: vec![Capability::built_in()[0].prepare("{}")],
+                orchestrators: Arc::new([]),
+                price: None,
+                track_record: Arc::new(TrackRecord::new(None, SECOND)),
+                stop: shared.stop.clone(),
+                chooser: Chooser::new([1.0], 1),
+                alarm: Alarm::of_runtime(),
+                shared: Arc::clone(&shared),
+            };
+            shared.places.admit(AgentIndex(0));
+            let (orders, receiver) = watch::channel(None);
+            let running = tokio::spawn(submitter.run(receiver));
+            Self {
+                gateway,
+                shared,
+                sink,
+                orders,
+                running,
+                start: Instant::now(),
+            }
+        }
+
+        fn uptime(&self, uptime: f64, base: u32) {
+            let uptime = percent(uptime);
+            let base = JobsPerMinute::new(base);
+            let share = Policy::default().share(uptime);
+            self.orders.send_replace(Some(Orders {
+                base,
+                rate: base.share(share),
+                verdict: Verdict::Earns { uptime, share },
+            }));
+        }
+
+        /// Stops, waits for all answers, and gives the accounts.
+        async fn finish(self) -> (Value, SlowGateway, Sink) {
+            self.shared.stop.cancel();
+            self.running.await.unwrap();
+            self.shared.jobs.close();
+            self.shared.jobs.wait().await;
+            self.shared.recorder.close().await.unwrap();
+            let summary = self.sink.events("summary").remove(0);
+            (
+                summary["capabilities"]["gpu-check"].clone(),
+                self.gateway,
+                self.sink,
+            )
+        }
+    }
+
+    fn counts(account: &Value) -> [u64; 3] {
+        ["attempts", "delayed", "dropped"].map(|name| account[name].as_u64().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_leave_at_their_slots_whatever_the_latency() {
+        for latency in [Duration::ZERO, 10 * SECOND] {
+            let bench = Bench::start(60, latency, 100, None);
+            bench.uptime(100.0, 60);
+            tokio::time::sleep(Duration::from_millis(29_500)).await;
+            let start = bench.start;
+            let (account, gateway, _) = bench.finish().await;
+            let arrivals = gateway.arrivals_ms(start);
+            assert_eq!(counts(&account), [30, 0, 0]);
+            for (k, at) in arrivals.into_iter().enumerate() {
+                let slot = k as u128 * 1000;
+                assert!((slot..slot + 3).contains(&at), "job {k} left at {at} ms");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_without_a_place_is_dropped_and_counted() {
+        let bench = Bench::start(60, 1000 * SECOND, 3, None);
+        bench.uptime(100.0, 60);
+        tokio::time::sleep(Duration::from_millis(9_500)).await;
+        let (account, gateway, _) = bench.finish().await;
+        assert_eq!(gateway.arrivals.lock().unwrap().len(), 3);
+        assert_eq!(counts(&account), [3, 0, 7]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rates_take_hold_at_once_and_keep_the_gap_that_has_passed() {
+        let bench = Bench::start(60, Duration::ZERO, 100, None);
+        bench.uptime(100.0, 60);
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        bench.uptime(96.0, 60);
+        tokio::time::sleep(Duration::from_millis(4_000)).await;
+        bench.uptime(85.0, 60);
+        tokio::time::sleep(Duration::from_millis(10_000)).await;
+        bench.uptime(99.0, 60);
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let start = bench.start;
+        let (account, gateway, sink) = bench.finish().await;
+        let expected = [0, 1000, 2000, 3500, 5500, 16_500, 17_500];
+        let arrivals = gateway.arrivals_ms(start);
+        assert_eq!(arrivals.len(), expected.len(), "{arrivals:?}");
+        for (at, slot) in arrivals.iter().zip(expected) {
+            assert!((slot..slot + 5).contains(at), "{arrivals:?}");
+        }
+        let changes: Vec<(u64, u64)> = sink
+            .events("rate_changed")
+            .iter()
+            .map(|event| {
+                (
+                    event["from"].as_u64().unwrap(),
+                    event["to"].as_u64().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(changes, [(0, 60), (60, 30), (30, 0), (0, 60)]);
+        assert_eq!(counts(&account), [7, 12, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspended_agent_gets_nothing_and_its_slots_count_as_delayed() {
+        let bench = Bench::start(60, Duration::ZERO, 100, None);
+        bench.orders.send_replace(Some(Orders {
+            base: JobsPerMinute::new(60),
+            rate: JobsPerMinute::ZERO,
+            verdict: Verdict::Suspended {
+                last_uptime: None,
+                reason: RateReason::Stale,
+            },
+        }));
+        tokio::time::sleep(Duration::from_millis(10_500)).await;
+        let (account, ..) = bench.finish().await;
+        assert_eq!(counts(&account), [0, 10, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_of_jobs_ends_the_run() {
+        let bench = Bench::start(6000, SECOND, 1000, Some(25));
+        bench.uptime(100.0, 6000);
+        bench.shared.stop.cancelled().await;
+        let (account, ..) = bench.finish().await;
+        assert_eq!(counts(&account), [25, 0, 0]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Under any sequence of uptimes every slot of the base rate is sent, delayed or dropped.
+        #[test]
+        fn the_accounts_add_up(
+            base in 1..=60_000_u32, places in 1..200_usize, latency_ms in 0..3000_u64,
+            steps in prop::collection::vec((1..3000_u64, 80.0..=100.0_f64), 1..12),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let latency = Duration::from_millis(latency_ms);
+                let bench = Bench::start(base, latency, places, None);
+                let mut changes = 1;
+                for (milliseconds, uptime) in steps {
+                    bench.uptime(uptime, base);
+                    changes += 1;
+                    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                }
+                let elapsed = bench.start.elapsed().as_secs_f64();
+                let (account, gateway, _) = bench.finish().await;
+                let [attempts, delayed, dropped] = counts(&account);
+                let expected = elapsed * f64::from(base) / 60.0;
+                let all = (attempts + delayed + dropped) as f64;
+                prop_assert_eq!(attempts as usize, gateway.arrivals.lock().unwrap().len());
+                prop_assert!((all - expected).abs() <= f64::from(changes) + 1.0, "{all} of {expected}");
+                Ok(())
+            })?;
+        }
+    }
+}

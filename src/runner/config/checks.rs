@@ -1,0 +1,331 @@
+//! What is checked of options beyond each single value.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use reqwest::Certificate;
+use reqwest::header::HeaderValue;
+
+use super::file::{AgentEntry, CapabilityEntry, FileCapabilities, Source};
+use super::{AgentConfig, RunnerConfig};
+use crate::option_values::{AgentId, BaseRate, Budget, HttpUrl, Weight};
+use crate::runner::rate::allocation::Split;
+use crate::runner::rate::controller::Sharing;
+use crate::runner::send::capability::{self, Capability};
+use crate::wire::gateway::same_orchestrator_form;
+
+pub(super) fn agents(
+    flags: Option<Vec<String>>,
+    all: bool,
+    entries: Option<Vec<AgentEntry>>,
+    source: &Source,
+) -> anyhow::Result<Vec<AgentConfig>> {
+    let entries = entries.unwrap_or_default();
+    ensure!(
+        !(all && flags.is_some()),
+        "--agent and --all-agents: expected one of them; [[agents]] in the file say how single agents are followed"
+    );
+    let ids = match flags {
+        Some(flags) => flags
+            .iter()
+            .map(|id| {
+                id.parse()
+                    .map_err(|error| anyhow::anyhow!("--agent '{id}': {error}"))
+            })
+            .collect::<anyhow::Result<Vec<AgentId>>>()?,
+        None => entries.iter().map(|entry| entry.id.clone()).collect(),
+    };
+    ensure!(
+        all || !ids.is_empty(),
+        "no agent to follow: expected --agent ID, --all-agents, or [[agents]] with an id in the file that --config names"
+    );
+    let mut agents: Vec<AgentConfig> = Vec::with_capacity(ids.len());
+    for AgentId(id) in ids {
+        ensure!(
+            agents.iter().all(|agent| agent.id != id),
+            "agent '{id}' is named twice by --agent or in {}: expected each once",
+            if source.name.is_empty() {
+                "the file"
+            } else {
+                &source.name
+            },
+        );
+        let entry = entries.iter().find(|entry| entry.id.0 == id);
+        let orchestrators = entry
+            .and_then(|entry| entry.orchestrators.clone())
+            .unwrap_or_default();
+        agents.push(AgentConfig {
+            id,
+            // Without the slash that parsing adds, as operators write it and nodes announce it.
+            orchestrators: orchestrators
+                .iter()
+                .map(|HttpUrl(url)| url.as_str().trim_end_matches('/').to_owned())
+                .collect(),
+            base_rate: entry
+                .and_then(|entry| entry.rate)
+                .map(|BaseRate(rate)| rate),
+            capabilities: entry.and_then(|entry| entry.capabilities.clone()),
+            price: entry.and_then(|entry| entry.price.clone()),
+            budget: entry
+                .and_then(|entry| entry.budget_wei.clone())
+                .map(|Budget(budget)| budget),
+            is_tied: false,
+        });
+    }
+    tie(&mut agents);
+    Ok(agents)
+}
+
+/// Finds the agents whose orchestrators are nobody else's.
+fn tie(agents: &mut [AgentConfig]) {
+    let mut users: BTreeMap<String, usize> = BTreeMap::new();
+    for agent in &*agents {
+        let forms = agent
+            .orchestrators
+            .iter()
+            .map(|o| same_orchestrator_form(o));
+        for form in forms.collect::<BTreeSet<_>>() {
+            *users.entry(form).or_default() += 1;
+        }
+    }
+    for agent in agents {
+        let alone = |o: &String| users[&same_orchestrator_form(o)] == 1;
+        agent.is_tied = !agent.orchestrators.is_empty() && agent.orchestrators.iter().all(alone);
+    }
+}
+
+/// Whether each agent has its own rate, or all share one.
+pub(super) fn sharing(
+    total: Option<BaseRate>,
+    split: Option<Split>,
+    redistribute: bool,
+    own: Option<BaseRate>,
+    agents: &[AgentConfig],
+) -> anyhow::Result<Sharing> {
+    let Some(BaseRate(rate)) = total else {
+        ensure!(
+            split.is_none() && !redistribute,
+            "{} says how a total is shared out: expected --total-rate N with it",
+            if split.is_some() {
+                "--split"
+            } else {
+                "--redistribute"
+            }
+        );
+        return Ok(Sharing::Own);
+    };
+    ensure!(
+        own.is_none() && agents.iter().all(|agent| agent.base_rate.is_none()),
+        "--total-rate and --rate (or rate in [[agents]]): expected one of them, a rate that all share or one for each"
+    );
+    Ok(Sharing::Total {
+        rate,
+        split: split.unwrap_or_default(),
+        redistribute,
+    })
+}
+
+/// Whether there is a price for whatever a budget bounds.
+pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
+    let agents = config.agents.iter();
+    let mut unpriced = agents.filter(|agent| config.price(agent).is_none());
+    let missing = if config.budget.is_some() {
+        let anybody =
+            (config.all_agents && config.price.is_none()).then(|| "whoever is listed".to_owned());
+        unpriced.next().map(|agent| agent.id.clone()).or(anybody)
+    } else {
+        unpriced
+            .find(|agent| agent.budget.is_some())
+            .map(|agent| agent.id.clone())
+    };
+    if let Some(agent) = missing {
+        bail!(
+            "--budget-wei (or budget_wei in [[agents]]): no price is known for {agent}: expected --price N, or price in [[agents]]"
+        );
+    }
+    Ok(())
+}
+
+/// Whether each agent is asked for something, and only for what is asked for at all.
+pub(super) fn agents_capabilities(
+    agents: &[AgentConfig],
+    capabilities: &[Capability],
+    source: &Source,
+) -> anyhow::Result<()> {
+    for agent in agents {
+        let Some(wanted) = &agent.capabilities else {
+            continue;
+        };
+        let known: Vec<&str> = capabilities.iter().map(|c| c.name.as_str()).collect();
+        let unknown = wanted.iter().find(|name| !known.contains(&name.as_str()));
+        ensure!(
+            unknown.is_none() && !wanted.is_empty(),
+            "{}: [[agents]] '{}': capabilities has {}: expected some of those that are asked for, {}",
+            source.name,
+            agent.id,
+            unknown.map_or("nothing".to_owned(), |name| format!("'{name}'")),
+            known.join(", ")
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn capabilities(
+    flags: Option<Vec<String>>,
+    file: FileCapabilities,
+    source: &Source,
+) -> anyhow::Result<Vec<Capability>> {
+    let mut known = Capability::built_in();
+    let mut wanted: Vec<(String, String)> = vec![];
+    match file {
+        FileCapabilities::Silent => {}
+        FileCapabilities::Names(names) => {
+            for name in names {
+                let place = format!("{} line {}", source.name, source.line(name.span().start));
+                wanted.push((name.into_inner(), place));
+            }
+        }
+        FileCapabilities::Tables(tables) => {
+            wanted.push((capability::DEFAULT.to_owned(), String::new()));
+            for (name, entry) in tables {
+                define(&mut known, &name, entry)
+                    .with_context(|| format!("{}: [capabilities.{name}]", source.name))?;
+                if name != capability::DEFAULT {
+                    wanted.push((name, String::new()));
+                }
+            }
+        }
+    }
+    if let Some(flags) = flags {
+        let names = flags
+            .iter()
+            .flat_map(|flag| flag.split([',', ' ', '\t', '\n']));
+        let names = names.filter(|name| !name.is_empty());
+        wanted = names
+            .map(|name| (name.to_owned(), "--capabilities".to_owned()))
+            .collect();
+        ensure!(
+            !wanted.is_empty(),
+            "--capabilities: expected at least one name"
+        );
+    }
+    if wanted.is_empty() {
+        wanted.push((capability::DEFAULT.to_owned(), String::new()));
+    }
+    let mut chosen: Vec<Capability> = Vec::with_capacity(wanted.len());
+    for (name, place) in wanted {
+        let Some(capability) = known.iter().find(|capability| capability.name == name) else {
+            let names: Vec<&str> = known.iter().map(|c| c.name.as_str()).collect();
+            bail!(
+                "{place}: unknown capability '{name}': expected one of {}",
+                names.join(", ")
+            );
+        };
+        ensure!(
+            !chosen.contains(capability),
+            "{place}: capability '{name}' is named twice: expected each once; weight = 2 in the file's [capabilities.{name}] makes it twice as frequent"
+        );
+        chosen.push(capability.clone());
+    }
+    Ok(chosen)
+}
+
+fn define(known: &mut Vec<Capability>, name: &str, entry: CapabilityEntry) -> anyhow::Result<()> {
+    ensure!(
+        !name.is_empty()
+            && !name.contains(|c: char| c == ',' || c.is_whitespace() || c.is_control()),
+        "expected a name without spaces and commas"
+    );
+    let index = known
+        .iter()
+        .position(|capability| capability.name == name)
+        .unwrap_or_else(|| {
+            known.push(Capability::named(name));
+            known.len() - 1
+        });
+    let capability = &mut known[index];
+    let text = |key: &str, new: Option<String>, slot: &mut String| -> anyhow::Result<()> {
+        if let Some(new) = new {
+            ensure!(!new.trim().is_empty(), "{key} is empty: expected a name");
+            *slot = new;
+        }
+        Ok(())
+    };
+    text("route", entry.route, &mut capability.route)?;
+    text("capability", entry.capability, &mut capability.capability)?;
+    text("run", entry.run, &mut capability.run)?;
+    if let Some(seconds) = entry.timeout_seconds {
+        capability.timeout_seconds = seconds.get();
+    }
+    if let Some(Weight(weight)) = entry.weight {
+        capability.weight = weight;
+    }
+    if let Some(payload) = entry.payload {
+        capability.payload = payload;
+    }
+    Ok(())
+}
+
+pub(super) const PING_TOKEN: &str = "UPTIME_RUNNER_PING_TOKEN";
+pub(super) const GATEWAY_TOKEN: &str = "UPTIME_RUNNER_GATEWAY_TOKEN";
+
+pub(super) fn token_in(variable: &str) -> Option<String> {
+    std::env::var(variable)
+        .ok()
+        .filter(|token| !token.trim().is_empty())
+}
+
+/// The header that proves who we are, from a token as [`secret`] finds it.
+pub(crate) fn bearer(
+    option: &str,
+    file: Option<PathBuf>,
+    variable: &str,
+) -> anyhow::Result<Option<HeaderValue>> {
+    let Some(token) = secret(option, file, variable)? else {
+        return Ok(None);
+    };
+    let mut header = HeaderValue::try_from(format!("Bearer {token}"))
+        .expect("visible ASCII characters are what a header may have");
+    header.set_sensitive(true);
+    Ok(Some(header))
+}
+
+/// The token in the file, or else in the environment; what is wrong with it is told without it.
+pub(crate) fn secret(
+    option: &str,
+    file: Option<PathBuf>,
+    variable: &str,
+) -> anyhow::Result<Option<String>> {
+    let (source, token) = match file {
+        Some(file) => {
+            let source = format!("{option} {}", file.display());
+            let token = std::fs::read_to_string(&file)
+                .with_context(|| format!("{source}: cannot be read"))?;
+            (source, token)
+        }
+        None => match token_in(variable) {
+            Some(token) => (variable.to_owned(), token),
+            None => return Ok(None),
+        },
+    };
+    let token = token.trim();
+    ensure!(!token.is_empty(), "{source}: is empty, expected a token");
+    ensure!(
+        token.bytes().all(|byte| byte.is_ascii_graphic()),
+        "{source}: expected one token of visible ASCII characters without spaces"
+    );
+    Ok(Some(token.to_owned()))
+}
+
+pub(super) fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
+    let source = format!("--ca-file {}", file.display());
+    let pem = std::fs::read(file).with_context(|| format!("{source}: cannot be read"))?;
+    let roots = Certificate::from_pem_bundle(&pem)
+        .with_context(|| format!("{source}: expected certificates in PEM form"))?;
+    ensure!(
+        !roots.is_empty(),
+        "{source}: holds no certificate, expected some in PEM form"
+    );
+    Ok(roots)
+}

@@ -1,0 +1,261 @@
+//! What happened: the one thing that accounts, text, JSON and metrics are fed with, so that they
+//! cannot disagree.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::money::Wei;
+use crate::runner::rate::claims::Contradiction;
+use crate::runner::uptime::estimate::{Standing, State};
+use crate::units::{JobsPerMinute, Percent};
+use crate::wire::gateway::Outcome;
+
+/// An agent's place in the [`Roster`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentIndex(pub usize);
+
+/// A capability's place in the [`Roster`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CapabilityIndex(pub usize);
+
+/// Who and what takes part in a run.
+#[derive(Debug, Clone)]
+pub struct Roster {
+    /// The agents' names; more may join.
+    pub agents: Vec<Arc<str>>,
+    /// The capabilities' names.
+    pub capabilities: Vec<Arc<str>>,
+    /// Each agent's rate at full uptime.
+    pub base_rate: JobsPerMinute,
+}
+
+impl Roster {
+    /// An agent's name.
+    #[must_use]
+    pub fn agent(&self, index: AgentIndex) -> &str {
+        &self.agents[index.0]
+    }
+
+    /// A capability's name.
+    #[must_use]
+    pub fn capability(&self, index: CapabilityIndex) -> &str {
+        &self.capabilities[index.0]
+    }
+}
+
+/// Something that happened in a run.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The run began.
+    Started {
+        /// When.
+        ts: DateTime<Utc>,
+    },
+    /// An agent is followed from now on.
+    AgentJoined(AgentJoined),
+    /// An agent is not followed any more.
+    AgentLeft {
+        /// When.
+        ts: DateTime<Utc>,
+        /// Who.
+        agent: AgentIndex,
+    },
+    /// The ping system was asked.
+    Uptime(UptimePolled),
+    /// Another rate took hold.
+    RateChanged(RateChanged),
+    /// The rate stays as it is, but other slots are accounted for.
+    BaseChanged(RateChanged),
+    /// What an agent's jobs say began to contradict what it claims, or no longer does.
+    Claim(ClaimChecked),
+    /// A job left.
+    Sent(AgentIndex, CapabilityIndex),
+    /// A job was answered, or given up.
+    Job(JobDone),
+    /// The policy withheld a slot of the base rate.
+    Delayed(AgentIndex, CapabilityIndex),
+    /// A slot found no place for a job, or was overdue.
+    Dropped(AgentIndex, CapabilityIndex),
+}
+
+/// An agent that is followed from now on.
+#[derive(Debug, Clone)]
+pub struct AgentJoined {
+    /// When.
+    pub ts: DateTime<Utc>,
+    /// Its place: one of those that were there before, or the next one.
+    pub agent: AgentIndex,
+    /// Its name.
+    pub id: Arc<str>,
+}
+
+/// What an agent claims, beside what its jobs say.
+#[derive(Debug, Clone)]
+pub struct ClaimChecked {
+    /// When.
+    pub ts: DateTime<Utc>,
+    /// Whose claim.
+    pub agent: AgentIndex,
+    /// The uptime that it reports.
+    pub uptime: Percent,
+    /// What contradicts it, if anything does.
+    pub contradiction: Option<Contradiction>,
+}
+
+/// What is known of an agent after asking the ping system.
+#[derive(Debug, Clone)]
+pub struct UptimePolled {
+    /// When.
+    pub ts: DateTime<Utc>,
+    /// Whose uptime.
+    pub agent: AgentIndex,
+    /// How far it can be trusted.
+    pub state: State,
+    /// The last known uptime.
+    pub uptime: Option<Percent>,
+    /// Whether this question brought a good answer.
+    pub answered: bool,
+    /// How many pings the window holds.
+    pub pings: usize,
+    /// What else the ping system told, last it did.
+    pub standing: Standing,
+}
+
+/// Why a rate changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RateReason {
+    /// The uptime earns it.
+    Uptime,
+    /// The last known uptime became too old.
+    Stale,
+    /// The ping system knows of no uptime now.
+    Unknown,
+    /// The agent's jobs contradict the uptime that it reports.
+    Evidence,
+    /// The agent's part of a total rate is another one.
+    Allotment,
+    /// The agent's budget is spent.
+    Budget,
+}
+
+impl RateReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Uptime,
+        Self::Stale,
+        Self::Unknown,
+        Self::Evidence,
+        Self::Allotment,
+        Self::Budget,
+    ];
+
+    /// The reason of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+
+    /// As it stands in JSON and in records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uptime => "uptime",
+            Self::Stale => "stale",
+            Self::Unknown => "unknown",
+            Self::Evidence => "evidence",
+            Self::Allotment => "allotment",
+            Self::Budget => "budget",
+        }
+    }
+}
+
+impl From<State> for RateReason {
+    fn from(state: State) -> Self {
+        match state {
+            State::Fresh => Self::Uptime,
+            State::Stale => Self::Stale,
+            State::Unknown => Self::Unknown,
+        }
+    }
+}
+
+/// Another rate of an agent.
+#[derive(Debug, Clone)]
+pub struct RateChanged {
+    /// When it took hold.
+    pub ts: DateTime<Utc>,
+    /// Whose rate.
+    pub agent: AgentIndex,
+    /// The rate before.
+    pub from: JobsPerMinute,
+    /// The rate now.
+    pub to: JobsPerMinute,
+    /// The slots that are accounted for now: what full uptime would earn.
+    pub base: JobsPerMinute,
+    /// The last known uptime.
+    pub uptime: Option<Percent>,
+    /// Why.
+    pub reason: RateReason,
+}
+
+/// A job and what came of it.
+#[derive(Debug, Clone)]
+pub struct JobDone {
+    /// When it was sent.
+    pub ts: DateTime<Utc>,
+    /// For whom.
+    pub agent: AgentIndex,
+    /// Its name in both nodes' logs.
+    pub job_id: Uuid,
+    /// What it was.
+    pub capability: CapabilityIndex,
+    /// From its slot to the answer's last byte, so that a stalled client cannot hide.
+    pub latency: Duration,
+    /// How long after its slot it was sent.
+    pub send_lag: Duration,
+    /// The agent's rate when it was sent.
+    pub rate: JobsPerMinute,
+    /// The agent's uptime when it was sent.
+    pub uptime: Percent,
+    /// What it cost, where there is a price.
+    pub cost: Option<Wei>,
+    /// What came of it.
+    pub answer: Answer,
+}
+
+/// What a gateway answered, or why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The meaning.
+    pub outcome: Outcome,
+    /// The HTTP status, where one came.
+    pub status: Option<u16>,
+    /// Who did the job.
+    pub orchestrator: Option<String>,
+    /// The wei left with that orchestrator; may be negative.
+    pub balance_wei: Option<String>,
+    /// What the orchestrator added.
+    pub metadata: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl Answer {
+    /// No answer, and why.
+    #[must_use]
+    pub fn failure(outcome: Outcome, error: String) -> Self {
+        Self {
+            outcome,
+            status: None,
+            orchestrator: None,
+            balance_wei: None,
+            metadata: None,
+            error: Some(error),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! One JSON object a line (CONTRACT.md section 5).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::money::Wei;
+use crate::runner::events::accounts::Statistics;
+use crate::runner::events::event::{
+    ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster, UptimePolled,
+};
+use crate::runner::uptime::estimate::State;
+use crate::units::{JobsPerMinute, Percent, milliseconds};
+use crate::wire::gateway::Outcome;
+
+/// Writes events as JSON.
+#[derive(Debug, Default)]
+pub struct JsonOutput;
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Line<'a> {
+    Started {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agents: &'a [Arc<str>],
+        base_rate: JobsPerMinute,
+        capabilities: &'a [Arc<str>],
+        version: &'static str,
+    },
+    AgentJoined {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+    },
+    AgentLeft {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+    },
+    Claim {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        uptime_percent: Percent,
+        contradicted: bool,
+        claimed_tier_percent: Option<Percent>,
+        jobs: Option<u64>,
+        successful: Option<u64>,
+        success_rate_percent: Option<Percent>,
+        chance: Option<f64>,
+    },
+    Uptime {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        uptime_percent: Option<Percent>,
+        state: State,
+        pings: usize,
+        consecutive_poor: Option<u64>,
+        ping_interval_minutes: Option<f64>,
+        total_pings: Option<u64>,
+    },
+    RateChanged {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        from: JobsPerMinute,
+        to: JobsPerMinute,
+        uptime_percent: Option<Percent>,
+        reason: RateReason,
+    },
+    Job {
+        #[serde(serialize_with = "timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        job_id: Uuid,
+        capability: &'a str,
+        outcome: Outcome,
+        status: Option<u16>,
+        #[serde(serialize_with = "as_milliseconds")]
+        latency_ms: Duration,
+        #[serde(serialize_with = "as_milliseconds")]
+        send_lag_ms: Duration,
+        rate: JobsPerMinute,
+        uptime_percent: Percent,
+        orchestrator: Option<&'a str>,
+        balance_wei: Option<&'a str>,
+        error: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cost_wei: Option<&'a Wei>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metadata: Option<&'a str>,
+    },
+}
+
+#[derive(Serialize)]
+struct StatisticsLine<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    statistics: &'a Statistics,
+}
+
+impl JsonOutput {
+    /// Appends the line of an event, where it has one.
+    pub fn event(&self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
+        let line = match event {
+            Event::Started { ts } => Line::Started {
+                ts: *ts,
+                agents: &roster.agents,
+                base_rate: roster.base_rate,
+                capabilities: &roster.capabilities,
+                version: env!("CARGO_PKG_VERSION"),
+            },
+            Event::AgentJoined(joined) => Line::AgentJoined {
+                ts: joined.ts,
+                agent: roster.agent(joined.agent),
+            },
+            Event::AgentLeft { ts, agent } => Line::AgentLeft {
+                ts: *ts,
+                agent: roster.agent(*agent),
+            },
+            Event::Claim(checked) => claim(checked, roster),
+            Event::Uptime(polled) => uptime(polled, roster),
+            Event::RateChanged(changed) => rate_changed(changed, roster),
+            Event::Job(done) => job(done, roster),
+            Event::Sent(..) | Event::Delayed(..) | Event::Dropped(..) | Event::BaseChanged(_) => {
+                return;
+            }
+        };
+        append(&line, lines);
+    }
+
+    /// Appends the accounts under the name of `event`.
+    pub fn statistics(&self, event: &'static str, statistics: &Statistics, lines: &mut Vec<u8>) {
+        append(&StatisticsLine { event, statistics }, lines);
+    }
+}
+
+fn append(line: &impl Serialize, lines: &mut Vec<u8>) {
+    serde_json::to_writer(&mut *lines, line)
+        .expect("these structs have text as keys, and a buffer takes whatever is written");
+    lines.push(b'\n');
+}
+
+fn uptime<'a>(polled: &UptimePolled, roster: &'a Roster) -> Line<'a> {
+    Line::Uptime {
+        ts: polled.ts,
+        agent: roster.agent(polled.agent),
+        uptime_percent: polled.uptime,
+        state: polled.state,
+        pings: polled.pings,
+        consecutive_poor: polled.standing.consecutive_poor,
+        ping_interval_minutes: polled.standing.ping_interval_minutes,
+        total_pings: polled.standing.total_pings,
+    }
+}
+
+fn claim<'a>(checked: &ClaimChecked, roster: &'a Roster) -> Line<'a> {
+    let found = checked.contradiction;
+    Line::Claim {
+        ts: checked.ts,
+        agent: roster.agent(checked.agent),
+        uptime_percent: checked.uptime,
+        contradicted: found.is_some(),
+        claimed_tier_percent: found.map(|found| found.claimed_tier),
+        jobs: found.map(|found| found.evidence.jobs),
+        successful: found.map(|found| found.evidence.good),
+        success_rate_percent: found.map(|found| found.success),
+        chance: found.map(|found| found.chance),
+    }
+}
+
+fn rate_changed<'a>(changed: &RateChanged, roster: &'a Roster) -> Line<'a> {
+    Line::RateChanged {
+        ts: changed.ts,
+        agent: roster.agent(changed.agent),
+        from: changed.from,
+        to: changed.to,
+        uptime_percent: changed.uptime,
+        reason: changed.reason,
+    }
+}
+
+fn job<'a>(done: &'a JobDone, roster: &'a Roster) -> Line<'a> {
+    let answer = &done.answer;
+    Line::Job {
+        ts: done.ts,
+        agent: roster.agent(done.agent),
+        job_id: done.job_id,
+        capability: roster.capability(done.capability),
+        outcome: answer.outcome,
+        status: answer.status,
+        latency_ms: done.latency,
+        send_lag_ms: done.send_lag,
+        rate: done.rate,
+        uptime_percent: done.uptime,
+        orchestrator: answer.orchestrator.as_deref(),
+        balance_wei: answer.balance_wei.as_deref(),
+        error: answer.error.as_deref(),
+        cost_wei: done.cost.as_ref(),
+        metadata: answer.metadata.as_deref(),
+    }
+}
+
+/// RFC 3339 in UTC, to the microsecond.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn timestamp<S: Serializer>(ts: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&ts.to_rfc3339_opts(SecondsFormat::Micros, true))
+}
+
+fn as_milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(milliseconds(*duration))
+}

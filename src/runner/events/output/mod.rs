@@ -1,0 +1,75 @@
+//! Events to lines.
+
+pub mod json;
+pub mod text;
+pub mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::json::JsonOutput;
+use self::text::TextOutput;
+use crate::runner::events::accounts::Statistics;
+use crate::runner::events::event::{Event, Roster};
+use crate::units::Percent;
+
+/// How results are written.
+#[derive(Debug)]
+pub enum Output {
+    /// For people.
+    Text(TextOutput),
+    /// For programs: one object a line.
+    Json(JsonOutput),
+}
+
+impl Output {
+    /// Appends the lines that an event makes, often none.
+    pub fn event(&self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
+        match self {
+            Self::Text(text) => text.event(event, roster, lines),
+            Self::Json(json) => json.event(event, roster, lines),
+        }
+    }
+
+    /// Appends the accounts in the middle of a run.
+    pub fn statistics(&self, statistics: &Statistics, lines: &mut Vec<u8>) {
+        match self {
+            Self::Text(text) => text.statistics(statistics, lines),
+            Self::Json(json) => json.statistics("statistics", statistics, lines),
+        }
+    }
+
+    /// Appends the accounts at the end.
+    pub fn summary(&self, statistics: &Statistics, lines: &mut Vec<u8>) {
+        match self {
+            Self::Text(text) => text.statistics(statistics, lines),
+            Self::Json(json) => json.statistics("summary", statistics, lines),
+        }
+    }
+}
+
+/// What goes on between jobs, for the status line of a terminal.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// Jobs per minute now, over all agents.
+    pub rate: u64,
+    /// What is known of each agent.
+    pub agents: Vec<AgentProgress>,
+    /// Jobs waiting for an answer.
+    pub in_flight: usize,
+    /// Jobs that left.
+    pub sent: u64,
+    /// The median and the 99th percentile of latencies, in milliseconds.
+    pub p50_p99_ms: Option<(f64, f64)>,
+    /// What is left of `--duration`.
+    pub left: Option<Duration>,
+}
+
+/// What is known of an agent between jobs.
+#[derive(Debug, Clone)]
+pub struct AgentProgress {
+    /// Its name.
+    pub id: Arc<str>,
+    /// Its uptime, and for how long that has been known; `None` where it is not.
+    pub uptime: Option<(Percent, Duration)>,
+}

@@ -1,0 +1,541 @@
+//! Lines for people, in the form of SEED.md.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use chrono::{DateTime, Local, TimeZone, Utc};
+
+use super::{AgentProgress, Progress};
+use crate::runner::events::accounts::{AgentStatistics, CapabilityStatistics, Statistics};
+use crate::runner::events::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster};
+use crate::wire::gateway::Outcome;
+
+const WRITABLE: &str = "a buffer takes whatever is written";
+
+/// Writes events as text.
+#[derive(Debug, Clone, Copy)]
+pub struct TextOutput {
+    /// Whether colours are wanted.
+    pub colour: bool,
+}
+
+struct Styles {
+    failed: Style,
+    heading: Style,
+    changed: Style,
+    faint: Style,
+}
+
+impl TextOutput {
+    fn styles(self) -> Styles {
+        let coloured = |style: Style| if self.colour { style } else { Style::new() };
+        Styles {
+            failed: coloured(AnsiColor::Red.on_default()),
+            heading: coloured(Style::new().bold()),
+            changed: coloured(AnsiColor::Yellow.on_default().bold()),
+            faint: coloured(Style::new().dimmed()),
+        }
+    }
+
+    /// Appends the lines of an event, where it has any.
+    pub fn event(self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
+        match event {
+            Event::Job(job) => self.job(job, roster, &Local, lines),
+            Event::RateChanged(changed) => self.rate_changed(changed, roster, lines),
+            Event::AgentJoined(joined) => {
+                writeln!(lines, "➕ Agent {} is followed from now on", joined.id).expect(WRITABLE);
+            }
+            Event::AgentLeft { agent, .. } => {
+                let agent = roster.agent(*agent);
+                writeln!(
+                    lines,
+                    "➖ Agent {agent} is listed no more, and not followed"
+                )
+                .expect(WRITABLE);
+            }
+            Event::Claim(claim) => self.claim(claim, roster, lines),
+            Event::Started { .. }
+            | Event::BaseChanged(_)
+            | Event::Uptime(_)
+            | Event::Sent(..)
+            | Event::Delayed(..)
+            | Event::Dropped(..) => {}
+        }
+    }
+
+    /// Appends a job's line, with its time in `zone`.
+    fn job<Z: TimeZone>(self, job: &JobDone, roster: &Roster, zone: &Z, lines: &mut Vec<u8>) {
+        let success = job.answer.outcome == Outcome::Success;
+        let style = if success {
+            Style::new()
+        } else {
+            self.styles().failed
+        };
+        let mut line = format!(
+            "{style}{mark} [{time}] {capability}: {status} ({latency}ms) | Rate: {rate}/min | Uptime: {uptime}%",
+            mark = if success { "✅" } else { "❌" },
+            time = clock_time(job.ts, zone),
+            capability = roster.capability(job.capability),
+            status = job
+                .answer
+                .status
+                .map_or_else(|| "---".to_owned(), |s| s.to_string()),
+            latency = (job.latency.as_secs_f64() * 1e3).round(),
+            rate = job.rate,
+            uptime = job.uptime.floored(1),
+        );
+        if let [_, _, ..] = roster.agents[..] {
+            append(
+                &mut line,
+                format_args!(" | Agent: {}", roster.agent(job.agent)),
+            );
+        }
+        if !success {
+            let error = job.answer.error.as_deref().unwrap_or_default();
+            append(
+                &mut line,
+                format_args!(" | {}: {error}", job.answer.outcome.name()),
+            );
+        }
+        writeln!(lines, "{line}{style:#}").expect(WRITABLE);
+    }
+
+    fn claim(self, claim: &ClaimChecked, roster: &Roster, lines: &mut Vec<u8>) {
+        let Styles { failed: style, .. } = self.styles();
+        let agent = roster.agent(claim.agent);
+        let uptime = claim.uptime.floored(1);
+        match &claim.contradiction {
+            Some(found) => writeln!(
+                lines,
+                "{style}🔍 Agent {agent} reports {uptime}%, but {} of its {} jobs failed: by chance at most once in {:.0}{style:#}",
+                found.evidence.jobs - found.evidence.good,
+                found.evidence.jobs,
+                1.0 / found.chance.max(1e-15),
+            ),
+            None => writeln!(
+                lines,
+                "🔍 Agent {agent} reports {uptime}%, which its jobs contradict no more"
+            ),
+        }
+        .expect(WRITABLE);
+    }
+
+    fn rate_changed(self, changed: &RateChanged, roster: &Roster, lines: &mut Vec<u8>) {
+        let Styles { changed: style, .. } = self.styles();
+        let RateChanged { from, to, .. } = changed;
+        writeln!(
+            lines,
+            "{style}📊 Job rate changed: {from} → {to} jobs/min{style:#}"
+        )
+        .expect(WRITABLE);
+        let uptime = match (changed.uptime, changed.reason) {
+            (Some(uptime), reason) => {
+                let why = match reason {
+                    RateReason::Uptime => "",
+                    RateReason::Stale | RateReason::Unknown => {
+                        ", too old to act on: no newer answer from the ping system"
+                    }
+                    RateReason::Evidence => ", but its jobs contradict that",
+                    RateReason::Allotment => " (another part of the total rate)",
+                    RateReason::Budget => " (its budget is spent)",
+                };
+                format!("{}%{why}", uptime.floored(1))
+            }
+            (None, _) => "unknown: the ping system has no ping of late".to_owned(),
+        };
+        writeln!(lines, "   Uptime: {uptime}").expect(WRITABLE);
+        if let [_, _, ..] = roster.agents[..] {
+            writeln!(lines, "   Agent: {}", roster.agent(changed.agent)).expect(WRITABLE);
+        }
+    }
+
+    /// Appends the block of statistics.
+    pub fn statistics(self, statistics: &Statistics, lines: &mut Vec<u8>) {
+        let Styles { heading, .. } = self.styles();
+        let mut text = String::new();
+        append(
+            &mut text,
+            format_args!("{heading}📊 STATISTICS SUMMARY{heading:#}\n"),
+        );
+        append(&mut text, format_args!("{}\n", "=".repeat(37)));
+        append(
+            &mut text,
+            format_args!("🕐 Total Runtime: {:.1}s\n", statistics.runtime_s),
+        );
+        append(
+            &mut text,
+            format_args!("📤 Total Jobs Sent: {}\n", statistics.jobs_sent),
+        );
+        append(
+            &mut text,
+            format_args!(
+                "⚡ Current Job Rate: {} jobs/min\n",
+                statistics.current_rate
+            ),
+        );
+        for (id, agent) in &statistics.agents {
+            append(
+                &mut text,
+                format_args!("\n{heading}🖥️  AGENT STATUS{heading:#}\n{RULE}\n"),
+            );
+            append(&mut text, format_args!("  🆔 Agent ID: {id}\n"));
+            agent_block(agent, &mut text);
+            if let [_, _, ..] = statistics.agents[..] {
+                append(
+                    &mut text,
+                    format_args!("  ⚡ Job Rate: {} jobs/min\n", agent.rate),
+                );
+            }
+        }
+        for (name, capability) in &statistics.capabilities {
+            let name = name.to_uppercase();
+            append(
+                &mut text,
+                format_args!("\n{heading}🎯 {name}{heading:#}\n{RULE}\n"),
+            );
+            capability_block(capability, &mut text);
+        }
+        writeln!(lines, "\n{text}").expect(WRITABLE);
+    }
+
+    /// The status line of a terminal that is `columns` wide.
+    #[must_use]
+    pub fn status(self, progress: &Progress, columns: usize) -> String {
+        let Styles { faint, .. } = self.styles();
+        let mut line = format!("{}/min", progress.rate);
+        match &progress.agents[..] {
+            [
+                AgentProgress {
+                    uptime: Some((uptime, age)),
+                    ..
+                },
+            ] => append(
+                &mut line,
+                format_args!(" · uptime {}% ({} ago)", uptime.floored(1), short(*age)),
+            ),
+            [_] => line.push_str(" · waiting for an uptime"),
+            agents => append(&mut line, format_args!(" · uptime {}", lowest(agents))),
+        }
+        append(
+            &mut line,
+            format_args!(
+                " · {} in flight · {} sent",
+                progress.in_flight, progress.sent
+            ),
+        );
+        if let Some((p50, p99)) = progress.p50_p99_ms {
+            append(&mut line, format_args!(" · p50 {p50:.0}ms p99 {p99:.0}ms"));
+        }
+        if let Some(left) = progress.left {
+            append(&mut line, format_args!(" · {} left", short(left)));
+        }
+        // All its characters are one column wide; the last column stays free, for there a
+        // terminal would wrap.
+        let line: String = line.chars().take(columns.saturating_sub(1)).collect();
+        format!("{faint}{line}{faint:#}")
+    }
+}
+
+const RULE: &str = "-----------------------------------------";
+
+fn append(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect(WRITABLE);
+}
+
+fn clock_time<Z: TimeZone>(ts: DateTime<Utc>, zone: &Z) -> chrono::NaiveTime {
+    use chrono::Timelike;
+    let time = ts.with_timezone(zone).naive_local().time();
+    time.with_nanosecond(0).unwrap_or(time)
+}
+
+fn agent_block(agent: &AgentStatistics, text: &mut String) {
+    let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
+    let uptime = agent
+        .uptime_percent
+        .map(|uptime| format!("{}%", uptime.floored(2)));
+    let interval = agent
+        .ping_interval_minutes
+        .map(|minutes| format!("{} min", (minutes * 100.0).round() / 100.0));
+    append(text, format_args!("  📈 Uptime: {}\n", or_unknown(uptime)));
+    append(
+        text,
+        format_args!(
+            "  ⚠️  Consecutive Poor: {}\n",
+            or_unknown(agent.consecutive_poor.map(|count| count.to_string()))
+        ),
+    );
+    append(
+        text,
+        format_args!("  ⏱️  Ping Interval: {}\n", or_unknown(interval)),
+    );
+    append(
+        text,
+        format_args!(
+            "  📊 Total Pings: {}\n",
+            or_unknown(agent.total_pings.map(|count| count.to_string()))
+        ),
+    );
+}
+
+fn capability_block(capability: &CapabilityStatistics, text: &mut String) {
+    append(
+        text,
+        format_args!("  📤 Total Attempts: {}\n", capability.attempts),
+    );
+    append(
+        text,
+        format_args!("  ✅ Successful: {}\n", capability.successful),
+    );
+    append(text, format_args!("  ❌ Failed: {}\n", capability.failed));
+    append(
+        text,
+        format_args!("  ⏳ Delayed (Punished): {}\n", capability.delayed),
+    );
+    if capability.dropped > 0 {
+        append(text, format_args!("  🚫 Dropped: {}\n", capability.dropped));
+    }
+    if let Some(rate) = capability.success_rate_percent {
+        append(
+            text,
+            format_args!("  📈 Success Rate: {}%\n", rate.floored(2)),
+        );
+    }
+    if let Some(latency) = &capability.latency_ms {
+        append(
+            text,
+            format_args!("  ⏱️  Avg Response Time: {:.1}ms\n", latency.mean),
+        );
+        append(
+            text,
+            format_args!(
+                "  🏃 Min/Max: {:.1}ms / {:.1}ms\n",
+                latency.min, latency.max
+            ),
+        );
+        append(
+            text,
+            format_args!(
+                "  📐 p50/p90/p99: {:.1}ms / {:.1}ms / {:.1}ms\n",
+                latency.p50, latency.p90, latency.p99
+            ),
+        );
+    }
+    let codes: Vec<String> = capability
+        .status_codes
+        .iter()
+        .map(|(status, count)| format!("{status}: {count}"))
+        .collect();
+    append(
+        text,
+        format_args!("  📊 Status Codes: {{{}}}\n", codes.join(", ")),
+    );
+}
+
+/// Of several agents, the one that most needs a look.
+fn lowest(agents: &[AgentProgress]) -> String {
+    let known = || {
+        agents
+            .iter()
+            .filter_map(|agent| Some((&agent.id, agent.uptime?.0)))
+    };
+    let worst = known().min_by(|(_, a), (_, b)| a.get().total_cmp(&b.get()));
+    worst.map_or_else(
+        || format!("unknown of {} agents", agents.len()),
+        |(id, uptime)| {
+            let (known, all) = (known().count(), agents.len());
+            format!(
+                "known of {known}/{all} agents, lowest {}% ({id})",
+                uptime.floored(1)
+            )
+        },
+    )
+}
+
+/// A duration in two units at most.
+fn short(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+    use crate::runner::events::accounts::Accounts;
+    use crate::runner::events::event::{AgentIndex, Answer, CapabilityIndex, UptimePolled};
+    use crate::runner::testing::percent;
+    use crate::runner::uptime::estimate::{Standing, State};
+    use crate::units::JobsPerMinute;
+    use uuid::Uuid;
+
+    const PLAIN: TextOutput = TextOutput { colour: false };
+
+    fn roster(agents: &[&str]) -> Roster {
+        Roster {
+            agents: agents.iter().map(|&agent| agent.into()).collect(),
+            capabilities: vec!["gpu-check".into()],
+            base_rate: JobsPerMinute::new(60),
+        }
+    }
+
+    fn job(outcome: Outcome, status: Option<u16>, error: &str, latency_us: u64) -> JobDone {
+        JobDone {
+            ts: "2026-01-01T14:32:15.9Z".parse().unwrap(),
+            agent: AgentIndex(0),
+            job_id: Uuid::nil(),
+            capability: CapabilityIndex(0),
+            latency: Duration::from_micros(latency_us),
+            send_lag: Duration::ZERO,
+            rate: JobsPerMinute::new(60),
+            uptime: percent(99.56),
+            cost: None,
+            answer: Answer {
+                status,
+                ..Answer::failure(outcome, error.to_owned())
+            },
+        }
+    }
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut lines = Vec::new();
+        write(&mut lines);
+        String::from_utf8(lines).unwrap()
+    }
+
+    fn job_line(output: TextOutput, agents: &[&str], job: &JobDone) -> String {
+        text(|lines| output.job(job, &roster(agents), &Utc, lines))
+    }
+
+    #[test]
+    fn a_job_is_one_line_as_in_seed_md() {
+        let success = job(Outcome::Success, Some(200), "", 45_200);
+        assert_eq!(
+            job_line(PLAIN, &["a"], &success),
+            "✅ [14:32:15] gpu-check: 200 (45ms) | Rate: 60/min | Uptime: 99.5%\n"
+        );
+        let failed = job(Outcome::HttpError, Some(500), "oops", 45_200);
+        assert_eq!(
+            job_line(PLAIN, &["a"], &failed),
+            "❌ [14:32:15] gpu-check: 500 (45ms) | Rate: 60/min | Uptime: 99.5% | http_error: oops\n"
+        );
+        let refused = job(Outcome::Connect, None, "Connection refused", 300);
+        assert_eq!(
+            job_line(PLAIN, &["a", "b"], &refused),
+            "❌ [14:32:15] gpu-check: --- (0ms) | Rate: 60/min | Uptime: 99.5% | Agent: a | connect: Connection refused\n"
+        );
+    }
+
+    #[test]
+    fn colour_marks_what_failed() {
+        let colour = TextOutput { colour: true };
+        let failed = job_line(colour, &["a"], &job(Outcome::Timeout, None, "late", 1));
+        assert!(
+            failed.starts_with("\x1b[31m❌") && failed.ends_with("late\x1b[0m\n"),
+            "{failed:?}"
+        );
+        let success = job_line(colour, &["a"], &job(Outcome::Success, Some(200), "", 1));
+        assert!(!success.contains('\x1b'), "{success:?}");
+    }
+
+    #[test]
+    fn a_rate_change_says_why() {
+        let changed = |uptime: Option<f64>, reason| {
+            let changed = RateChanged {
+                ts: DateTime::UNIX_EPOCH,
+                agent: AgentIndex(0),
+                from: JobsPerMinute::new(60),
+                to: JobsPerMinute::new(30),
+                base: JobsPerMinute::new(60),
+                uptime: uptime.map(percent),
+                reason,
+            };
+            text(|lines| PLAIN.rate_changed(&changed, &roster(&["a"]), lines))
+        };
+        assert_eq!(
+            changed(Some(96.25), RateReason::Uptime),
+            "📊 Job rate changed: 60 → 30 jobs/min\n   Uptime: 96.2%\n"
+        );
+        assert!(changed(Some(96.2), RateReason::Stale).contains("Uptime: 96.2%, too old"));
+        assert!(changed(None, RateReason::Unknown).contains("Uptime: unknown"));
+    }
+
+    #[test]
+    fn the_block_of_statistics_is_that_of_seed_md() {
+        let mut accounts = Accounts::new(&roster(&["agent-001"]));
+        accounts.apply(&Event::Uptime(UptimePolled {
+            ts: DateTime::UNIX_EPOCH,
+            agent: AgentIndex(0),
+            state: State::Fresh,
+            uptime: Some(percent(96.256)),
+            answered: true,
+            pings: 4,
+            standing: Standing {
+                consecutive_poor: Some(0),
+                ping_interval_minutes: Some(15.0),
+                total_pings: Some(8),
+            },
+        }));
+        accounts.apply(&Event::RateChanged(RateChanged {
+            ts: DateTime::UNIX_EPOCH,
+            agent: AgentIndex(0),
+            from: JobsPerMinute::new(60),
+            to: JobsPerMinute::new(30),
+            base: JobsPerMinute::new(60),
+            uptime: Some(percent(96.256)),
+            reason: RateReason::Uptime,
+        }));
+        for (outcome, status, latency_us) in [
+            (Outcome::Success, 200, 35_200),
+            (Outcome::Success, 200, 48_300),
+            (Outcome::HttpError, 500, 125_600),
+        ] {
+            accounts.apply(&Event::Sent(AgentIndex(0), CapabilityIndex(0)));
+            accounts.apply(&Event::Job(job(outcome, Some(status), "", latency_us)));
+        }
+        accounts.apply(&Event::Delayed(AgentIndex(0), CapabilityIndex(0)));
+        accounts.apply(&Event::Dropped(AgentIndex(0), CapabilityIndex(0)));
+        let statistics = accounts.statistics(DateTime::UNIX_EPOCH, Duration::from_millis(120_500));
+        insta::assert_snapshot!(text(|lines| PLAIN.statistics(&statistics, lines)));
+    }
+
+    #[test]
+    fn the_status_line_fits_the_terminal() {
+        let agent = |id: &str, uptime: Option<f64>| AgentProgress {
+            id: id.into(),
+            uptime: uptime.map(|uptime| (percent(uptime), Duration::from_secs(75))),
+        };
+        let mut progress = Progress {
+            rate: 30,
+            agents: vec![agent("agent-001", Some(96.25))],
+            in_flight: 2,
+            sent: 95,
+            p50_p99_ms: Some((45.2, 120.7)),
+            left: Some(Duration::from_secs(3700)),
+        };
+        assert_eq!(
+            PLAIN.status(&progress, 200),
+            "30/min · uptime 96.2% (1m15s ago) · 2 in flight · 95 sent · p50 45ms p99 121ms · 1h01m left"
+        );
+        assert_eq!(PLAIN.status(&progress, 20).chars().count(), 19);
+        progress
+            .agents
+            .extend([agent("agent-002", Some(91.0)), agent("agent-003", None)]);
+        assert!(
+            PLAIN
+                .status(&progress, 200)
+                .contains("known of 2/3 agents, lowest 91.0% (agent-002)")
+        );
+        progress.agents = vec![agent("agent-001", None)];
+        assert!(
+            PLAIN
+                .status(&progress, 200)
+                .contains("waiting for an uptime")
+        );
+    }
+}

@@ -1,0 +1,265 @@
+//! Where events go: one place that feeds accounts, metrics and output in the same order.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::time::Instant;
+
+use super::accounts::{Accounts, CapabilityStatistics};
+use super::database::{Recording, Terms};
+use super::event::{AgentIndex, AgentJoined, Event, JobDone, Roster};
+use super::metrics::Metrics;
+use super::output::{AgentProgress, Output, Progress};
+use crate::runner::events::output::text::TextOutput;
+use crate::runner::events::output::writer::Writer;
+use crate::runner::uptime::estimate::State;
+use crate::units::Percent;
+use crate::wire::gateway::Outcome;
+
+/// Takes in events from all tasks of a run.
+#[derive(Debug)]
+pub struct Recorder {
+    started: Instant,
+    output: Output,
+    stats_every: u64,
+    writer: Writer,
+    recording: Option<Recording>,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug)]
+struct Books {
+    roster: Roster,
+    accounts: Accounts,
+    metrics: Metrics,
+    /// By agent: the last known uptime, and when a good answer told it.
+    uptimes: Vec<Option<(Percent, Instant)>>,
+    lines: Vec<u8>,
+    lines_skipped: u64,
+    rejections: Rejections,
+}
+
+impl Books {
+    fn join(&mut self, joined: &AgentJoined) {
+        if joined.agent.0 == self.roster.agents.len() {
+            self.roster.agents.push(Arc::clone(&joined.id));
+            self.uptimes.push(None);
+        }
+    }
+}
+
+/// Rejected jobs are our own fault and logged as errors, but not one line each at full rate.
+#[derive(Debug, Default)]
+struct Rejections {
+    told_at: Option<Instant>,
+    since: u64,
+}
+
+impl Rejections {
+    const SILENCE: Duration = Duration::from_secs(10);
+
+    fn tell(&mut self, job: &JobDone) {
+        self.since += 1;
+        if self
+            .told_at
+            .is_some_and(|told_at| told_at.elapsed() < Self::SILENCE)
+        {
+            return;
+        }
+        tracing::error!(
+            job_id = %job.job_id,
+            jobs = self.since,
+            "the gateway cannot read what it is sent: {}",
+            job.answer.error.as_deref().unwrap_or_default()
+        );
+        *self = Self {
+            told_at: Some(Instant::now()),
+            since: 0,
+        };
+    }
+}
+
+impl Recorder {
+    /// Nothing has happened yet. A block of statistics comes after every `stats_every` jobs, never
+    /// for 0.
+    ///
+    /// # Errors
+    /// When the metrics cannot be set up.
+    pub fn new(
+        roster: Roster,
+        output: Output,
+        stats_every: u64,
+        writer: Writer,
+        recording: Option<Recording>,
+    ) -> prometheus::Result<Self> {
+        Ok(Self {
+            books: Mutex::new(Books {
+                accounts: Accounts::new(&roster),
+                metrics: Metrics::new(&roster)?,
+                uptimes: vec![None; roster.agents.len()],
+                roster,
+                lines: Vec::new(),
+                lines_skipped: 0,
+                rejections: Rejections::default(),
+            }),
+            started: Instant::now(),
+            output,
+            stats_every,
+            writer,
+            recording,
+        })
+    }
+
+    /// Takes in an agent that joins, before anything is told of it.
+    pub fn admit(&self, agent: AgentIndex, terms: Terms) {
+        let id = Arc::clone(&terms.id);
+        if let Some(recording) = &self.recording
+            && agent.0 == self.books().roster.agents.len()
+        {
+            recording.admit(terms);
+        }
+        let ts = Utc::now();
+        self.record(&Event::AgentJoined(AgentJoined { ts, agent, id }));
+    }
+
+    /// Takes in what happened.
+    pub fn record(&self, event: &Event) {
+        if let Some(recording) = &self.recording {
+            recording.record(event);
+        }
+        let mut books = self.books();
+        books.metrics.apply(event);
+        books.accounts.apply(event);
+        match event {
+            Event::AgentJoined(joined) => books.join(joined),
+            Event::AgentLeft { agent, .. } => books.uptimes[agent.0] = None,
+            Event::Uptime(polled) => match polled.uptime {
+                Some(uptime) if polled.answered => {
+                    books.uptimes[polled.agent.0] = Some((uptime, Instant::now()));
+                }
+                None if polled.state == State::Unknown => books.uptimes[polled.agent.0] = None,
+                _ => {}
+            },
+            Event::Job(job) if job.answer.outcome == Outcome::Rejected => {
+                books.rejections.tell(job);
+            }
+            _ => {}
+        }
+        let Books {
+            roster,
+            accounts,
+            lines,
+            lines_skipped,
+            ..
+        } = &mut *books;
+        lines.clear();
+        let is_job = matches!(event, Event::Job(_));
+        if is_job && self.may_skip_lines() && !self.writer.has_room() {
+            *lines_skipped += 1;
+        } else {
+            if *lines_skipped > 0 {
+                tracing::warn!(
+                    lines = *lines_skipped,
+                    "standard output was too slow: jobs were counted, but their lines left out"
+                );
+                *lines_skipped = 0;
+            }
+            self.output.event(event, roster, lines);
+        }
+        if is_job && self.stats_every > 0 && accounts.jobs_done().is_multiple_of(self.stats_every) {
+            let statistics = accounts.statistics(Utc::now(), self.started.elapsed());
+            self.output.statistics(&statistics, lines);
+        }
+        if !lines.is_empty() {
+            self.writer.write(lines);
+        }
+    }
+
+    /// Whether a line that a person would have read may be left out rather than waited for.
+    fn may_skip_lines(&self) -> bool {
+        matches!(self.output, Output::Text(_))
+    }
+
+    /// Waits until standard output has taken enough lines that no more than a bounded number wait.
+    /// Whoever holds a place for a job waits here before giving it back: where records must not be
+    /// lost, an output that stalls ends up dropping slots, not lines.
+    pub async fn room(&self) {
+        if !self.may_skip_lines() {
+            self.writer.room().await;
+        }
+    }
+
+    /// Writes the final accounts and waits until all is written. What they sum up to is returned.
+    ///
+    /// # Errors
+    /// When standard output did not take all lines.
+    pub async fn close(&self) -> std::io::Result<CapabilityStatistics> {
+        let total = {
+            let books = self.books();
+            let statistics = books
+                .accounts
+                .statistics(Utc::now(), self.started.elapsed());
+            let mut lines = Vec::new();
+            self.output.summary(&statistics, &mut lines);
+            self.writer.write(&lines);
+            books.accounts.total()
+        };
+        if let Some(recording) = &self.recording {
+            match recording.close().await? {
+                0 => {}
+                dropped => tracing::warn!(
+                    records = dropped,
+                    "--record: the disk was too slow, so many records are not in the file; the accounts have them all"
+                ),
+            }
+        }
+        self.writer.close().await?;
+        Ok(total)
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be written as text.
+    pub fn metrics_text(&self, in_flight: usize) -> prometheus::Result<String> {
+        let books = self.books();
+        for (index, known) in books.uptimes.iter().enumerate() {
+            let age = known.map_or(f64::NAN, |(_, at)| at.elapsed().as_secs_f64());
+            books.metrics.set_uptime_age(AgentIndex(index), age);
+        }
+        books.metrics.set_in_flight(in_flight);
+        books.metrics.text()
+    }
+
+    /// Shows what is going on below the lines of a terminal that is `columns` wide.
+    pub fn show_status(
+        &self,
+        text: TextOutput,
+        columns: usize,
+        in_flight: usize,
+        left: Option<Duration>,
+    ) {
+        let progress = {
+            let books = self.books();
+            let agents = books.roster.agents.iter().zip(&books.uptimes);
+            let agents = agents.map(|(id, known)| AgentProgress {
+                id: Arc::clone(id),
+                uptime: known.map(|(uptime, at)| (uptime, at.elapsed())),
+            });
+            Progress {
+                rate: books.accounts.current_rate(),
+                agents: agents.collect(),
+                in_flight,
+                sent: books.accounts.jobs_sent(),
+                p50_p99_ms: books.accounts.total().latency_ms.map(|l| (l.p50, l.p99)),
+                left,
+            }
+        };
+        self.writer.set_status(text.status(&progress, columns));
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,203 @@
+//! What became of an agent's jobs of late, in bounded memory.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::allocation::Performance;
+use super::claims::{Evidence, job_says};
+use crate::runner::events::event::Answer;
+use crate::wire::gateway::{Outcome, same_orchestrator_form};
+
+/// How many jobs tell an agent's performance.
+const RECENT_JOBS: usize = 128;
+/// Fewer than this tell nothing of it.
+const LEAST_JOBS: usize = 10;
+/// In so many parts the window of evidence moves on.
+const PARTS: u32 = 60;
+
+/// One agent's track record.
+#[derive(Debug)]
+pub struct TrackRecord {
+    /// Who may do its jobs, where nobody else's jobs go there: only then do they say something of it.
+    orchestrators: Option<Vec<String>>,
+    window: Duration,
+    jobs: Mutex<Jobs>,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    recent: VecDeque<(bool, Duration)>,
+    /// Since when each part of the window counts, oldest first.
+    evidence: VecDeque<(Instant, Evidence)>,
+}
+
+impl TrackRecord {
+    /// Of an agent that is tied to `orchestrators`, in the form of [`same_orchestrator_form`], alone;
+    /// evidence counts for `window`.
+    #[must_use]
+    pub fn new(orchestrators: Option<Vec<String>>, window: Duration) -> Self {
+        Self {
+            orchestrators,
+            window,
+            jobs: Mutex::default(),
+        }
+    }
+
+    /// Takes in what became of a job.
+    pub fn job(&self, answer: &Answer, latency: Duration, now: Instant) {
+        let mut jobs = self.jobs();
+        if jobs.recent.len() == RECENT_JOBS {
+            jobs.recent.pop_front();
+        }
+        let success = answer.outcome == Outcome::Success;
+        jobs.recent.push_back((success, latency));
+        let Some(own) = &self.orchestrators else {
+            return;
+        };
+        let is_own = |by: &str| own.contains(&same_orchestrator_form(by));
+        let Some(good) = job_says(answer.outcome, answer.orchestrator.as_deref(), is_own) else {
+            return;
+        };
+        let part = self.window / PARTS;
+        if jobs
+            .evidence
+            .back()
+            .is_none_or(|&(since, _)| now.saturating_duration_since(since) >= part)
+        {
+            jobs.evidence.push_back((now, Evidence::default()));
+        }
+        if let Some((_, evidence)) = jobs.evidence.back_mut() {
+            evidence.jobs += 1;
+            evidence.good += u64::from(good);
+        }
+        self.forget(&mut jobs, now);
+    }
+
+    /// What its jobs in the window say.
+    #[must_use]
+    pub fn evidence(&self, now: Instant) -> Evidence {
+        let mut jobs = self.jobs();
+        self.forget(&mut jobs, now);
+        let parts = jobs.evidence.iter();
+        parts.fold(Evidence::default(), |sum, (_, part)| Evidence {
+            jobs: sum.jobs + part.jobs,
+            good: sum.good + part.good,
+        })
+    }
+
+    /// How well it has done its last jobs; `None` where too few of them succeeded.
+    #[must_use]
+    pub fn performance(&self) -> Option<Performance> {
+        let jobs = self.jobs();
+        let mut latencies: Vec<Duration> = jobs
+            .recent
+            .iter()
+            .filter(|(success, _)| *success)
+            .map(|&(_, latency)| latency)
+            .collect();
+        if jobs.recent.len() < LEAST_JOBS {
+            return None;
+        }
+        latencies.sort_unstable();
+        let median = latencies.get(latencies.len() / 2);
+        #[expect(clippy::cast_precision_loss, reason = "at most as many as are kept")]
+        let success = latencies.len() as f64 / jobs.recent.len() as f64;
+        Some(Performance {
+            success,
+            // Without a success it does not matter.
+            median_latency_seconds: median.map_or(1.0, |median| median.as_secs_f64().max(1e-6)),
+        })
+    }
+
+    fn forget(&self, jobs: &mut Jobs, now: Instant) {
+        let too_old = |since: Instant| now.saturating_duration_since(since) >= self.window;
+        while jobs
+            .evidence
+            .front()
+            .is_some_and(|&(since, _)| too_old(since))
+        {
+            jobs.evidence.pop_front();
+        }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(outcome: Outcome) -> Answer {
+        Answer::failure(outcome, String::new())
+    }
+
+    #[test]
+    fn evidence_leaves_with_the_window() {
+        let record = TrackRecord::new(
+            Some(vec!["https://mine".to_owned()]),
+            Duration::from_mins(1),
+        );
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        for second in 0..10 {
+            record.job(
+                &answer(Outcome::Timeout),
+                Duration::from_secs(1),
+                at(second),
+            );
+            record.job(
+                &answer(Outcome::NoSupply),
+                Duration::from_secs(1),
+                at(second),
+            );
+        }
+        record.job(&answer(Outcome::Success), Duration::from_secs(1), at(50));
+        let evidence = |seconds| record.evidence(at(seconds));
+        assert_eq!(evidence(50), Evidence { jobs: 11, good: 1 });
+        assert_eq!(evidence(64), Evidence { jobs: 6, good: 1 });
+        assert_eq!(evidence(109), Evidence { jobs: 1, good: 1 });
+        assert_eq!(evidence(110), Evidence::default());
+    }
+
+    #[test]
+    fn without_orchestrators_of_its_own_nothing_is_evidence() {
+        let record = TrackRecord::new(None, Duration::from_mins(1));
+        let now = Instant::now();
+        record.job(&answer(Outcome::Success), Duration::from_secs(1), now);
+        assert_eq!(record.evidence(now), Evidence::default());
+    }
+
+    #[test]
+    fn performance_is_that_of_the_last_jobs() {
+        let record = TrackRecord::new(None, Duration::from_mins(1));
+        let job = |outcome, millis| {
+            record.job(
+                &answer(outcome),
+                Duration::from_millis(millis),
+                Instant::now(),
+            );
+        };
+        for _ in 0..9 {
+            job(Outcome::Success, 500);
+        }
+        assert_eq!(record.performance(), None);
+        for n in 0..128 {
+            let outcome = if n % 4 == 0 {
+                Outcome::Timeout
+            } else {
+                Outcome::Success
+            };
+            job(outcome, 100 + n);
+        }
+        let performance = record.performance().unwrap();
+        assert_eq!(performance.success, 0.75);
+        assert!((0.1..0.23).contains(&performance.median_latency_seconds));
+        for _ in 0..128 {
+            job(Outcome::HttpError, 1);
+        }
+        assert_eq!(record.performance().unwrap().success, 0.0);
+    }
+}

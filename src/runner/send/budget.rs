@@ -1,0 +1,192 @@
+//! What may still be spent, in total and by each agent. A job sets aside what it may cost at most
+//! before it is sent, so that never more is spent than there is.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::money::{Wei, WeiPerSecond};
+use crate::runner::events::event::AgentIndex;
+
+/// The budgets of a run.
+#[derive(Debug)]
+pub struct Budgets(Mutex<Pots>);
+
+#[derive(Debug)]
+struct Pots {
+    common: Option<Pot>,
+    agents: Vec<Option<Pot>>,
+}
+
+#[derive(Debug)]
+struct Pot {
+    /// What is neither spent nor set aside.
+    free: Wei,
+    /// Jobs under way, each of which may give something back.
+    under_way: u64,
+}
+
+impl Pot {
+    fn new(budget: Wei) -> Self {
+        Self {
+            free: budget,
+            under_way: 0,
+        }
+    }
+}
+
+/// What there is money for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grant {
+    /// A job of at most so many seconds of compute.
+    Seconds(u64),
+    /// None now; jobs under way may give something back.
+    NotNow,
+    /// None for this agent any more.
+    AgentSpent,
+    /// None for anybody any more.
+    AllSpent,
+}
+
+impl Budgets {
+    /// A budget for all agents together, where there is one.
+    #[must_use]
+    pub fn new(common: Option<Wei>) -> Self {
+        Self(Mutex::new(Pots {
+            common: common.map(Pot::new),
+            agents: Vec::new(),
+        }))
+    }
+
+    /// Gives an agent a budget of its own; one that it has already stays as it is.
+    pub fn open(&self, AgentIndex(agent): AgentIndex, budget: Option<Wei>) {
+        let mut pots = self.pots();
+        if pots.agents.len() <= agent {
+            pots.agents.resize_with(agent + 1, || None);
+        }
+        let pot = &mut pots.agents[agent];
+        if pot.is_none() {
+            *pot = budget.map(Pot::new);
+        }
+    }
+
+    /// Sets aside what a job of `wanted` seconds costs at most, or of fewer where there is less.
+    pub fn take(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
+        let mut pots = self.pots();
+        let seconds = |pot: &Pot| pot.free.whole_times(price.get()).unwrap_or(wanted);
+        let granted = pots.of(agent).map(|pot| seconds(pot)).min();
+        let granted = granted.map_or(wanted, |seconds| seconds.min(wanted));
+        if granted > 0 {
+            for pot in pots.of(agent) {
+                pot.free -= &price.for_seconds(granted);
+                pot.under_way += 1;
+            }
+            return Grant::Seconds(granted);
+        }
+        let spent = |pot: &Pot| seconds(pot) == 0 && pot.under_way == 0;
+        if pots.common.as_ref().is_some_and(spent) {
+            Grant::AllSpent
+        } else if pots.own(agent).is_some_and(spent) {
+            Grant::AgentSpent
+        } else {
+            Grant::NotNow
+        }
+    }
+
+    /// Gives back what a job was granted and did not cost.
+    pub fn settle(&self, agent: AgentIndex, price: &WeiPerSecond, granted: u64, charged: u64) {
+        for pot in self.pots().of(agent) {
+            pot.free += &price.for_seconds(granted);
+            pot.free -= &price.for_seconds(charged);
+            pot.under_way -= 1;
+        }
+    }
+
+    fn pots(&self) -> MutexGuard<'_, Pots> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pots {
+    fn own(&self, AgentIndex(agent): AgentIndex) -> Option<&Pot> {
+        self.agents.get(agent)?.as_ref()
+    }
+
+    /// Those that pay for an agent's jobs.
+    fn of(&mut self, AgentIndex(agent): AgentIndex) -> impl Iterator<Item = &mut Pot> {
+        let own = self.agents.get_mut(agent).and_then(Option::as_mut);
+        self.common.as_mut().into_iter().chain(own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: AgentIndex = AgentIndex(0);
+    const B: AgentIndex = AgentIndex(1);
+
+    fn wei(amount: u64) -> Wei {
+        amount.to_string().parse().unwrap()
+    }
+
+    fn price(amount: u64) -> WeiPerSecond {
+        amount.to_string().parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_set_aside_comes_back_but_for_what_was_charged() {
+        let budgets = Budgets::new(Some(wei(5500)));
+        assert_eq!(budgets.take(A, &price(1000), 3), Grant::Seconds(3));
+        assert_eq!(budgets.take(B, &price(1000), 3), Grant::Seconds(2));
+        assert_eq!(budgets.take(A, &price(1000), 3), Grant::NotNow);
+        budgets.settle(A, &price(1000), 3, 1);
+        assert_eq!(budgets.take(A, &price(1000), 3), Grant::Seconds(2));
+        budgets.settle(B, &price(1000), 2, 2);
+        budgets.settle(A, &price(1000), 2, 2);
+        assert_eq!(budgets.take(A, &price(1000), 3), Grant::AllSpent);
+        // What costs nothing can always be had.
+        assert_eq!(budgets.take(A, &price(0), 3), Grant::Seconds(3));
+    }
+
+    #[test]
+    fn an_agents_budget_is_its_own() {
+        let budgets = Budgets::new(Some(wei(100)));
+        budgets.open(B, Some(wei(10)));
+        assert_eq!(budgets.take(B, &price(10), 9), Grant::Seconds(1));
+        budgets.settle(B, &price(10), 1, 1);
+        // Followed again, it has not got it back.
+        budgets.open(B, Some(wei(10)));
+        assert_eq!(budgets.take(B, &price(10), 9), Grant::AgentSpent);
+        assert_eq!(budgets.take(A, &price(10), 99), Grant::Seconds(9));
+        assert_eq!(
+            Budgets::new(None).take(A, &price(10), 99),
+            Grant::Seconds(99)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_is_spent_than_there_is(
+            budget in 0_u64..10_000, own in 0_u64..10_000, price_wei in 1_u64..100,
+            jobs in prop::collection::vec((1_u64..50, 0.0..=1.0_f64, any::<bool>()), 1..100),
+        ) {
+            let budgets = Budgets::new(Some(wei(budget)));
+            budgets.open(A, Some(wei(own)));
+            let price = price(price_wei);
+            let mut spent = 0;
+            let mut under_way: Vec<(u64, u64)> = Vec::new();
+            for (wanted, used, ends) in jobs {
+                if let Grant::Seconds(granted) = budgets.take(A, &price, wanted) {
+                    prop_assert!((1..=wanted).contains(&granted));
+                    under_way.push((granted, (granted as f64 * used) as u64));
+                }
+                if ends && let Some((granted, charged)) = under_way.pop() {
+                    spent += charged * price_wei;
+                    budgets.settle(A, &price, granted, charged);
+                }
+                let worst: u64 = under_way.iter().map(|(granted, _)| granted * price_wei).sum();
+                prop_assert!(spent + worst <= budget.min(own));
+            }
+        }
+    }
+}

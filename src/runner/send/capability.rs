@@ -1,0 +1,270 @@
+//! What a job of each capability looks like, and which one is next.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::template::{PlaceholderValues, Template};
+use crate::runner::events::event::CapabilityIndex;
+use crate::wire::gateway::JobHeader;
+
+/// The capability that is asked for where nobody says otherwise.
+pub const DEFAULT: &str = "gpu-check";
+
+/// The least that a job's timeout is exceeded by, so that an orchestrator gives up first.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
+
+/// What a job of one kind looks like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Capability {
+    /// Its name here.
+    pub name: String,
+    /// What stands after `/process/request/`.
+    pub route: String,
+    /// What an orchestrator must offer.
+    pub capability: String,
+    /// What is run there.
+    pub run: String,
+    /// The longest that a job may run, over 0.
+    pub timeout_seconds: u32,
+    /// Its weight in the random choice, over 0.
+    pub weight: f64,
+    /// The body, with placeholders.
+    pub payload: Map<String, Value>,
+}
+
+impl Capability {
+    /// One whose route, capability and run are its name.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            route: name.to_owned(),
+            capability: name.to_owned(),
+            run: name.to_owned(),
+            timeout_seconds: 30,
+            weight: 1.0,
+            payload: Map::new(),
+        }
+    }
+
+    /// Those of CONTRACT.md section 4.
+    #[must_use]
+    pub fn built_in() -> Vec<Self> {
+        let with_payload = |name, payload| match payload {
+            Value::Object(payload) => Self {
+                payload,
+                ..Self::named(name)
+            },
+            _ => Self::named(name),
+        };
+        let gpu_check = json!({
+            "action": "gpu-check", "agent_id": "{agent_id}", "include_utilization": true,
+            "timestamp": "{timestamp}",
+        });
+        let text_to_image = json!({
+            "prompt": "{prompt}", "agent_id": "{agent_id}", "seed": "{seed}",
+            "timestamp": "{timestamp}",
+        });
+        let prompt_enhance = json!({
+            "prompt": "{prompt}", "agent_id": "{agent_id}", "timestamp": "{timestamp}",
+        });
+        let agent_net = "agent-net".to_owned();
+        vec![
+            Self {
+                route: agent_net.clone(),
+                capability: agent_net.clone(),
+                run: agent_net,
+                ..with_payload(DEFAULT, gpu_check)
+            },
+            with_payload("text-to-image", text_to_image),
+            with_payload("prompt-enhance", prompt_enhance),
+        ]
+    }
+
+    /// The longest wait for an answer that lets an orchestrator give up first.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds.into()) + TIMEOUT_MARGIN
+    }
+
+    /// Everything of a job that is the same for all of an agent's, `parameters` included.
+    #[must_use]
+    pub fn prepare(&self, parameters: &str) -> JobForm {
+        JobForm {
+            header: JobHeader {
+                id: Uuid::nil(),
+                request: json!({ "run": self.run }).to_string().into(),
+                parameters: parameters.to_owned().into(),
+                capability: self.capability.clone().into(),
+                timeout_seconds: self.timeout_seconds,
+            },
+            payload: Template::new(&Value::Object(self.payload.clone())),
+        }
+    }
+}
+
+/// What a capability's jobs for one agent have in common.
+#[derive(Debug, Clone)]
+pub struct JobForm {
+    header: JobHeader<'static>,
+    payload: Template,
+}
+
+impl JobForm {
+    /// The value of the job header of a job that may run for `seconds` at most, and never longer than
+    /// its capability says.
+    #[must_use]
+    pub fn header(&self, job_id: Uuid, seconds: u64) -> String {
+        let JobHeader {
+            request,
+            parameters,
+            capability,
+            timeout_seconds,
+            ..
+        } = &self.header;
+        JobHeader {
+            id: job_id,
+            request: Cow::Borrowed(request),
+            parameters: Cow::Borrowed(parameters),
+            capability: Cow::Borrowed(capability),
+            timeout_seconds: u32::try_from(seconds)
+                .map_or(*timeout_seconds, |s| s.min(*timeout_seconds)),
+        }
+        .encode()
+    }
+
+    /// The body with its placeholders filled.
+    #[must_use]
+    pub fn body(&self, values: &PlaceholderValues) -> Vec<u8> {
+        self.payload.fill(values)
+    }
+}
+
+/// The job header's `parameters` of an agent that is tied to orchestrators.
+#[must_use]
+pub fn parameters(orchestrators: &[String]) -> String {
+    if orchestrators.is_empty() {
+        return "{}".to_owned();
+    }
+    json!({ "orchestrators": { "include": orchestrators } }).to_string()
+}
+
+/// The repeatable random choice of an agent's capabilities and payloads.
+///
+/// Slots that send nothing draw from a stream of their own: how many of them fall between two jobs
+/// depends on the clock, and must not change which job comes next.
+#[derive(Debug)]
+pub struct Chooser {
+    cumulated_weights: Vec<f64>,
+    sent: Rng,
+    unsent: Rng,
+}
+
+impl Chooser {
+    /// Chooses among capabilities of these weights.
+    #[must_use]
+    pub fn new(weights: impl IntoIterator<Item = f64>, seed: u64) -> Self {
+        let mut sent = Rng::with_seed(seed);
+        let cumulated_weights = weights
+            .into_iter()
+            .scan(0.0, |sum, weight| {
+                *sum += weight;
+                Some(*sum)
+            })
+            .collect();
+        Self {
+            cumulated_weights,
+            unsent: sent.fork(),
+            sent,
+        }
+    }
+
+    /// The next job's capability, and the seed of its payload.
+    pub fn next_sent(&mut self) -> (CapabilityIndex, u32) {
+        (
+            draw(&self.cumulated_weights, &mut self.sent),
+            self.sent.u32(..),
+        )
+    }
+
+    /// The capability on which a slot falls that sends nothing.
+    pub fn next_unsent(&mut self) -> CapabilityIndex {
+        draw(&self.cumulated_weights, &mut self.unsent)
+    }
+}
+
+fn draw(cumulated_weights: &[f64], rng: &mut Rng) -> CapabilityIndex {
+    let [.., total] = cumulated_weights else {
+        return CapabilityIndex(0);
+    };
+    let point = rng.f64() * total;
+    let index = cumulated_weights.partition_point(|&end| end <= point);
+    CapabilityIndex(index.min(cumulated_weights.len() - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn built_in_capabilities_are_those_of_the_contract() {
+        let [gpu_check, text_to_image, prompt_enhance] = &Capability::built_in()[..] else {
+            panic!("three capabilities")
+        };
+        assert_eq!(gpu_check.name, "gpu-check");
+        assert_eq!(
+            (&*gpu_check.route, &*gpu_check.capability, &*gpu_check.run),
+            ("agent-net", "agent-net", "agent-net")
+        );
+        let keys = |c: &Capability| c.payload.keys().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            keys(gpu_check),
+            "action agent_id include_utilization timestamp"
+        );
+        assert_eq!(keys(text_to_image), "agent_id prompt seed timestamp");
+        assert_eq!(keys(prompt_enhance), "agent_id prompt timestamp");
+        assert_eq!(gpu_check.patience(), Duration::from_secs(40));
+    }
+
+    #[test]
+    fn an_agents_orchestrators_are_all_that_the_gateway_may_use() {
+        assert_eq!(parameters(&[]), "{}");
+        assert_eq!(
+            parameters(&["https://orch-1.example:8935".to_owned()]),
+            r#"{"orchestrators":{"include":["https://orch-1.example:8935"]}}"#
+        );
+    }
+
+    #[test]
+    fn the_choice_follows_the_weights() {
+        let mut chooser = Chooser::new([1.0, 2.0, 1.0], 7);
+        let mut counts = [0; 3];
+        for _ in 0..40_000 {
+            counts[chooser.next_sent().0.0] += 1;
+        }
+        for (count, expected) in counts.into_iter().zip([10_000_i32, 20_000, 10_000]) {
+            assert!((count - expected).abs() < 500, "{counts:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_same_seed_sends_the_same_jobs_whatever_is_withheld_between(
+            seed in any::<u64>(), withheld in prop::collection::vec(0..5_usize, 20),
+        ) {
+            let mut plain = Chooser::new([1.0, 1.0, 3.0], seed);
+            let mut busy = Chooser::new([1.0, 1.0, 3.0], seed);
+            for count in withheld {
+                for _ in 0..count {
+                    busy.next_unsent();
+                }
+                prop_assert_eq!(plain.next_sent(), busy.next_sent());
+            }
+        }
+    }
+}

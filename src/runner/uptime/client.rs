@@ -1,0 +1,377 @@
+//! Asks a ping system for an agent's uptime, and listens to it (CONTRACT.md section 2).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
+
+use super::estimate::{Picture, newest_in_history, newest_in_list};
+use crate::net::client::{BodyError, read_body, root_cause};
+use crate::wire::event_stream::{Event, EventReader};
+use crate::wire::ping_system::{
+    Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_event, read_history,
+};
+
+/// Who asks so soon after another is told the same: thousands of agents are in one list.
+const LONGEST_SHARED: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_hours(1);
+/// A stream that shows no life for so long is lost; ours does every five seconds.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+
+/// Who knows agents' uptimes: a ping system, or a test's stand-in.
+pub trait AskUptime: Send + Sync + 'static {
+    /// New pings of one agent.
+    type Listening: Listening;
+
+    /// Asks for all that matters of an agent now.
+    fn ask(&self, agent_id: &str) -> impl Future<Output = Result<Picture, AskError>> + Send;
+
+    /// Listens to an agent's new pings.
+    fn listen(
+        &self,
+        agent_id: &str,
+    ) -> impl Future<Output = Result<Self::Listening, AskError>> + Send;
+}
+
+/// New pings as they come.
+pub trait Listening: Send {
+    /// The next one, and what it made of its agent; an error ends the stream.
+    fn next(&mut self) -> impl Future<Output = Result<(Agent, Ping), AskError>> + Send;
+}
+
+/// Why there is no good answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AskError {
+    /// No connection, or one that was lost.
+    #[error("{url}: {cause}")]
+    Transport {
+        /// What was asked.
+        url: String,
+        /// What happened.
+        cause: String,
+    },
+    /// No whole answer in time.
+    #[error("{url}: no whole answer in {}s", .waited.as_secs_f64())]
+    Timeout {
+        /// What was asked.
+        url: String,
+        /// For how long.
+        waited: Duration,
+    },
+    /// Another status than 200.
+    #[error("{url}: status {status}, expected 200{hint}")]
+    Status {
+        /// What was asked.
+        url: String,
+        /// What came.
+        status: StatusCode,
+        /// What may help.
+        hint: String,
+    },
+    /// A body that is longer than any honest answer.
+    #[error("{0}: answer over {mib} MiB", mib = MAX_BODY_BYTES >> 20)]
+    TooLong(String),
+    /// A body that cannot be used.
+    #[error("{url}: {error}")]
+    Invalid {
+        /// What was asked.
+        url: String,
+        /// What is wrong with the answer.
+        error: InvalidAnswer,
+    },
+    /// It does not tell new pings by itself.
+    #[error("{0}: no stream of events")]
+    TellsNothing(String),
+    /// A stream of events that ended, or fell silent.
+    #[error("{url}: {what}")]
+    StreamLost {
+        /// What was listened to.
+        url: String,
+        /// What happened.
+        what: String,
+    },
+    /// The ping system does not know the agent.
+    #[error("{url}: no agent '{agent_id}' among the {listed} listed")]
+    NotListed {
+        /// What was asked.
+        url: String,
+        /// Who is missing.
+        agent_id: String,
+        /// How many are there.
+        listed: usize,
+    },
+}
+
+/// A ping system.
+#[derive(Debug)]
+pub struct PingSystem {
+    /// Reaches it; must not follow redirects.
+    pub client: Client,
+    /// What `/ping-system/…` is added to.
+    pub url: Url,
+    /// Proof that we may read.
+    pub authorization: Option<HeaderValue>,
+    /// How much history counts.
+    pub window: Duration,
+    /// The longest wait for an answer.
+    pub patience: Duration,
+    /// The bound on questions at once: a runner may follow thousands of agents.
+    pub places: Semaphore,
+    /// The last look at the list of agents, and when it began.
+    pub last_look: Mutex<Option<(Instant, Look)>>,
+}
+
+/// The agents that are listed, by name, or why there is no list.
+pub type Look = Result<Arc<BTreeMap<String, Agent>>, AskError>;
+
+impl PingSystem {
+    fn address(&self, path: &[&str]) -> Url {
+        let mut url = self.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments
+                .pop_if_empty()
+                .push("ping-system")
+                .push("agents")
+                .extend(path);
+        }
+        url
+    }
+
+    fn request(&self, url: &Url) -> RequestBuilder {
+        let request = self.client.get(url.clone());
+        match &self.authorization {
+            Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
+            None => request,
+        }
+    }
+
+    async fn get(&self, url: &Url) -> Result<Vec<u8>, AskError> {
+        let request = self.request(url);
+        let exchange = async {
+            let transport = |error: reqwest::Error| AskError::Transport {
+                url: url.to_string(),
+                cause: root_cause(&error),
+            };
+            let response = request.send().await.map_err(transport)?;
+            if response.status() != StatusCode::OK {
+                let hint = hint(&response);
+                return Err(AskError::Status {
+                    url: url.to_string(),
+                    status: response.status(),
+                    hint,
+                });
+            }
+            read_body(response, MAX_BODY_BYTES)
+                .await
+                .map_err(|error| match error {
+                    BodyError::Lost(error) => transport(error),
+                    BodyError::TooLong(_) => AskError::TooLong(url.to_string()),
+                })
+        };
+        tokio::time::timeout(self.patience, exchange)
+            .await
+            .map_err(|_| AskError::Timeout {
+                url: url.to_string(),
+                waited: self.patience,
+            })?
+    }
+
+    /// All agents, of now or of a moment ago.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn agents(&self) -> Look {
+        // Held while asking: whoever comes meanwhile waits for the same answer.
+        let mut last = self.last_look.lock().await;
+        let shared = LONGEST_SHARED.min(self.patience / 2);
+        if let Some((began, look)) = &*last
+            && began.elapsed() < shared
+        {
+            return look.clone();
+        }
+        let began = Instant::now();
+        let look = self.look().await;
+        *last = Some((began, look.clone()));
+        look
+    }
+
+    async fn look(&self) -> Look {
+        let url = self.address(&[]);
+        let body = self.get(&url).await?;
+        let agents = read_agents(&body).map_err(|error| AskError::Invalid {
+            url: url.into(),
+            error,
+        })?;
+        let mut by_name = BTreeMap::new();
+        for agent in agents {
+            by_name.entry(agent.agent_id.clone()).or_insert(agent);
+        }
+        Ok(Arc::new(by_name))
+    }
+
+    async fn agent(&self, agent_id: &str) -> Result<Agent, AskError> {
+        let agents = self.agents().await?;
+        agents
+            .get(agent_id)
+            .cloned()
+            .ok_or_else(|| AskError::NotListed {
+                url: self.address(&[]).into(),
+                agent_id: agent_id.to_owned(),
+                listed: agents.len(),
+            })
+    }
+
+    async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<Ping>, AskError> {
+        let mut url = self.address(&[agent_id, "history"]);
+        let hours = span.as_nanos().div_ceil(HOUR.as_nanos()).max(1);
+        url.set_query(Some(&format!("hours={hours}")));
+        let body = self.get(&url).await?;
+        read_history(&body, agent_id).map_err(|error| AskError::Invalid {
+            url: url.into(),
+            error,
+        })
+    }
+
+    /// A longer history, where what is known has no ping that could count.
+    async fn older(&self, picture: &Picture) -> Result<Option<Vec<Ping>>, AskError> {
+        let Picture { agent, history } = picture;
+        if newest_in_list(agent).is_some() || newest_in_history(history).is_some() {
+            return Ok(None);
+        }
+        // A ping counts for as long as its own interval, so no older one can matter.
+        let Some(minutes) = agent.ping_interval_minutes else {
+            return Ok(None);
+        };
+        let Ok(interval) = Duration::try_from_secs_f64(minutes * 60.0) else {
+            return Ok(None);
+        };
+        let span = interval.saturating_add(HOUR);
+        self.history(&agent.agent_id, span).await.map(Some)
+    }
+}
+
+impl AskUptime for PingSystem {
+    type Listening = PingStream;
+
+    async fn ask(&self, agent_id: &str) -> Result<Picture, AskError> {
+        let agent = self.agent(agent_id).await?;
+        // Waiting for a place is no part of an answer's time.
+        let _place = self.places.acquire().await;
+        let history = self.history(agent_id, self.window).await?;
+        let mut picture = Picture { agent, history };
+        if let Some(older) = self.older(&picture).await? {
+            picture.history = older;
+        }
+        Ok(picture)
+    }
+
+    async fn listen(&self, agent_id: &str) -> Result<PingStream, AskError> {
+        let url = self.address(&[agent_id, "events"]);
+        let request = self.request(&url).header(ACCEPT, EVENT_STREAM).send();
+        let response = tokio::time::timeout(self.patience, request)
+            .await
+            .map_err(|_| AskError::Timeout {
+                url: url.to_string(),
+                waited: self.patience,
+            })?
+            .map_err(|error| AskError::Transport {
+                url: url.to_string(),
+                cause: root_cause(&error),
+            })?;
+        let is_stream = response.headers().get(CONTENT_TYPE).is_some_and(|kind| {
+            kind.as_bytes()
+                .to_ascii_lowercase()
+                .starts_with(EVENT_STREAM.as_bytes())
+        });
+        match response.status() {
+            StatusCode::OK if is_stream => Ok(PingStream {
+                agent_id: agent_id.to_owned(),
+                url: url.into(),
+                response,
+                reader: EventReader::default(),
+                events: VecDeque::new(),
+            }),
+            // Not at this moment; anything else says that it never does.
+            status @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
+                let what = format!("status {status}");
+                Err(AskError::StreamLost {
+                    url: url.into(),
+                    what,
+                })
+            }
+            _ => Err(AskError::TellsNothing(url.into())),
+        }
+    }
+}
+
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// A ping system's stream of one agent's new pings.
+#[derive(Debug)]
+pub struct PingStream {
+    agent_id: String,
+    url: String,
+    response: Response,
+    reader: EventReader,
+    events: VecDeque<Event>,
+}
+
+impl PingStream {
+    fn lost(&self, what: &str) -> AskError {
+        AskError::StreamLost {
+            url: self.url.clone(),
+            what: what.to_owned(),
+        }
+    }
+}
+
+impl Listening for PingStream {
+    async fn next(&mut self) -> Result<(Agent, Ping), AskError> {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                if event.kind == "ping" {
+                    return read_event(event.data.as_bytes(), &self.agent_id).map_err(|error| {
+                        AskError::Invalid {
+                            url: self.url.clone(),
+                            error,
+                        }
+                    });
+                }
+            }
+            let piece = tokio::time::timeout(LONGEST_SILENCE, self.response.chunk())
+                .await
+                .map_err(|_| self.lost("no sign of life for 15s"))?
+                .map_err(|error| self.lost(&root_cause(&error)))?
+                .ok_or_else(|| self.lost("the stream ended"))?;
+            let events = self.reader.take_in(&piece);
+            self.events
+                .extend(events.map_err(|error| self.lost(&error.to_string()))?);
+        }
+    }
+}
+
+/// What an operator may try after this answer.
+fn hint(response: &Response) -> String {
+    let status = response.status();
+    if status.is_redirection() {
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|l| l.to_str().ok());
+        let to = location.map(|l| format!(" (redirected to {})", l.escape_debug()));
+        return format!(
+            "{}: redirects are not followed, check --ping-url",
+            to.unwrap_or_default()
+        );
+    }
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ": check --ping-token-file".to_owned(),
+        StatusCode::NOT_FOUND => ": is --ping-url that of a ping system?".to_owned(),
+        _ => String::new(),
+    }
+}
