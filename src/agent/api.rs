@@ -15,10 +15,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::monitor::Shared;
-use crate::agent::probe::gpu::OK;
-use crate::net::server::{Token, error, errors_as_json, guard};
+use crate::net::credentials::Token;
+use crate::net::server::{error, errors_as_json, guard};
 use crate::telemetry::metrics_answer;
-use crate::wire::agent::GpuStatus;
+use crate::wire::agent::{GpuHealth, GpuStatus};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -119,9 +119,9 @@ fn metrics_text(shared: &Shared) -> prometheus::Result<String> {
     )?;
     registry.register(Box::new(by_device.clone()))?;
     for (index, device) in &status.devices {
-        let ok = f64::from(u8::from(device.health == OK));
+        let ok = f64::from(u8::from(device.health == GpuHealth::Ok));
         by_device
-            .with_label_values(&[&index.to_string(), &device.health])
+            .with_label_values(&[&index.to_string(), &device.health.to_string()])
             .set(ok);
     }
     TextEncoder::new().encode_to_string(&registry.gather())

@@ -21,10 +21,10 @@ use uuid::Uuid;
 
 use self::checkpoint::CheckpointFile;
 use self::monitor::Shared;
-use self::probe::gpu::GpuSource;
 use self::probe::prober::Prober;
+use self::probe::source::GpuSource;
 use self::tracker::{Rules, Watch};
-use crate::net::{self, server::Token};
+use crate::net::{self, credentials::Token};
 use crate::shutdown::Shutdown;
 
 /// How long a driver may take for the first look before questions are answered without it.

@@ -1,19 +1,17 @@
 //! The agent's options (CONTRACT.md section 3).
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Instant;
 
-use anyhow::ensure;
-
 use super::AgentConfig;
 use super::checkpoint::CheckpointFile;
 use super::tracker::Rules;
-use crate::agent::probe::gpu::{GpuScript, GpuSource};
-use crate::net::server::Token;
+use crate::agent::probe::simulated::GpuScript;
+use crate::agent::probe::source::GpuSource;
+use crate::net::credentials::Token;
+use crate::net::credentials::{check_exposure, secret};
 use crate::option_values::{AgentId, Count, ListenAddress};
-use crate::runner::config::checks::secret;
 use crate::units::Span;
 
 /// `uptime-runner agent`.
@@ -138,20 +136,4 @@ impl AgentOptions {
             },
         })
     }
-}
-
-/// Whoever reaches an address beyond loopback must show a token, unless that was waived.
-///
-/// # Errors
-/// When neither is the case.
-pub(crate) fn check_exposure(
-    listen: SocketAddr,
-    allowed: bool,
-    variable: &str,
-) -> anyhow::Result<()> {
-    ensure!(
-        allowed || listen.ip().is_loopback(),
-        "--listen {listen}: everybody who reaches it could ask: expected a token (--token-file, {variable}), an address such as 127.0.0.1, or --allow-unauthenticated"
-    );
-    Ok(())
 }

@@ -251,8 +251,7 @@ fn back(from: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::probe::gpu::OK;
-    use crate::wire::agent::GpuDevice;
+    use crate::wire::agent::{GpuDevice, GpuHealth};
     use proptest::prelude::*;
 
     const INTERVAL: Duration = Duration::from_secs(5);
@@ -274,10 +273,10 @@ mod tests {
         }
     }
 
-    fn sighting(healths: &[&str]) -> Sighting {
-        let device = |(index, health): (usize, &&str)| GpuDevice {
+    fn sighting(healths: &[GpuHealth]) -> Sighting {
+        let device = |(index, health): (usize, &GpuHealth)| GpuDevice {
             device_id: index as u32,
-            health: (*health).to_owned(),
+            health: health.clone(),
             ..GpuDevice::default()
         };
         Sighting {
@@ -291,9 +290,9 @@ mod tests {
     }
 
     /// Checks at each interval from `from` until before `to`.
-    fn watch_over(watch: &mut Watch, from: u64, to: u64, health: &str) {
+    fn watch_over(watch: &mut Watch, from: u64, to: u64, health: &GpuHealth) {
         for at in (from..to).step_by(5) {
-            watch.checked(s(at), sighting(&[health]));
+            watch.checked(s(at), sighting(std::slice::from_ref(health)));
         }
     }
 
@@ -310,9 +309,9 @@ mod tests {
     fn a_ping_answers_for_the_time_since_the_last_one() {
         let (mut watch, start) = begin(None, 0);
         assert_eq!(start, Duration::ZERO);
-        watch_over(&mut watch, 0, 50, OK);
-        watch_over(&mut watch, 50, 60, "lost");
-        watch_over(&mut watch, 60, 120, OK);
+        watch_over(&mut watch, 0, 50, &GpuHealth::Ok);
+        watch_over(&mut watch, 50, 60, &GpuHealth::Lost);
+        watch_over(&mut watch, 60, 120, &GpuHealth::Ok);
         let first = watch.report(s(60), None, false).unwrap();
         assert!(first.first_ping);
         assert_eq!((first.since, first.timestamp), (wall(0), wall(60)));
@@ -334,8 +333,8 @@ mod tests {
     #[test]
     fn since_answers_out_of_the_ledger_and_disturbs_nobody() {
         let (mut watch, _) = begin(None, 0);
-        watch_over(&mut watch, 0, 50, OK);
-        watch_over(&mut watch, 50, 100, "lost");
+        watch_over(&mut watch, 0, 50, &GpuHealth::Ok);
+        watch_over(&mut watch, 50, 100, &GpuHealth::Lost);
         let report = watch.report(s(100), Some(wall(40)), false).unwrap();
         assert_eq!((report.window_seconds, report.since), (60.0, wall(40)));
         assert!((report.uptime_percent.get() - 10.0 / 0.6).abs() < 1e-9);
@@ -354,13 +353,13 @@ mod tests {
     #[test]
     fn a_restart_continues_and_its_gap_is_unwatched() {
         let (mut watch, _) = begin(None, 0);
-        watch_over(&mut watch, 0, 100, OK);
+        watch_over(&mut watch, 0, 100, &GpuHealth::Ok);
         let _ = watch.report(s(90), None, false);
         // Killed at 97, back at 195: the last check was at 95.
         let (mut watch, start) = restart(&watch, 195);
         assert_eq!(start, s(195));
         for at in (195..=295).step_by(5) {
-            watch.checked(s(at), sighting(&[OK]));
+            watch.checked(s(at), sighting(&[GpuHealth::Ok]));
         }
         let whole = watch.report(s(295), Some(wall(0)), false).unwrap();
         assert!((whole.uptime_percent.get() - 195.0 / 2.95).abs() < 1e-9);
@@ -373,11 +372,11 @@ mod tests {
     fn a_wall_clock_that_jumps_between_starts_creates_no_uptime() {
         for (back_at, start) in [(-3600, 95), (3695, 3695)] {
             let (mut watch, _) = begin(None, 0);
-            watch_over(&mut watch, 0, 100, OK);
+            watch_over(&mut watch, 0, 100, &GpuHealth::Ok);
             let (mut watch, began) = restart(&watch, back_at);
             assert_eq!(began, s(start));
-            watch.checked(began, sighting(&[OK]));
-            watch.checked(began + s(5), sighting(&[OK]));
+            watch.checked(began, sighting(&[GpuHealth::Ok]));
+            watch.checked(began + s(5), sighting(&[GpuHealth::Ok]));
             let report = watch.report(began + s(5), None, false).unwrap();
             let up = report.uptime_percent.get() / 100.0 * report.window_seconds;
             assert!((up - 100.0).abs() < 1e-6, "{up}");
@@ -390,20 +389,20 @@ mod tests {
         let (mut watch, _) = begin(None, 0);
         watch.checked(s(0), Sighting::nothing("no driver"));
         assert!(!watch.is_up(s(0)));
-        watch.checked(s(5), sighting(&[OK, OK]));
+        watch.checked(s(5), sighting(&[GpuHealth::Ok, GpuHealth::Ok]));
         assert!(watch.is_up(s(5)));
-        watch.checked(s(10), sighting(&[OK, "xid 79"]));
+        watch.checked(s(10), sighting(&[GpuHealth::Ok, GpuHealth::Xid(79)]));
         assert!(!watch.is_up(s(10)));
         assert_eq!(
             watch.gpu_status(s(10)).status,
             "1 of 2 GPUs ok, GPU 1 xid 79"
         );
         assert_eq!(watch.gpu_status(s(10)).gpu_count, 1);
-        watch.checked(s(15), sighting(&[OK]));
+        watch.checked(s(15), sighting(&[GpuHealth::Ok]));
         assert!(!watch.is_up(s(15)), "one fell off the bus");
 
         let (mut watch, _) = Watch::begin(rules(Some(1)), Uuid::nil(), wall(0), None);
-        watch.checked(s(0), sighting(&["lost", OK]));
+        watch.checked(s(0), sighting(&[GpuHealth::Lost, GpuHealth::Ok]));
         assert!(watch.is_up(s(0)));
         assert!(!watch.is_up(s(11)), "the next check is overdue");
     }
@@ -418,9 +417,9 @@ mod tests {
             let mut up = 0;
             let mut end = 0;
             for (checks, is_up, away) in script {
-                let health = if is_up { OK } else { "lost" };
+                let health = if is_up { GpuHealth::Ok } else { GpuHealth::Lost };
                 for _ in 0..checks {
-                    watch.checked(at, sighting(&[health]));
+                    watch.checked(at, sighting(std::slice::from_ref(&health)));
                     at += INTERVAL;
                     up += u64::from(is_up) * 5;
                 }

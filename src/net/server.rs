@@ -17,11 +17,12 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
-use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use super::credentials::Token;
 
 /// Connections at once; more wait to be accepted.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -90,30 +91,6 @@ async fn accept(
     Ok((connection, place))
 }
 
-/// A secret that whoever asks must show. Never printed.
-#[derive(Clone)]
-pub struct Token(Arc<str>);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token")
-    }
-}
-
-impl Token {
-    /// This secret.
-    #[must_use]
-    pub fn new(secret: &str) -> Self {
-        Self(secret.into())
-    }
-
-    /// Whether an `Authorization` header shows it. Takes the same time however much of it is right.
-    fn is_shown_by(&self, authorization: Option<&[u8]>) -> bool {
-        let shown = authorization.and_then(|header| header.strip_prefix(b"Bearer "));
-        shown.is_some_and(|shown| bool::from(shown.ct_eq(self.0.as_bytes())))
-    }
-}
-
 /// Lets only those who show one of the tokens reach the routes of `router`; all, where there is none.
 pub fn guard(router: Router, tokens: Vec<Token>) -> Router {
     if tokens.is_empty() {
@@ -159,27 +136,4 @@ pub fn errors_as_json(router: Router) -> Router {
 #[must_use]
 pub fn error(status: StatusCode, text: &str) -> Response {
     (status, axum::Json(json!({ "error": text }))).into_response()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_whole_token_is_the_token() {
-        let token = Token::new("s3cret");
-        assert!(token.is_shown_by(Some(b"Bearer s3cret")));
-        for wrong in [
-            "Bearer s3cre",
-            "Bearer s3cret ",
-            "Bearer ",
-            "s3cret",
-            "Basic s3cret",
-            "",
-        ] {
-            assert!(!token.is_shown_by(Some(wrong.as_bytes())), "{wrong}");
-        }
-        assert!(!token.is_shown_by(None));
-        assert!(!format!("{token:?}").contains("s3cret"));
-    }
 }

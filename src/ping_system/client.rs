@@ -12,7 +12,7 @@ use super::address_policy::Reach;
 use super::evaluate::Asked;
 use crate::net;
 use crate::net::client::{read_body, root_cause};
-use crate::runner::config::with_path;
+use crate::net::endpoint::with_path;
 use crate::wire::agent::{MAX_REPORT_BYTES, Reported, read_report};
 use crate::wire::ping_system::served::Agent;
 

@@ -12,11 +12,11 @@ use super::api::Tokens;
 use super::evaluate::Rules;
 use super::interval::IntervalRules;
 use super::{Database, PingSystemConfig};
-use crate::agent::options::check_exposure;
-use crate::net::server::{MAX_CONNECTIONS, Token};
+use crate::net::credentials::Token;
+use crate::net::credentials::{bearer, check_exposure, secret};
+use crate::net::server::MAX_CONNECTIONS;
 use crate::open_files;
 use crate::option_values::{Count, ListenAddress};
-use crate::runner::config::checks::{bearer, secret};
 use crate::units::{Percent, Span};
 
 const MINUTE: Duration = Duration::from_mins(1);

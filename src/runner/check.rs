@@ -10,9 +10,10 @@ use reqwest::{Client, Url};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::config::{RunnerConfig, with_path};
+use super::config::RunnerConfig;
 use super::{Ended, client, ping_system};
 use crate::net::client::root_cause;
+use crate::net::endpoint::with_path;
 use crate::runner::uptime::client::{AskError, AskUptime, PingSystem};
 use crate::terminal;
 use crate::wire::ping_system::Agent;

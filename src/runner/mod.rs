@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use self::agents::fleet::{Fleet, terms};
 use self::agents::submitter::{JobCount, Shared};
-use self::config::{RunnerConfig, with_path};
+use self::config::RunnerConfig;
 use self::events::database::{Recording, RunDescription};
 use self::events::event::{Event, Roster};
 use self::events::output::Output;
@@ -40,6 +40,7 @@ use self::send::budget::Budgets;
 use self::send::gateway::Gateway;
 use self::send::in_flight::Places;
 use self::uptime::client::PingSystem;
+use crate::net::endpoint::with_path;
 use crate::option_values::OutputFormat;
 use crate::shutdown::Shutdown;
 use crate::units::JobsPerMinute;

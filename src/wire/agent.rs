@@ -1,6 +1,7 @@
 //! What an agent answers (CONTRACT.md section 3).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -127,8 +128,8 @@ pub struct GpuStatus {
 pub struct GpuDevice {
     /// Its index.
     pub device_id: u32,
-    /// `ok`, or why it is not.
-    pub health: String,
+    /// Whether it is well, or why not.
+    pub health: GpuHealth,
     /// Its name for ever.
     pub uuid: Option<String>,
     /// Its model.
@@ -141,6 +142,59 @@ pub struct GpuDevice {
     pub utilization: Option<Utilization>,
     /// How warm it is.
     pub temperature_celsius: Option<u32>,
+}
+
+/// Whether a GPU is well. In JSON this is the text of [`fmt::Display`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum GpuHealth {
+    /// It is well.
+    Ok,
+    /// The driver says that it is lost.
+    Lost,
+    /// The driver does not know it.
+    #[default]
+    NotFound,
+    /// The driver does not answer for it.
+    Timeout,
+    /// It reported a critical Xid error (NVIDIA's Xid catalogue).
+    Xid(u64),
+    /// Any other reason, in the driver's words.
+    Other(String),
+}
+
+impl fmt::Display for GpuHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok => f.write_str("ok"),
+            Self::Lost => f.write_str("lost"),
+            Self::NotFound => f.write_str("not found"),
+            Self::Timeout => f.write_str("timeout"),
+            Self::Xid(xid) => write!(f, "xid {xid}"),
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl From<String> for GpuHealth {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "ok" => Self::Ok,
+            "lost" => Self::Lost,
+            "not found" => Self::NotFound,
+            "timeout" => Self::Timeout,
+            other => match other.strip_prefix("xid ").map(str::parse) {
+                Some(Ok(xid)) => Self::Xid(xid),
+                _ => Self::Other(text),
+            },
+        }
+    }
+}
+
+impl From<GpuHealth> for String {
+    fn from(health: GpuHealth) -> Self {
+        health.to_string()
+    }
 }
 
 /// A GPU's memory.
@@ -232,6 +286,22 @@ mod tests {
             r#"{"uptime_percent": 99"#,
         ] {
             assert!(read_report(bad.as_bytes(), "a").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn gpu_health_is_text_in_json() {
+        for (health, text) in [
+            (GpuHealth::Ok, "ok"),
+            (GpuHealth::Lost, "lost"),
+            (GpuHealth::NotFound, "not found"),
+            (GpuHealth::Timeout, "timeout"),
+            (GpuHealth::Xid(79), "xid 79"),
+            (GpuHealth::Other("xid many".to_owned()), "xid many"),
+        ] {
+            let json = serde_json::to_value(&health).unwrap();
+            assert_eq!(json, text);
+            assert_eq!(serde_json::from_value::<GpuHealth>(json).unwrap(), health);
         }
     }
 

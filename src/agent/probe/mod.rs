@@ -3,3 +3,5 @@
 pub mod gpu;
 pub mod nvml;
 pub mod prober;
+pub mod simulated;
+pub mod source;

@@ -14,8 +14,8 @@ use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, EventSet, Nvml};
 
-use super::gpu::{GpuProbe, Look, OK, Sighting, memory};
-use crate::wire::agent::{ComputeCapability, GpuDevice, Utilization};
+use super::gpu::{GpuProbe, Look, Sighting, memory};
+use crate::wire::agent::{ComputeCapability, GpuDevice, GpuHealth, Utilization};
 
 /// Faults of the application that runs on the GPU: they say nothing about the GPU (NVIDIA's Xid
 /// catalogue).
@@ -85,7 +85,7 @@ impl<'nvml> Session<'nvml> {
                 && sighting
                     .devices
                     .iter()
-                    .all(|device| device.health == OK || device.health.starts_with("xid"));
+                    .all(|device| matches!(device.health, GpuHealth::Ok | GpuHealth::Xid(_)));
             let _ = look.send(sighting);
             next = if goes_on { looks.recv().ok() } else { None };
         }
@@ -109,7 +109,7 @@ impl<'nvml> Session<'nvml> {
             device.device_id = index;
             // Only until the next look: a GPU that then passes in full is well again.
             if let Some(xid) = xids.get(&index) {
-                device.health = format!("xid {xid}");
+                device.health = GpuHealth::Xid(*xid);
             }
             device
         };
@@ -184,8 +184,8 @@ fn register_all<'nvml>(
 fn describe(device: &Device<'_>) -> GpuDevice {
     let memory_info = device.memory_info();
     let health = match &memory_info {
-        Ok(_) => OK.to_owned(),
-        Err(error) if is_unsupported(error) => OK.to_owned(),
+        Ok(_) => GpuHealth::Ok,
+        Err(error) if is_unsupported(error) => GpuHealth::Ok,
         Err(error) => health_of(error),
     };
     GpuDevice {
@@ -216,12 +216,12 @@ fn is_unsupported(error: &NvmlError) -> bool {
     )
 }
 
-fn health_of(error: &NvmlError) -> String {
+fn health_of(error: &NvmlError) -> GpuHealth {
     match error {
-        NvmlError::GpuLost => "lost".to_owned(),
-        NvmlError::NotFound | NvmlError::InvalidArg => "not found".to_owned(),
-        NvmlError::Timeout => "timeout".to_owned(),
-        other => format!("unreachable: {other}"),
+        NvmlError::GpuLost => GpuHealth::Lost,
+        NvmlError::NotFound | NvmlError::InvalidArg => GpuHealth::NotFound,
+        NvmlError::Timeout => GpuHealth::Timeout,
+        other => GpuHealth::Other(format!("unreachable: {other}")),
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::gpu::{GpuSource, Look, Sighting};
+use super::gpu::{Look, Sighting};
+use super::source::GpuSource;
 
 /// Keeps one thread for looks; one that is stuck in the driver is abandoned and replaced, at most
 /// one at a time, so that a broken driver cannot pile up threads.

@@ -22,7 +22,8 @@ use tokio::sync::Semaphore;
 
 use self::dashboard::Question;
 use self::history::history;
-use crate::net::server::{Token, error, errors_as_json, guard};
+use crate::net::credentials::Token;
+use crate::net::server::{error, errors_as_json, guard};
 use crate::ping_system::address_policy::Reach;
 use crate::ping_system::client::whole_micros;
 use crate::ping_system::evaluate::Rules;

@@ -1,11 +1,8 @@
 //! What is checked of options beyond each single value.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use reqwest::Certificate;
-use reqwest::header::HeaderValue;
 
 use super::file::{AgentEntry, CapabilityEntry, FileCapabilities, Source};
 use super::{AgentConfig, RunnerConfig};
@@ -265,67 +262,4 @@ fn define(known: &mut Vec<Capability>, name: &str, entry: CapabilityEntry) -> an
         capability.payload = payload;
     }
     Ok(())
-}
-
-pub(super) const PING_TOKEN: &str = "UPTIME_RUNNER_PING_TOKEN";
-pub(super) const GATEWAY_TOKEN: &str = "UPTIME_RUNNER_GATEWAY_TOKEN";
-
-pub(super) fn token_in(variable: &str) -> Option<String> {
-    std::env::var(variable)
-        .ok()
-        .filter(|token| !token.trim().is_empty())
-}
-
-/// The header that proves who we are, from a token as [`secret`] finds it.
-pub(crate) fn bearer(
-    option: &str,
-    file: Option<PathBuf>,
-    variable: &str,
-) -> anyhow::Result<Option<HeaderValue>> {
-    let Some(token) = secret(option, file, variable)? else {
-        return Ok(None);
-    };
-    let mut header = HeaderValue::try_from(format!("Bearer {token}"))
-        .expect("visible ASCII characters are what a header may have");
-    header.set_sensitive(true);
-    Ok(Some(header))
-}
-
-/// The token in the file, or else in the environment; what is wrong with it is told without it.
-pub(crate) fn secret(
-    option: &str,
-    file: Option<PathBuf>,
-    variable: &str,
-) -> anyhow::Result<Option<String>> {
-    let (source, token) = match file {
-        Some(file) => {
-            let source = format!("{option} {}", file.display());
-            let token = std::fs::read_to_string(&file)
-                .with_context(|| format!("{source}: cannot be read"))?;
-            (source, token)
-        }
-        None => match token_in(variable) {
-            Some(token) => (variable.to_owned(), token),
-            None => return Ok(None),
-        },
-    };
-    let token = token.trim();
-    ensure!(!token.is_empty(), "{source}: is empty, expected a token");
-    ensure!(
-        token.bytes().all(|byte| byte.is_ascii_graphic()),
-        "{source}: expected one token of visible ASCII characters without spaces"
-    );
-    Ok(Some(token.to_owned()))
-}
-
-pub(super) fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
-    let source = format!("--ca-file {}", file.display());
-    let pem = std::fs::read(file).with_context(|| format!("{source}: cannot be read"))?;
-    let roots = Certificate::from_pem_bundle(&pem)
-        .with_context(|| format!("{source}: expected certificates in PEM form"))?;
-    ensure!(
-        !roots.is_empty(),
-        "{source}: holds no certificate, expected some in PEM form"
-    );
-    Ok(roots)
 }

@@ -1,7 +1,7 @@
 //! Options from flags, environment and the TOML file to one checked value. Flag beats environment
 //! beats file beats default (CONTRACT.md section 1).
 
-pub(crate) mod checks;
+mod checks;
 mod file;
 pub mod options;
 pub mod shard;
@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Certificate;
-use reqwest::header::HeaderValue;
-use url::Url;
+
+use crate::net::endpoint::Endpoint;
 
 use self::shard::Shard;
 use crate::money::{Wei, WeiPerSecond};
@@ -142,32 +142,4 @@ impl AgentConfig {
         let names = self.capabilities.as_ref();
         names.is_none_or(|names| names.iter().any(|name| name == capability))
     }
-}
-
-/// A program that is asked over HTTP.
-#[derive(Debug, Clone)]
-pub struct Endpoint {
-    /// Its address, to whose path more is added.
-    pub url: Url,
-    /// The bearer token, marked as sensitive so that it is never shown.
-    pub authorization: Option<HeaderValue>,
-}
-
-/// `base` with `path` added by exactly one slash: a gateway redirects what has two of them, or none
-/// at the end.
-#[must_use]
-pub fn with_path(base: &Url, path: &str) -> Url {
-    let mut url = base.clone();
-    let before = base.path().trim_end_matches('/');
-    let slash = if path.trim_matches('/').is_empty() {
-        ""
-    } else {
-        "/"
-    };
-    let after = path.trim_start_matches('/');
-    url.set_path(&format!(
-        "{before}{slash}{}",
-        if slash.is_empty() { "" } else { after }
-    ));
-    url
 }

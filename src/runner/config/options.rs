@@ -6,20 +6,22 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::checks::{
-    GATEWAY_TOKEN, PING_TOKEN, agents, agents_capabilities, bearer, capabilities, prices, roots,
-    sharing, token_in,
-};
+use super::RunnerConfig;
+use super::checks::{agents, agents_capabilities, capabilities, prices, sharing};
 use super::file::{AgentEntry, FileCapabilities, Source, one_or_many, scalar};
 use super::shard::Shard;
-use super::{Endpoint, RunnerConfig, with_path};
 use crate::money::WeiPerSecond;
+use crate::net::credentials::{bearer, roots, token_in};
+use crate::net::endpoint::{Endpoint, with_path};
 use crate::open_files;
 use crate::option_values::{BaseRate, Budget, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use crate::runner::events::require::Requirement;
 use crate::runner::rate::allocation::Split;
 use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Span};
+
+const PING_TOKEN: &str = "UPTIME_RUNNER_PING_TOKEN";
+const GATEWAY_TOKEN: &str = "UPTIME_RUNNER_GATEWAY_TOKEN";
 
 /// Agents of `--all-agents` for whose streams of pings there is room, where the limits allow it.
 const LISTENED_TO: usize = 1000;

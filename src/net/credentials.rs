@@ -1,0 +1,143 @@
+//! Bearer tokens and root certificates: where they are read from, how they are compared, and who must
+//! show one. No message and no `Debug` form shows a token.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use reqwest::Certificate;
+use reqwest::header::HeaderValue;
+use subtle::ConstantTimeEq;
+
+/// A secret that whoever asks must show. Never printed.
+#[derive(Clone)]
+pub struct Token(Arc<str>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl Token {
+    /// This secret.
+    #[must_use]
+    pub fn new(secret: &str) -> Self {
+        Self(secret.into())
+    }
+
+    /// Whether an `Authorization` header shows it. Takes the same time however much of it is right.
+    #[must_use]
+    pub fn is_shown_by(&self, authorization: Option<&[u8]>) -> bool {
+        let shown = authorization.and_then(|header| header.strip_prefix(b"Bearer "));
+        shown.is_some_and(|shown| bool::from(shown.ct_eq(self.0.as_bytes())))
+    }
+}
+
+#[must_use]
+/// The token in this environment variable, unless it is not set or blank.
+pub fn token_in(variable: &str) -> Option<String> {
+    std::env::var(variable)
+        .ok()
+        .filter(|token| !token.trim().is_empty())
+}
+
+/// The `Authorization` header for a token as [`secret`] finds it.
+///
+/// # Errors
+/// Those of [`secret`].
+pub fn bearer(
+    option: &str,
+    file: Option<PathBuf>,
+    variable: &str,
+) -> anyhow::Result<Option<HeaderValue>> {
+    let Some(token) = secret(option, file, variable)? else {
+        return Ok(None);
+    };
+    let mut header = HeaderValue::try_from(format!("Bearer {token}"))
+        .expect("visible ASCII characters are what a header may have");
+    header.set_sensitive(true);
+    Ok(Some(header))
+}
+
+/// The token in `file`, or else in `variable`. `option` is what errors name; none shows the token.
+///
+/// # Errors
+/// A file that cannot be read, or a token that is empty or has spaces or other than ASCII characters.
+pub fn secret(
+    option: &str,
+    file: Option<PathBuf>,
+    variable: &str,
+) -> anyhow::Result<Option<String>> {
+    let (source, token) = match file {
+        Some(file) => {
+            let source = format!("{option} {}", file.display());
+            let token = std::fs::read_to_string(&file)
+                .with_context(|| format!("{source}: cannot be read"))?;
+            (source, token)
+        }
+        None => match token_in(variable) {
+            Some(token) => (variable.to_owned(), token),
+            None => return Ok(None),
+        },
+    };
+    let token = token.trim();
+    ensure!(!token.is_empty(), "{source}: is empty, expected a token");
+    ensure!(
+        token.bytes().all(|byte| byte.is_ascii_graphic()),
+        "{source}: expected one token of visible ASCII characters without spaces"
+    );
+    Ok(Some(token.to_owned()))
+}
+
+/// Reads further root certificates for https.
+///
+/// # Errors
+/// A file that cannot be read, or holds no certificate in PEM form.
+pub fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
+    let source = format!("--ca-file {}", file.display());
+    let pem = std::fs::read(file).with_context(|| format!("{source}: cannot be read"))?;
+    let roots = Certificate::from_pem_bundle(&pem)
+        .with_context(|| format!("{source}: expected certificates in PEM form"))?;
+    ensure!(
+        !roots.is_empty(),
+        "{source}: holds no certificate, expected some in PEM form"
+    );
+    Ok(roots)
+}
+
+/// Whoever reaches an address beyond loopback must show a token, unless that was waived.
+///
+/// # Errors
+/// When neither is the case.
+pub fn check_exposure(listen: SocketAddr, allowed: bool, variable: &str) -> anyhow::Result<()> {
+    ensure!(
+        allowed || listen.ip().is_loopback(),
+        "--listen {listen}: everybody who reaches it could ask: expected a token (--token-file, {variable}), an address such as 127.0.0.1, or --allow-unauthenticated"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_token_is_the_token() {
+        let token = Token::new("s3cret");
+        assert!(token.is_shown_by(Some(b"Bearer s3cret")));
+        for wrong in [
+            "Bearer s3cre",
+            "Bearer s3cret ",
+            "Bearer ",
+            "s3cret",
+            "Basic s3cret",
+            "",
+        ] {
+            assert!(!token.is_shown_by(Some(wrong.as_bytes())), "{wrong}");
+        }
+        assert!(!token.is_shown_by(None));
+        assert!(!format!("{token:?}").contains("s3cret"));
+    }
+}

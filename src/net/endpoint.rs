@@ -1,0 +1,32 @@
+//! Addresses that are asked over HTTP.
+
+use reqwest::header::HeaderValue;
+use url::Url;
+
+/// A program that is asked over HTTP.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Its address, to whose path more is added.
+    pub url: Url,
+    /// The bearer token, marked as sensitive so that it is never shown.
+    pub authorization: Option<HeaderValue>,
+}
+
+/// `base` with `path` added by exactly one slash: a gateway redirects what has two of them, or none
+/// at the end.
+#[must_use]
+pub fn with_path(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    let before = base.path().trim_end_matches('/');
+    let slash = if path.trim_matches('/').is_empty() {
+        ""
+    } else {
+        "/"
+    };
+    let after = path.trim_start_matches('/');
+    url.set_path(&format!(
+        "{before}{slash}{}",
+        if slash.is_empty() { "" } else { after }
+    ));
+    url
+}
