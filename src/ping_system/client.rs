@@ -10,6 +10,7 @@ use url::Url;
 
 use super::address_policy::Reach;
 use super::evaluate::Asked;
+use super::store::whole_micros;
 use crate::net;
 use crate::net::client::{read_body, root_cause};
 use crate::net::endpoint::with_path;
@@ -159,12 +160,6 @@ fn interval_seconds(agent: &Agent) -> i64 {
     )]
     let seconds = (agent.ping_interval_minutes * 60.0).ceil() as i64;
     seconds.max(1)
-}
-
-/// As exact as instants are stored, so that a time that is told is the time that was stored.
-#[must_use]
-pub fn whole_micros(at: DateTime<Utc>) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(at.timestamp_micros()).unwrap_or(at)
 }
 
 fn one_line(text: &str) -> String {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::client::whole_micros;
 use super::interval::{Behaviour, IntervalRules, spread};
+use super::store::whole_micros;
 use super::store::{Known, NewPing};
 use crate::units::{Percent, milliseconds};
 use crate::wire::agent::Reported;

@@ -29,7 +29,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use self::address_policy::Reach;
-use self::api::{Core, Tokens};
+use self::api::Tokens;
+use self::api::state::Core;
 use self::client::Caller;
 use self::evaluate::Rules;
 use self::feed::Feed;

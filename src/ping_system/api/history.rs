@@ -13,7 +13,8 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Answer, Core, Problem, find};
+use super::error::{Answer, Problem};
+use super::state::Core;
 use crate::ping_system::retention;
 use crate::ping_system::store::{Place, StoreError};
 use crate::wire::ping_system::served::Ping;
@@ -54,7 +55,7 @@ pub(super) async fn history(
     Query(hours): Query<Hours>,
 ) -> Answer<Response> {
     let hours = hours.within(core.retention)?;
-    let key = find(&core, &agent_id).await?.key;
+    let key = core.find(&agent_id).await?.key;
     let begin = retention::begin(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
     let place = Place::before(begin);
     // Read before anything is sent, so that a store that does not work is told by the status.

@@ -1,9 +1,11 @@
 //! The ping system's routes (CONTRACT.md section 2).
 
 mod dashboard;
+mod error;
 mod events;
 mod history;
 mod registration;
+pub mod state;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -18,19 +20,16 @@ use axum::{Json, Router};
 use chrono::Utc;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 
 use self::dashboard::Question;
+use self::error::{Answer, Problem};
 use self::history::history;
+use self::state::Core;
 use crate::net::credentials::Token;
 use crate::net::server::{error, errors_as_json, guard};
-use crate::ping_system::address_policy::Reach;
-use crate::ping_system::client::whole_micros;
-use crate::ping_system::evaluate::Rules;
-use crate::ping_system::feed::{Feed, Topic};
-use crate::ping_system::metrics::Metrics;
-use crate::ping_system::pinger::{NoPing, Pinger};
-use crate::ping_system::store::{Known, Registration, Store, StoreError};
+use crate::ping_system::feed::Topic;
+use crate::ping_system::store::whole_micros;
+use crate::ping_system::store::{Known, Registration, Store};
 use crate::telemetry::metrics_answer;
 use crate::wire::ping_system::served::{Agent, Ping};
 
@@ -46,26 +45,6 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
     let colours = include_str!("../../palette.css");
     include_str!("dashboard.html").replacen("/* palette */", colours, 1)
 });
-
-/// What the routes work with.
-pub struct Core {
-    /// Remembers.
-    pub store: Arc<dyn Store>,
-    /// Asks agents.
-    pub pinger: Arc<Pinger>,
-    /// Tells of new pings.
-    pub feed: Arc<Feed>,
-    /// Where agents may be.
-    pub reach: Reach,
-    /// Counts.
-    pub metrics: Arc<Metrics>,
-    /// What intervals begin with.
-    pub rules: Rules,
-    /// How much history there can be.
-    pub retention: Duration,
-    /// The bound on event streams.
-    pub streams: Arc<Semaphore>,
-}
 
 /// Who may do what.
 #[derive(Debug, Clone, Default)]
@@ -124,60 +103,6 @@ async fn bound_path(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// What goes wrong, and the status that tells so.
-pub(super) enum Problem {
-    BadRequest(String),
-    NoAgent,
-    TooLarge,
-    TooSlow,
-    Conflict(String),
-    TooManyStreams,
-    Unavailable,
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        match self {
-            Self::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
-            Self::NoAgent => error(StatusCode::NOT_FOUND, "no agent of that name"),
-            Self::TooLarge => error(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "expected a body of up to 64 KiB",
-            ),
-            Self::TooSlow => error(StatusCode::REQUEST_TIMEOUT, "expected a body within 10s"),
-            Self::Conflict(text) => error(StatusCode::CONFLICT, &text),
-            Self::TooManyStreams => error(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many event streams: ask from time to time instead",
-            ),
-            Self::Unavailable => error(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the database does not work at this moment, the log tells why",
-            ),
-        }
-    }
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        tracing::warn!("a request cannot be answered: {error}");
-        Self::Unavailable
-    }
-}
-
-impl From<NoPing> for Problem {
-    fn from(no_ping: NoPing) -> Self {
-        match no_ping {
-            NoPing::Unknown => Self::NoAgent,
-            NoPing::Taken | NoPing::Lost => Self::Conflict(no_ping.to_string()),
-            NoPing::NotStored(_) => Self::Unavailable,
-            NoPing::Store(error) => error.into(),
-        }
-    }
-}
-
-pub(super) type Answer<T> = Result<T, Problem>;
-
 async fn page() -> Response {
     // The page runs its own script and asks nobody but us.
     let policy = "default-src 'none'; connect-src 'self'; img-src data:; \
@@ -226,15 +151,7 @@ async fn due_for_ping(State(core): State<Arc<Core>>) -> Answer<Json<Agents>> {
 }
 
 async fn agent(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Agent>> {
-    Ok(Json(find(&core, &agent_id).await?.agent))
-}
-
-pub(super) async fn find(core: &Core, agent_id: &str) -> Answer<Known> {
-    // What can be no name is not looked for: a database may refuse to.
-    if agent_id.contains('\0') {
-        return Err(Problem::NoAgent);
-    }
-    core.store.agent(agent_id).await?.ok_or(Problem::NoAgent)
+    Ok(Json(core.find(&agent_id).await?.agent))
 }
 
 async fn register(State(core): State<Arc<Core>>, request: Request) -> Answer<Json<Agent>> {
@@ -276,7 +193,7 @@ async fn remove(
     State(core): State<Arc<Core>>,
     Path(agent_id): Path<String>,
 ) -> Answer<Json<Value>> {
-    find(&core, &agent_id).await?;
+    core.find(&agent_id).await?;
     if !core.store.remove(&agent_id).await? {
         return Err(Problem::NoAgent);
     }
@@ -286,7 +203,7 @@ async fn remove(
 }
 
 async fn ping(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Ping>> {
-    find(&core, &agent_id).await?;
+    core.find(&agent_id).await?;
     Ok(Json(core.pinger.ping_now(&agent_id).await?))
 }
 
@@ -296,7 +213,7 @@ async fn agent_events(
 ) -> Answer<Response> {
     // First, so that whoever is told that the stream has begun misses no ping from then on.
     let pings = core.feed.listen(Topic::Agent(agent_id.clone()));
-    find(&core, &agent_id).await?;
+    core.find(&agent_id).await?;
     stream_of(&core, pings)
 }
 

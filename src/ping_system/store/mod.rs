@@ -223,6 +223,12 @@ pub struct Pruned {
     pub more: bool,
 }
 
+/// As exact as instants are stored, so that a time that is told is the time that was stored.
+#[must_use]
+pub fn whole_micros(at: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(at.timestamp_micros()).unwrap_or(at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,63 @@
+//! What goes wrong in a route, and the answer that says so.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use crate::net::server::error;
+use crate::ping_system::pinger::NoPing;
+use crate::ping_system::store::StoreError;
+
+/// What goes wrong, and the status that tells so.
+pub(super) enum Problem {
+    BadRequest(String),
+    NoAgent,
+    TooLarge,
+    TooSlow,
+    Conflict(String),
+    TooManyStreams,
+    Unavailable,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        match self {
+            Self::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
+            Self::NoAgent => error(StatusCode::NOT_FOUND, "no agent of that name"),
+            Self::TooLarge => error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "expected a body of up to 64 KiB",
+            ),
+            Self::TooSlow => error(StatusCode::REQUEST_TIMEOUT, "expected a body within 10s"),
+            Self::Conflict(text) => error(StatusCode::CONFLICT, &text),
+            Self::TooManyStreams => error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many event streams: ask from time to time instead",
+            ),
+            Self::Unavailable => error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the database does not work at this moment, the log tells why",
+            ),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!("a request cannot be answered: {error}");
+        Self::Unavailable
+    }
+}
+
+impl From<NoPing> for Problem {
+    fn from(no_ping: NoPing) -> Self {
+        match no_ping {
+            NoPing::Unknown => Self::NoAgent,
+            NoPing::Taken | NoPing::Lost => Self::Conflict(no_ping.to_string()),
+            NoPing::NotStored(_) => Self::Unavailable,
+            NoPing::Store(error) => error.into(),
+        }
+    }
+}
+
+/// What a route answers.
+pub(super) type Answer<T> = Result<T, Problem>;
