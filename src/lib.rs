@@ -44,5 +44,6 @@ pub mod shutdown;
 pub mod sim;
 pub mod telemetry;
 pub mod terminal;
+pub mod text;
 pub mod units;
 pub mod wire;

@@ -1,8 +1,9 @@
 //! The sampling loop, and the writing of what it learns.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -48,7 +49,7 @@ impl Shared {
 
     /// What is known.
     pub fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watch.lock()
     }
 }
 
@@ -120,12 +121,8 @@ struct Papers {
 }
 
 impl Desk {
-    fn papers(&self) -> MutexGuard<'_, Papers> {
-        self.papers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn put(&self, ledger: Option<Ledger>, note: Note) {
-        let mut papers = self.papers();
+        let mut papers = self.papers.lock();
         if let Some(ledger) = ledger {
             papers.ledger = Some((ledger, note.clone()));
         }
@@ -134,7 +131,7 @@ impl Desk {
     }
 
     fn close(&self) {
-        self.papers().closed = true;
+        self.papers.lock().closed = true;
         self.filled.notify_one();
     }
 
@@ -144,7 +141,7 @@ impl Desk {
         loop {
             self.filled.notified().await;
             let (ledger, note, closed) = {
-                let mut papers = self.papers();
+                let mut papers = self.papers.lock();
                 (papers.ledger.take(), papers.note.take(), papers.closed)
             };
             let path = Arc::clone(&file);
@@ -164,7 +161,7 @@ impl Desk {
                 }
                 Ok((Err(error), unwritten)) => {
                     // Goes with the next note, unless a newer one is there by then.
-                    let mut papers = self.papers();
+                    let mut papers = self.papers.lock();
                     papers.ledger = papers.ledger.take().or(unwritten);
                     drop(papers);
                     if !std::mem::replace(&mut complained, true) {

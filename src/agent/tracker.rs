@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::checkpoint::{Note, Restored};
 use super::ledger::{Ledger, State, Window};
 use crate::agent::probe::gpu::Sighting;
-use crate::units::Percent;
+use crate::units::{Percent, saturating_add, saturating_sub};
 use crate::wire::agent::{GpuStatus, UptimeReport};
 
 /// How far another's clock may be ahead of ours: what it calls the past is then no error.
@@ -80,7 +80,7 @@ impl Watch {
             ledger.resume(since_first_start);
             (window_begin, pinged) = (note.window_begin.min(since_first_start), note.pinged);
         }
-        let first_start = back(wall, since_first_start);
+        let first_start = saturating_sub(wall, since_first_start);
         let required = rules.require_gpus;
         let watch = Self {
             rules,
@@ -150,7 +150,7 @@ impl Watch {
                 _ => window.uptime(),
             },
             window_seconds: window.length.as_secs_f64(),
-            since: back(timestamp, length),
+            since: saturating_sub(timestamp, length),
             timestamp,
             first_ping,
             gpu_available: self.is_up(now),
@@ -234,18 +234,8 @@ impl Watch {
     }
 
     fn wall(&self, at: Duration) -> DateTime<Utc> {
-        TimeDelta::from_std(at)
-            .ok()
-            .and_then(|at| self.first_start.checked_add_signed(at))
-            .unwrap_or(DateTime::<Utc>::MAX_UTC)
+        saturating_add(self.first_start, at)
     }
-}
-
-fn back(from: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
-    TimeDelta::from_std(by)
-        .ok()
-        .and_then(|by| from.checked_sub_signed(by))
-        .unwrap_or(DateTime::<Utc>::MIN_UTC)
 }
 
 #[cfg(test)]

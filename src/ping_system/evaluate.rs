@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::interval::{Behaviour, IntervalRules, spread};
 use super::store::whole_micros;
 use super::store::{Known, NewPing};
-use crate::units::{Percent, milliseconds};
+use crate::units::{Percent, milliseconds, saturating_add};
 use crate::wire::agent::Reported;
 use crate::wire::ping_system::served::{Ping, Status};
 
@@ -60,7 +60,7 @@ impl Rules {
             Status::Unreachable
         };
         agent.last_ping_at = Some(ping.timestamp);
-        agent.next_ping_at = whole_micros(later(ping.timestamp, spread(interval, random)));
+        agent.next_ping_at = whole_micros(saturating_add(ping.timestamp, spread(interval, random)));
         agent.total_pings += 1;
         agent.consecutive_poor_uptime = behaviour.consecutive_poor;
         agent.ping_interval_minutes = interval.as_secs_f64() / 60.0;
@@ -75,15 +75,6 @@ impl Rules {
             },
         }
     }
-}
-
-/// `from`, so much later, as late as times go.
-#[must_use]
-pub fn later(from: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
-    TimeDelta::from_std(span)
-        .ok()
-        .and_then(|span| from.checked_add_signed(span))
-        .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 fn ping(asked: Asked, first_ping: bool) -> Ping {

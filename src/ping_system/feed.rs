@@ -1,8 +1,9 @@
 //! New pings, for those who listen.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::broadcast::{Receiver, Sender, channel};
 
 use crate::wire::ping_system::served::PingEvent;
@@ -32,7 +33,7 @@ pub struct Feed {
 impl Feed {
     /// All pings from now on.
     pub fn listen(&self, topic: Topic) -> Receiver<Told> {
-        let mut listeners = self.listeners();
+        let mut listeners = self.listeners.lock();
         // Here, since it is where entries are added, those are dropped that nobody listens to.
         listeners.retain(|_, sender| sender.receiver_count() > 0);
         let sender = listeners.entry(topic).or_insert_with(|| channel(BACKLOG).0);
@@ -41,7 +42,7 @@ impl Feed {
 
     /// Tells of a ping.
     pub fn publish(&self, event: &PingEvent) {
-        let listeners = self.listeners();
+        let listeners = self.listeners.lock();
         let topic = Topic::Agent(event.agent_id.clone());
         let interested = [listeners.get(&topic), listeners.get(&Topic::All)];
         let mut interested = interested.into_iter().flatten().peekable();
@@ -56,18 +57,14 @@ impl Feed {
 
     /// Lets go of those who listen to an agent that is no more.
     pub fn forget(&self, agent_id: &str) {
-        self.listeners().remove(&Topic::Agent(agent_id.to_owned()));
+        self.listeners
+            .lock()
+            .remove(&Topic::Agent(agent_id.to_owned()));
     }
 
     /// Lets go of all listeners, since pings may have been missed.
     pub fn interrupt(&self) {
-        self.listeners().clear();
-    }
-
-    fn listeners(&self) -> std::sync::MutexGuard<'_, HashMap<Topic, Sender<Told>>> {
-        self.listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.listeners.lock().clear();
     }
 }
 
@@ -116,6 +113,6 @@ mod tests {
         for n in 0..100 {
             drop(feed.listen(Topic::Agent(n.to_string())));
         }
-        assert_eq!(feed.listeners().len(), 1);
+        assert_eq!(feed.listeners.lock().len(), 1);
     }
 }

@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client::Caller;
-use super::evaluate::{Rules, later};
+use super::evaluate::Rules;
 use super::feed::{Feed, Topic};
 use super::metrics::Metrics;
 use super::store::{Claim, Claimed, Lease, Store, StoreError};
 use super::writer::{Journal, NotStored};
+use crate::units::saturating_add;
 use crate::wire::ping_system::served::Ping;
 
 /// Agents that become due within so long are taken together: a claim is a write to the store.
@@ -211,7 +212,7 @@ impl Pinger {
         let now = Utc::now();
         Lease {
             now,
-            until: later(now, self.patience.saturating_add(TIME_TO_STORE)),
+            until: saturating_add(now, self.patience.saturating_add(TIME_TO_STORE)),
         }
     }
 }
@@ -232,7 +233,7 @@ impl Clock {
 
     /// Whether the wall clock fell behind since the last time it was asked.
     fn was_set_back(&mut self) -> bool {
-        let expected = later(self.wall, self.steady.elapsed());
+        let expected = saturating_add(self.wall, self.steady.elapsed());
         *self = Self::start();
         expected - self.wall > CLOCK_SLACK
     }

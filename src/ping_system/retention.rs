@@ -3,25 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
 use super::store::{PruneFrom, Store};
+use crate::units::saturating_sub;
 
 /// The pause between two steps, so that pings do not wait behind them.
 const STEP_PAUSE: Duration = Duration::from_millis(100);
 /// The time between two rounds over all agents.
 const LONGEST_ROUND: Duration = Duration::from_mins(10);
 const SHORTEST_ROUND: Duration = Duration::from_secs(1);
-
-/// The instant before which nothing is kept.
-#[must_use]
-pub fn begin(now: DateTime<Utc>, retention: Duration) -> DateTime<Utc> {
-    TimeDelta::from_std(retention)
-        .ok()
-        .and_then(|span| now.checked_sub_signed(span))
-        .unwrap_or(DateTime::<Utc>::MIN_UTC)
-}
 
 /// Prunes until `stop`.
 pub async fn run(store: Arc<dyn Store>, retention: Duration, stop: CancellationToken) {
@@ -36,7 +28,10 @@ pub async fn run(store: Arc<dyn Store>, retention: Duration, stop: CancellationT
         let mut deleted = 0;
         pause = round;
         while let Some(here) = from {
-            match store.prune(begin(Utc::now(), retention), here).await {
+            match store
+                .prune(saturating_sub(Utc::now(), retention), here)
+                .await
+            {
                 Ok(pruned) => {
                     deleted += pruned.pings;
                     from = pruned.next;

@@ -10,6 +10,7 @@ use super::cost::{Source, cost};
 use super::history::{AgentHistory, History};
 use super::timeline::{Held, Micros, Slots, Timeline, UptimeIntegral, cause};
 use crate::money::Wei;
+use crate::text;
 use crate::units::{JobsPerMinute, Percent};
 
 /// What an agent earned.
@@ -218,12 +219,10 @@ fn quoted(field: &str) -> String {
 /// Lines for people.
 #[must_use]
 pub fn lines(statements: &[Statement]) -> String {
-    let mut text = String::new();
-    for statement in statements {
-        // Writing to a string cannot fail.
-        let _ = write_one(statement, &mut text);
-    }
-    text
+    text::build(|text| {
+        let mut statements = statements.iter();
+        statements.try_for_each(|statement| write_one(statement, text))
+    })
 }
 
 fn write_one(statement: &Statement, text: &mut String) -> std::fmt::Result {

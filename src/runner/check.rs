@@ -1,7 +1,6 @@
 //! `check`: asks all that the runner depends on, and says what works, what does not and what to do.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -31,6 +30,16 @@ enum Finding {
     /// Cannot be told from here, and need not be.
     Unseen(String),
     Fails(String),
+}
+
+impl Finding {
+    fn line(&self) -> String {
+        match self {
+            Self::Works(what) => format!("✅ {what}\n"),
+            Self::Unseen(what) => format!("➖ {what}\n"),
+            Self::Fails(what) => format!("❌ {what}\n"),
+        }
+    }
 }
 
 /// Checks everything and prints what was found.
@@ -65,21 +74,12 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Ended> {
     }
     findings.push(gateway(&config.gateway.url).await);
 
-    let mut text = String::new();
-    let mut failed = 0;
-    for finding in &findings {
-        let (mark, what) = match finding {
-            Finding::Works(what) => ("✅", what),
-            Finding::Unseen(what) => ("➖", what),
-            Finding::Fails(what) => {
-                failed += 1;
-                ("❌", what)
-            }
-        };
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{mark} {what}");
-    }
-    terminal::print(text.as_bytes())?;
+    let lines = findings.iter().map(Finding::line);
+    terminal::print(lines.collect::<String>().as_bytes())?;
+    let failed = findings
+        .iter()
+        .filter(|finding| matches!(finding, Finding::Fails(_)))
+        .count();
     if failed > 0 {
         bail!("{failed} of {} checks failed", findings.len());
     }

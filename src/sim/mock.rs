@@ -4,8 +4,8 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use axum::routing::{get, post};
 use axum::{Json, serve::ListenerExt};
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use fastrand::Rng;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -198,7 +199,7 @@ impl Playing {
     }
 
     fn draw(&self) -> (Duration, Option<Failure>) {
-        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rng = self.rng.lock();
         (
             self.mock.latency.draw(&mut rng),
             FailureShare::draw(&self.mock.failures, &mut rng),

@@ -15,8 +15,8 @@ use serde_json::json;
 
 use super::error::{Answer, Problem};
 use super::state::Core;
-use crate::ping_system::retention;
 use crate::ping_system::store::{Place, StoreError};
+use crate::units::saturating_sub;
 use crate::wire::ping_system::served::Ping;
 
 /// Pings that are read from the store, and held in memory, at once.
@@ -56,7 +56,7 @@ pub(super) async fn history(
 ) -> Answer<Response> {
     let hours = hours.within(core.retention)?;
     let key = core.find(&agent_id).await?.key;
-    let begin = retention::begin(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
+    let begin = saturating_sub(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
     let place = Place::before(begin);
     // Read before anything is sent, so that a store that does not work is told by the status.
     let first = core.store.history(key, place, HISTORY_PAGE).await?;

@@ -29,7 +29,7 @@ use crate::net::credentials::Token;
 use crate::net::server::{error, errors_as_json, guard};
 use crate::ping_system::feed::Topic;
 use crate::ping_system::store::whole_micros;
-use crate::ping_system::store::{Known, Registration, Store};
+use crate::ping_system::store::{Known, Registration};
 use crate::telemetry::metrics_answer;
 use crate::wire::ping_system::served::{Agent, Ping};
 

@@ -1,10 +1,11 @@
 //! Charts as SVG: lines and stacked bars over time, in the colours of the page that they stand in.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use chrono::DateTime;
 
 use crate::report::timeline::Micros;
+use crate::text;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 170.0;
@@ -100,32 +101,36 @@ fn share(part: i64, whole: i64) -> f64 {
 /// A chart of lines.
 #[must_use]
 pub fn lines(span: Span, frame: &Frame<'_>, lines: &[Line<'_>]) -> String {
+    text::build(|svg| write_lines(span, frame, lines, svg))
+}
+
+fn write_lines(span: Span, frame: &Frame<'_>, lines: &[Line<'_>], svg: &mut String) -> fmt::Result {
     let values = lines.iter().flat_map(|line| &line.points);
     let highest = values
         .filter_map(|&(_, value)| value)
         .fold(frame.high, f64::max);
     let scale = Scale::new(frame.low, highest);
-    let mut svg = begin(span, frame, &scale);
+    write_frame(span, frame, &scale, svg)?;
     for line in lines {
-        let path = path(span, &scale, line);
+        let path = text::build(|path| write_path(span, &scale, line, path));
         if !path.is_empty() {
-            add(
-                &mut svg,
-                format_args!("<path class=\"line {}\" d=\"{path}\"/>", line.class),
-            );
+            write!(svg, "<path class=\"line {}\" d=\"{path}\"/>", line.class)?;
         }
     }
-    svg.push_str("</svg>");
-    svg
+    svg.write_str("</svg>")
 }
 
 /// A chart of stacked bars.
 #[must_use]
 pub fn bars(span: Span, frame: &Frame<'_>, bars: &[Bar<'_>]) -> String {
+    text::build(|svg| write_bars(span, frame, bars, svg))
+}
+
+fn write_bars(span: Span, frame: &Frame<'_>, bars: &[Bar<'_>], svg: &mut String) -> fmt::Result {
     let height = |bar: &Bar<'_>| bar.parts.iter().map(|(_, part)| part).sum::<f64>();
     let highest = bars.iter().map(height).fold(frame.high, f64::max);
     let scale = Scale::new(frame.low, highest);
-    let mut svg = begin(span, frame, &scale);
+    write_frame(span, frame, &scale, svg)?;
     for bar in bars {
         let (left, right) = (span.x(bar.from), span.x(bar.until));
         let width = (right - left - 0.6).max(0.6);
@@ -134,44 +139,35 @@ pub fn bars(span: Span, frame: &Frame<'_>, bars: &[Bar<'_>]) -> String {
             let (bottom, top) = (scale.y(below), scale.y(below + part));
             // Where there is anything, there is something to see.
             let height = (bottom - top).max(0.8);
-            add(
-                &mut svg,
-                format_args!(
-                    "<rect class=\"{class}\" x=\"{left:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"/>",
-                    bottom - height
-                ),
-            );
+            write!(
+                svg,
+                "<rect class=\"{class}\" x=\"{left:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"/>",
+                bottom - height
+            )?;
             below += part;
         }
     }
-    svg.push_str("</svg>");
-    svg
-}
-
-fn add(svg: &mut String, arguments: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = svg.write_fmt(arguments);
+    svg.write_str("</svg>")
 }
 
 /// The frame, its lines and the words at its edges.
-fn begin(span: Span, frame: &Frame<'_>, scale: &Scale) -> String {
-    let mut svg = format!(
+fn write_frame(span: Span, frame: &Frame<'_>, scale: &Scale, svg: &mut String) -> fmt::Result {
+    write!(
+        svg,
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
         frame.label
-    );
+    )?;
     for value in scale.ticks() {
         let y = scale.y(value);
         let (end, text) = (WIDTH - RIGHT, LEFT - 6.0);
-        add(
-            &mut svg,
-            format_args!(
-                "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{end}\"/>\
+        write!(
+            svg,
+            "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{end}\"/>\
                  <text x=\"{text}\" y=\"{:.1}\" text-anchor=\"end\">{}{}</text>",
-                y + 4.0,
-                number(value),
-                frame.unit
-            ),
-        );
+            y + 4.0,
+            number(value),
+            frame.unit
+        )?;
     }
     let (step, ticks) = span.ticks();
     for at in ticks {
@@ -190,47 +186,44 @@ fn begin(span: Span, frame: &Frame<'_>, scale: &Scale) -> String {
             _ => "%d %b",
         };
         // The page's script puts these words into the reader's zone.
-        add(
-            &mut svg,
-            format_args!(
-                "<path class=\"tick\" d=\"M{x:.1} {bottom}v4\"/>\
+        write!(
+            svg,
+            "<path class=\"tick\" d=\"M{x:.1} {bottom}v4\"/>\
                  <text class=\"at\" data-ms=\"{}\" data-step=\"{}\" x=\"{x:.1}\" y=\"{text}\" text-anchor=\"{anchor}\">{}</text>",
-                at / 1000,
-                step / SECOND,
-                utc.format(format)
-            ),
-        );
+            at / 1000,
+            step / SECOND,
+            utc.format(format)
+        )?;
     }
-    svg
+    Ok(())
 }
 
-fn path(span: Span, scale: &Scale, line: &Line<'_>) -> String {
-    let mut path = String::new();
+fn write_path(span: Span, scale: &Scale, line: &Line<'_>, path: &mut String) -> fmt::Result {
     let mut drawn: Option<f64> = None;
     for (x, value) in columns(span, &line.points) {
         let Some(value) = value else {
             if let Some(y) = drawn.take().filter(|_| line.steps) {
-                add(&mut path, format_args!("L{x:.1} {y:.1}"));
+                write!(path, "L{x:.1} {y:.1}")?;
             }
             continue;
         };
         let y = scale.y(value);
         match drawn {
-            None => add(&mut path, format_args!("M{x:.1} {y:.1}")),
+            None => write!(path, "M{x:.1} {y:.1}")?,
             Some(before) if line.steps => {
-                add(&mut path, format_args!("L{x:.1} {before:.1}L{x:.1} {y:.1}"));
+                write!(path, "L{x:.1} {before:.1}L{x:.1} {y:.1}")?;
             }
-            Some(_) => add(&mut path, format_args!("L{x:.1} {y:.1}")),
+            Some(_) => write!(path, "L{x:.1} {y:.1}")?,
         }
         drawn = Some(y);
     }
     if let Some(y) = drawn.filter(|_| line.steps) {
-        add(&mut path, format_args!("L{:.1} {y:.1}", span.x(span.until)));
+        write!(path, "L{:.1} {y:.1}", span.x(span.until))?;
     } else if !line.steps && !path.contains('L') && !path.is_empty() {
         // A single point is to be seen, too.
         path.push_str("h1");
     }
-    path
+    Ok(())
 }
 
 /// Points by where they stand. Of many in one column the least, the greatest and the last are enough:
@@ -352,7 +345,7 @@ mod tests {
             points: vec![(0, Some(1.0)), (5 * SECOND, Some(0.0)), (8 * SECOND, None)],
             steps: true,
         };
-        let path = path(span, &Scale::new(0.0, 1.0), &line);
+        let path = text::build(|path| write_path(span, &Scale::new(0.0, 1.0), &line, path));
         assert_eq!(path, "M52.0 8.0L381.0 8.0L381.0 148.0L578.4 148.0");
     }
 

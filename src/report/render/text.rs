@@ -11,13 +11,11 @@ use crate::report::effect::{Effect, HourAround};
 use crate::report::forecast::{Chance, TierForecast};
 use crate::report::suggest::Suggestion;
 use crate::report::summary::{AgentReport, JobsReport, Report, WhatIf};
+use crate::text;
 use crate::units::Percent;
 
 pub(crate) fn lines(report: &Report) -> String {
-    let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _ = write(report, &mut text);
-    text
+    text::build(|text| write(report, text))
 }
 
 fn write(report: &Report, text: &mut String) -> std::fmt::Result {

@@ -281,7 +281,7 @@ impl Latencies {
 #[derive(Debug, Clone, Serialize)]
 pub struct Statistics {
     /// When.
-    #[serde(serialize_with = "crate::runner::events::output::json::timestamp")]
+    #[serde(serialize_with = "crate::units::serialize_timestamp")]
     pub ts: DateTime<Utc>,
     /// Seconds since the start.
     pub runtime_s: f64,

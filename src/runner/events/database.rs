@@ -3,11 +3,12 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use chrono::Utc;
+use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, params};
 
 use super::event::{AgentIndex, CapabilityIndex, Event, JobDone, RateChanged, UptimePolled};
@@ -93,7 +94,7 @@ impl Recording {
     /// Takes in the agent that has the next place of the roster.
     pub fn admit(&self, terms: Terms) {
         // However much waits: what comes later refers to it.
-        self.shared.lock().records.push(Record::Agent(terms));
+        self.shared.queue.lock().records.push(Record::Agent(terms));
     }
 
     /// Takes in what happened; what there is no room for is counted.
@@ -114,7 +115,7 @@ impl Recording {
             | Event::Dropped(..) => return,
         };
         // The thread is not woken: it looks for itself, which costs nothing a job.
-        let mut queue = self.shared.lock();
+        let mut queue = self.shared.queue.lock();
         if queue.records.len() < MAX_WAITING {
             queue.records.push(record);
         } else {
@@ -127,29 +128,23 @@ impl Recording {
     /// # Errors
     /// When the thread failed.
     pub async fn close(&self) -> io::Result<u64> {
-        self.shared.lock().closed = true;
+        self.shared.queue.lock().closed = true;
         self.shared.closing.notify_one();
         self.thread.ended().await?;
-        Ok(self.shared.lock().dropped)
+        Ok(self.shared.queue.lock().dropped)
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn keep_all(&self, mut keeper: Keeper) {
         let mut closed_at = None;
         let mut failing = false;
         let mut batch = Vec::new();
         loop {
             let (closed, dropped) = {
-                let queue = self.lock();
-                let (mut queue, _) = self
-                    .closing
-                    .wait_timeout_while(queue, COMMIT_INTERVAL, |queue| !queue.closed)
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut queue = self.queue.lock();
+                self.closing
+                    .wait_while_for(&mut queue, |queue| !queue.closed, COMMIT_INTERVAL);
                 // While the disk takes nothing they wait, and are dropped there, within bounds.
                 if batch.is_empty() {
                     std::mem::swap(&mut batch, &mut queue.records);
@@ -163,7 +158,7 @@ impl Shared {
                 Ok(()) => {
                     batch.clear();
                     failing = false;
-                    if closed && self.lock().records.is_empty() {
+                    if closed && self.queue.lock().records.is_empty() {
                         return;
                     }
                 }
@@ -172,7 +167,7 @@ impl Shared {
                         tracing::error!("--record: jobs go on, but are not recorded: {error}");
                     }
                     if closed_at.is_some_and(|at| at.elapsed() > LAST_TRIES) {
-                        let mut queue = self.lock();
+                        let mut queue = self.queue.lock();
                         queue.dropped += (batch.len() + queue.records.len()) as u64;
                         return;
                     }

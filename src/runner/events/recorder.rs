@@ -1,9 +1,10 @@
 //! Where events go: one place that feeds accounts, metrics and output in the same order.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::accounts::{Accounts, CapabilityStatistics};
@@ -115,7 +116,7 @@ impl Recorder {
     pub fn admit(&self, agent: AgentIndex, terms: Terms) {
         let id = Arc::clone(&terms.id);
         if let Some(recording) = &self.recording
-            && agent.0 == self.books().roster.agents.len()
+            && agent.0 == self.books.lock().roster.agents.len()
         {
             recording.admit(terms);
         }
@@ -128,7 +129,7 @@ impl Recorder {
         if let Some(recording) = &self.recording {
             recording.record(event);
         }
-        let mut books = self.books();
+        let mut books = self.books.lock();
         books.metrics.apply(event);
         books.accounts.apply(event);
         match event {
@@ -196,7 +197,7 @@ impl Recorder {
     /// When standard output did not take all lines.
     pub async fn close(&self) -> std::io::Result<CapabilityStatistics> {
         let total = {
-            let books = self.books();
+            let books = self.books.lock();
             let statistics = books
                 .accounts
                 .statistics(Utc::now(), self.started.elapsed());
@@ -223,7 +224,7 @@ impl Recorder {
     /// # Errors
     /// When a metric cannot be written as text.
     pub fn metrics_text(&self, in_flight: usize) -> prometheus::Result<String> {
-        let books = self.books();
+        let books = self.books.lock();
         for (index, known) in books.uptimes.iter().enumerate() {
             let age = known.map_or(f64::NAN, |(_, at)| at.elapsed().as_secs_f64());
             books.metrics.set_uptime_age(AgentIndex(index), age);
@@ -241,7 +242,7 @@ impl Recorder {
         left: Option<Duration>,
     ) {
         let progress = {
-            let books = self.books();
+            let books = self.books.lock();
             let agents = books.roster.agents.iter().zip(&books.uptimes);
             let agents = agents.map(|(id, known)| AgentProgress {
                 id: Arc::clone(id),
@@ -257,9 +258,5 @@ impl Recorder {
             }
         };
         self.writer.set_status(text.status(&progress, columns));
-    }
-
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,9 @@
 //! A thread that works beside the runtime until it is told to end.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
 
 /// Such a thread.
 #[derive(Debug)]
@@ -29,11 +30,7 @@ impl Worker {
     /// # Errors
     /// When it panicked.
     pub async fn ended(&self) -> io::Result<()> {
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = self.thread.lock().take();
         let Some(thread) = thread else {
             return Ok(());
         };

@@ -1,7 +1,8 @@
 //! From what agents earn to what each is sent: of its own rate, or of a total that they share.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::allocation::{Allotted, Split, base_rates, earned, redistribute};
@@ -101,7 +102,7 @@ impl Rates {
             Sharing::Own => own,
             Sharing::Total { .. } => JobsPerMinute::ZERO,
         };
-        let mut seats = self.seats();
+        let mut seats = self.seats.lock();
         if seats.len() <= agent {
             seats.resize_with(agent + 1, || None);
         }
@@ -117,12 +118,12 @@ impl Rates {
 
     /// Lets an agent go.
     pub fn leave(&self, AgentIndex(agent): AgentIndex) {
-        self.seats()[agent] = None;
+        self.seats.lock()[agent] = None;
     }
 
     /// Takes in what an agent earns now.
     pub fn decide(&self, AgentIndex(agent): AgentIndex, verdict: Verdict) {
-        let mut seats = self.seats();
+        let mut seats = self.seats.lock();
         // It may have left since.
         let Some(seat) = seats.get_mut(agent).and_then(Option::as_mut) else {
             return;
@@ -144,7 +145,7 @@ impl Rates {
         let Sharing::Total { rate, split, .. } = self.sharing else {
             return;
         };
-        let mut seats = self.seats();
+        let mut seats = self.seats.lock();
         let mut present: Vec<&mut Seat> = seats.iter_mut().flatten().collect();
         for seat in &mut present {
             let uptime = seat.verdict.and_then(Verdict::uptime);
@@ -179,10 +180,6 @@ impl Rates {
         for (seat, allotted) in present().zip(allotted) {
             seat.publish(allotted);
         }
-    }
-
-    fn seats(&self) -> MutexGuard<'_, Vec<Option<Seat>>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,13 +1,13 @@
 //! What became of an agent's jobs of late, in bounded memory.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::allocation::Performance;
 use super::claims::{Evidence, job_says};
 use crate::runner::events::event::Answer;
 use crate::wire::gateway::{Outcome, same_orchestrator_form};
+use parking_lot::Mutex;
 
 /// How many jobs tell an agent's performance.
 const RECENT_JOBS: usize = 128;
@@ -46,7 +46,7 @@ impl TrackRecord {
 
     /// Takes in what became of a job.
     pub fn job(&self, answer: &Answer, latency: Duration, now: Instant) {
-        let mut jobs = self.jobs();
+        let mut jobs = self.jobs.lock();
         if jobs.recent.len() == RECENT_JOBS {
             jobs.recent.pop_front();
         }
@@ -77,7 +77,7 @@ impl TrackRecord {
     /// What its jobs in the window say.
     #[must_use]
     pub fn evidence(&self, now: Instant) -> Evidence {
-        let mut jobs = self.jobs();
+        let mut jobs = self.jobs.lock();
         self.forget(&mut jobs, now);
         let parts = jobs.evidence.iter();
         parts.fold(Evidence::default(), |sum, (_, part)| Evidence {
@@ -89,7 +89,7 @@ impl TrackRecord {
     /// How well it has done its last jobs; `None` where too few of them succeeded.
     #[must_use]
     pub fn performance(&self) -> Option<Performance> {
-        let jobs = self.jobs();
+        let jobs = self.jobs.lock();
         let mut latencies: Vec<Duration> = jobs
             .recent
             .iter()
@@ -119,10 +119,6 @@ impl TrackRecord {
         {
             jobs.evidence.pop_front();
         }
-    }
-
-    fn jobs(&self) -> MutexGuard<'_, Jobs> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

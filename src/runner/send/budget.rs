@@ -1,10 +1,9 @@
 //! What may still be spent, in total and by each agent. A job sets aside what it may cost at most
 //! before it is sent, so that never more is spent than there is.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use crate::money::{Wei, WeiPerSecond};
 use crate::runner::events::event::AgentIndex;
+use parking_lot::Mutex;
 
 /// The budgets of a run.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ impl Budgets {
 
     /// Gives an agent a budget of its own; one that it has already stays as it is.
     pub fn open(&self, AgentIndex(agent): AgentIndex, budget: Option<Wei>) {
-        let mut pots = self.pots();
+        let mut pots = self.0.lock();
         if pots.agents.len() <= agent {
             pots.agents.resize_with(agent + 1, || None);
         }
@@ -70,7 +69,7 @@ impl Budgets {
 
     /// Sets aside what a job of `wanted` seconds costs at most, or of fewer where there is less.
     pub fn take(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
-        let mut pots = self.pots();
+        let mut pots = self.0.lock();
         let seconds = |pot: &Pot| pot.free.whole_times(price.get()).unwrap_or(wanted);
         let granted = pots.of(agent).map(|pot| seconds(pot)).min();
         let granted = granted.map_or(wanted, |seconds| seconds.min(wanted));
@@ -93,15 +92,11 @@ impl Budgets {
 
     /// Gives back what a job was granted and did not cost.
     pub fn settle(&self, agent: AgentIndex, price: &WeiPerSecond, granted: u64, charged: u64) {
-        for pot in self.pots().of(agent) {
+        for pot in self.0.lock().of(agent) {
             pot.free += &price.for_seconds(granted);
             pot.free -= &price.for_seconds(charged);
             pot.under_way -= 1;
         }
-    }
-
-    fn pots(&self) -> MutexGuard<'_, Pots> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The bound on jobs in flight over all agents, and what part of it nobody can take from an agent.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::runner::events::event::AgentIndex;
+use parking_lot::Mutex;
 
 /// Places for jobs in flight. Half of them are kept for the agents, evenly; the other half is taken by
 /// whoever needs it. So an agent whose jobs hang cannot take the places of all the others.
@@ -50,7 +51,7 @@ impl Places {
 
     /// Makes room for agents up to this one. A single agent may use all places.
     pub fn admit(&self, AgentIndex(agent): AgentIndex) {
-        let mut taken = self.taken();
+        let mut taken = self.0.lock();
         if agent >= taken.held.len() {
             taken.held.resize(agent + 1, 0);
         }
@@ -63,7 +64,7 @@ impl Places {
 
     /// A place for one of an agent's jobs, where there is one.
     pub fn take(self: &Arc<Self>, AgentIndex(agent): AgentIndex) -> Option<Place> {
-        let mut taken = self.taken();
+        let mut taken = self.0.lock();
         if taken.held[agent] >= taken.kept {
             let common = taken.all - taken.kept * taken.held.len();
             if taken.beyond >= common {
@@ -81,17 +82,13 @@ impl Places {
     /// Jobs in flight, over all agents.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.taken().in_flight
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().in_flight
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.taken();
+        let mut taken = self.places.0.lock();
         if taken.held[self.agent] > taken.kept {
             taken.beyond -= 1;
         }

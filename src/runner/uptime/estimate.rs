@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use crate::units::Percent;
+use crate::units::{Percent, saturating_sub};
 use crate::wire::ping_system::{Agent, Ping};
 
 /// Intervals are spread by up to ±5 % (CONTRACT.md section 2), so a ping covers that much more.
@@ -85,7 +85,7 @@ impl Picture {
         if agent.total_pings >= self.agent.total_pings {
             self.agent = agent;
         }
-        let begin = back_from(now, window);
+        let begin = saturating_sub(now, window);
         self.history.insert(place, ping);
         let older = self
             .history
@@ -104,7 +104,7 @@ pub fn mean_in_window(
     now: DateTime<Utc>,
     window: Duration,
 ) -> (Option<Percent>, usize) {
-    let begin = back_from(now, window);
+    let begin = saturating_sub(now, window);
     let in_window = history.partition_point(|ping| ping.timestamp < begin);
     // Those of a clock that was ahead would stay in the window for as long as it was.
     let end = history.partition_point(|ping| ping.timestamp <= now + CLOCK_SLACK);
@@ -135,7 +135,7 @@ pub fn newest_if_covering(
     let (percent, at) = newest?;
     let interval =
         Duration::try_from_secs_f64(ping_interval_minutes? * 60.0 * INTERVAL_SPREAD).ok()?;
-    (back_from(now, interval) <= at).then_some(percent)
+    (saturating_sub(now, interval) <= at).then_some(percent)
 }
 
 /// The newest ping as the list of agents tells it.
@@ -198,14 +198,6 @@ fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
     Percent::new(mean.clamp(0.0, 100.0))
         .map(Percent::to_a_billionth)
         .ok()
-}
-
-/// `now - span`, as early as times go.
-fn back_from(now: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
-    TimeDelta::from_std(span)
-        .ok()
-        .and_then(|span| now.checked_sub_signed(span))
-        .unwrap_or(DateTime::<Utc>::MIN_UTC)
 }
 
 /// How far what is known of an agent's uptime can be trusted now.

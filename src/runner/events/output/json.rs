@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use crate::runner::events::event::{
     ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster, UptimePolled,
 };
 use crate::runner::uptime::estimate::State;
-use crate::units::{JobsPerMinute, Percent, milliseconds};
+use crate::units::{JobsPerMinute, Percent, milliseconds, serialize_timestamp};
 use crate::wire::gateway::Outcome;
 
 /// Writes events as JSON.
@@ -24,7 +24,7 @@ pub struct JsonOutput;
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line<'a> {
     Started {
-        #[serde(serialize_with = "timestamp")]
+        #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agents: &'a [Arc<str>],
         base_rate: JobsPerMinute,
@@ -32,17 +32,17 @@ enum Line<'a> {
         version: &'static str,
     },
     AgentJoined {
-        #[serde(serialize_with = "timestamp")]
+        #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agent: &'a str,
     },
     AgentLeft {
-        #[serde(serialize_with = "timestamp")]
+        #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agent: &'a str,
     },
     Claim {
-        #[serde(serialize_with = "timestamp")]
+        #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agent: &'a str,
         uptime_percent: Percent,
@@ -54,7 +54,7 @@ enum Line<'a> {
         chance: Option<f64>,
     },
     Uptime {
-        #[serde(serialize_with = "timestamp")]
+        #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agent: &'a str,
         uptime_percent: Option<Percent>,
@@ -65,7 +65,7 @@ enum Line<'a> {
         total_pings: Option<u64>,
     },
     RateChanged {
-        #[serde(serialize_with = "timestamp")]
+        #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agent: &'a str,
         from: JobsPerMinute,
@@ -74,7 +74,7 @@ enum Line<'a> {
         reason: RateReason,
     },
     Job {
-        #[serde(serialize_with = "timestamp")]
+        #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agent: &'a str,
         job_id: Uuid,
@@ -204,14 +204,6 @@ fn job<'a>(done: &'a JobDone, roster: &'a Roster) -> Line<'a> {
         cost_wei: done.cost.as_ref(),
         metadata: answer.metadata.as_deref(),
     }
-}
-
-/// RFC 3339 in UTC, to the microsecond.
-///
-/// # Errors
-/// Those of the serializer.
-pub fn timestamp<S: Serializer>(ts: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&ts.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
 
 fn as_milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,6 +1,6 @@
 //! Lines for people, in the form of SEED.md.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Write;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use chrono::{DateTime, Local, TimeZone, Utc};
 use super::{AgentProgress, Progress};
 use crate::runner::events::accounts::{AgentStatistics, CapabilityStatistics, Statistics};
 use crate::runner::events::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster};
+use crate::text;
 use crate::wire::gateway::Outcome;
 
 const WRITABLE: &str = "a buffer takes whatever is written";
@@ -73,8 +74,19 @@ impl TextOutput {
         } else {
             self.styles().failed
         };
-        let mut line = format!(
-            "{style}{mark} [{time}] {capability}: {status} ({latency}ms) | Rate: {rate}/min | Uptime: {uptime}%",
+        let agent = match roster.agents[..] {
+            [_, _, ..] => format!(" | Agent: {}", roster.agent(job.agent)),
+            _ => String::new(),
+        };
+        let failure = if success {
+            String::new()
+        } else {
+            let error = job.answer.error.as_deref().unwrap_or_default();
+            format!(" | {}: {error}", job.answer.outcome.name())
+        };
+        writeln!(
+            lines,
+            "{style}{mark} [{time}] {capability}: {status} ({latency}ms) | Rate: {rate}/min | Uptime: {uptime}%{agent}{failure}{style:#}",
             mark = if success { "✅" } else { "❌" },
             time = clock_time(job.ts, zone),
             capability = roster.capability(job.capability),
@@ -85,21 +97,8 @@ impl TextOutput {
             latency = (job.latency.as_secs_f64() * 1e3).round(),
             rate = job.rate,
             uptime = job.uptime.floored(1),
-        );
-        if let [_, _, ..] = roster.agents[..] {
-            append(
-                &mut line,
-                format_args!(" | Agent: {}", roster.agent(job.agent)),
-            );
-        }
-        if !success {
-            let error = job.answer.error.as_deref().unwrap_or_default();
-            append(
-                &mut line,
-                format_args!(" | {}: {error}", job.answer.outcome.name()),
-            );
-        }
-        writeln!(lines, "{line}{style:#}").expect(WRITABLE);
+        )
+        .expect(WRITABLE);
     }
 
     fn claim(self, claim: &ClaimChecked, roster: &Roster, lines: &mut Vec<u8>) {
@@ -153,84 +152,42 @@ impl TextOutput {
 
     /// Appends the block of statistics.
     pub fn statistics(self, statistics: &Statistics, lines: &mut Vec<u8>) {
+        let block = text::build(|text| self.write_statistics(statistics, text));
+        writeln!(lines, "\n{block}").expect(WRITABLE);
+    }
+
+    fn write_statistics(self, statistics: &Statistics, text: &mut String) -> fmt::Result {
         let Styles { heading, .. } = self.styles();
-        let mut text = String::new();
-        append(
-            &mut text,
-            format_args!("{heading}📊 STATISTICS SUMMARY{heading:#}\n"),
-        );
-        append(&mut text, format_args!("{}\n", "=".repeat(37)));
-        append(
-            &mut text,
-            format_args!("🕐 Total Runtime: {:.1}s\n", statistics.runtime_s),
-        );
-        append(
-            &mut text,
-            format_args!("📤 Total Jobs Sent: {}\n", statistics.jobs_sent),
-        );
-        append(
-            &mut text,
-            format_args!(
-                "⚡ Current Job Rate: {} jobs/min\n",
-                statistics.current_rate
-            ),
-        );
+        writeln!(text, "{heading}📊 STATISTICS SUMMARY{heading:#}")?;
+        writeln!(text, "{}", "=".repeat(37))?;
+        writeln!(text, "🕐 Total Runtime: {:.1}s", statistics.runtime_s)?;
+        writeln!(text, "📤 Total Jobs Sent: {}", statistics.jobs_sent)?;
+        writeln!(
+            text,
+            "⚡ Current Job Rate: {} jobs/min",
+            statistics.current_rate
+        )?;
         for (id, agent) in &statistics.agents {
-            append(
-                &mut text,
-                format_args!("\n{heading}🖥️  AGENT STATUS{heading:#}\n{RULE}\n"),
-            );
-            append(&mut text, format_args!("  🆔 Agent ID: {id}\n"));
-            agent_block(agent, &mut text);
+            writeln!(text, "\n{heading}🖥️  AGENT STATUS{heading:#}\n{RULE}")?;
+            writeln!(text, "  🆔 Agent ID: {id}")?;
+            write_agent(agent, text)?;
             if let [_, _, ..] = statistics.agents[..] {
-                append(
-                    &mut text,
-                    format_args!("  ⚡ Job Rate: {} jobs/min\n", agent.rate),
-                );
+                writeln!(text, "  ⚡ Job Rate: {} jobs/min", agent.rate)?;
             }
         }
         for (name, capability) in &statistics.capabilities {
             let name = name.to_uppercase();
-            append(
-                &mut text,
-                format_args!("\n{heading}🎯 {name}{heading:#}\n{RULE}\n"),
-            );
-            capability_block(capability, &mut text);
+            writeln!(text, "\n{heading}🎯 {name}{heading:#}\n{RULE}")?;
+            write_capability(capability, text)?;
         }
-        writeln!(lines, "\n{text}").expect(WRITABLE);
+        Ok(())
     }
 
     /// The status line of a terminal that is `columns` wide.
     #[must_use]
     pub fn status(self, progress: &Progress, columns: usize) -> String {
         let Styles { faint, .. } = self.styles();
-        let mut line = format!("{}/min", progress.rate);
-        match &progress.agents[..] {
-            [
-                AgentProgress {
-                    uptime: Some((uptime, age)),
-                    ..
-                },
-            ] => append(
-                &mut line,
-                format_args!(" · uptime {}% ({} ago)", uptime.floored(1), short(*age)),
-            ),
-            [_] => line.push_str(" · waiting for an uptime"),
-            agents => append(&mut line, format_args!(" · uptime {}", lowest(agents))),
-        }
-        append(
-            &mut line,
-            format_args!(
-                " · {} in flight · {} sent",
-                progress.in_flight, progress.sent
-            ),
-        );
-        if let Some((p50, p99)) = progress.p50_p99_ms {
-            append(&mut line, format_args!(" · p50 {p50:.0}ms p99 {p99:.0}ms"));
-        }
-        if let Some(left) = progress.left {
-            append(&mut line, format_args!(" · {} left", short(left)));
-        }
+        let line = text::build(|line| write_progress(progress, line));
         // All its characters are one column wide; the last column stays free, for there a
         // terminal would wrap.
         let line: String = line.chars().take(columns.saturating_sub(1)).collect();
@@ -238,11 +195,38 @@ impl TextOutput {
     }
 }
 
-const RULE: &str = "-----------------------------------------";
-
-fn append(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    text.write_fmt(arguments).expect(WRITABLE);
+fn write_progress(progress: &Progress, line: &mut String) -> fmt::Result {
+    write!(line, "{}/min", progress.rate)?;
+    match &progress.agents[..] {
+        [
+            AgentProgress {
+                uptime: Some((uptime, age)),
+                ..
+            },
+        ] => write!(
+            line,
+            " · uptime {}% ({} ago)",
+            uptime.floored(1),
+            short(*age)
+        )?,
+        [_] => line.write_str(" · waiting for an uptime")?,
+        agents => write!(line, " · uptime {}", lowest(agents))?,
+    }
+    write!(
+        line,
+        " · {} in flight · {} sent",
+        progress.in_flight, progress.sent
+    )?;
+    if let Some((p50, p99)) = progress.p50_p99_ms {
+        write!(line, " · p50 {p50:.0}ms p99 {p99:.0}ms")?;
+    }
+    if let Some(left) = progress.left {
+        write!(line, " · {} left", short(left))?;
+    }
+    Ok(())
 }
+
+const RULE: &str = "-----------------------------------------";
 
 fn clock_time<Z: TimeZone>(ts: DateTime<Utc>, zone: &Z) -> chrono::NaiveTime {
     use chrono::Timelike;
@@ -250,7 +234,7 @@ fn clock_time<Z: TimeZone>(ts: DateTime<Utc>, zone: &Z) -> chrono::NaiveTime {
     time.with_nanosecond(0).unwrap_or(time)
 }
 
-fn agent_block(agent: &AgentStatistics, text: &mut String) {
+fn write_agent(agent: &AgentStatistics, text: &mut String) -> fmt::Result {
     let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
     let uptime = agent
         .uptime_percent
@@ -258,79 +242,50 @@ fn agent_block(agent: &AgentStatistics, text: &mut String) {
     let interval = agent
         .ping_interval_minutes
         .map(|minutes| format!("{} min", (minutes * 100.0).round() / 100.0));
-    append(text, format_args!("  📈 Uptime: {}\n", or_unknown(uptime)));
-    append(
+    writeln!(text, "  📈 Uptime: {}", or_unknown(uptime))?;
+    writeln!(
         text,
-        format_args!(
-            "  ⚠️  Consecutive Poor: {}\n",
-            or_unknown(agent.consecutive_poor.map(|count| count.to_string()))
-        ),
-    );
-    append(
+        "  ⚠️  Consecutive Poor: {}",
+        or_unknown(agent.consecutive_poor.map(|count| count.to_string()))
+    )?;
+    writeln!(text, "  ⏱️  Ping Interval: {}", or_unknown(interval))?;
+    writeln!(
         text,
-        format_args!("  ⏱️  Ping Interval: {}\n", or_unknown(interval)),
-    );
-    append(
-        text,
-        format_args!(
-            "  📊 Total Pings: {}\n",
-            or_unknown(agent.total_pings.map(|count| count.to_string()))
-        ),
-    );
+        "  📊 Total Pings: {}",
+        or_unknown(agent.total_pings.map(|count| count.to_string()))
+    )
 }
 
-fn capability_block(capability: &CapabilityStatistics, text: &mut String) {
-    append(
-        text,
-        format_args!("  📤 Total Attempts: {}\n", capability.attempts),
-    );
-    append(
-        text,
-        format_args!("  ✅ Successful: {}\n", capability.successful),
-    );
-    append(text, format_args!("  ❌ Failed: {}\n", capability.failed));
-    append(
-        text,
-        format_args!("  ⏳ Delayed (Punished): {}\n", capability.delayed),
-    );
+fn write_capability(capability: &CapabilityStatistics, text: &mut String) -> fmt::Result {
+    writeln!(text, "  📤 Total Attempts: {}", capability.attempts)?;
+    writeln!(text, "  ✅ Successful: {}", capability.successful)?;
+    writeln!(text, "  ❌ Failed: {}", capability.failed)?;
+    writeln!(text, "  ⏳ Delayed (Punished): {}", capability.delayed)?;
     if capability.dropped > 0 {
-        append(text, format_args!("  🚫 Dropped: {}\n", capability.dropped));
+        writeln!(text, "  🚫 Dropped: {}", capability.dropped)?;
     }
     if let Some(rate) = capability.success_rate_percent {
-        append(
-            text,
-            format_args!("  📈 Success Rate: {}%\n", rate.floored(2)),
-        );
+        writeln!(text, "  📈 Success Rate: {}%", rate.floored(2))?;
     }
     if let Some(latency) = &capability.latency_ms {
-        append(
+        writeln!(text, "  ⏱️  Avg Response Time: {:.1}ms", latency.mean)?;
+        writeln!(
             text,
-            format_args!("  ⏱️  Avg Response Time: {:.1}ms\n", latency.mean),
-        );
-        append(
+            "  🏃 Min/Max: {:.1}ms / {:.1}ms",
+            latency.min, latency.max
+        )?;
+        writeln!(
             text,
-            format_args!(
-                "  🏃 Min/Max: {:.1}ms / {:.1}ms\n",
-                latency.min, latency.max
-            ),
-        );
-        append(
-            text,
-            format_args!(
-                "  📐 p50/p90/p99: {:.1}ms / {:.1}ms / {:.1}ms\n",
-                latency.p50, latency.p90, latency.p99
-            ),
-        );
+            "  📐 p50/p90/p99: {:.1}ms / {:.1}ms / {:.1}ms",
+            latency.p50, latency.p90, latency.p99
+        )?;
     }
     let codes: Vec<String> = capability
         .status_codes
         .iter()
         .map(|(status, count)| format!("{status}: {count}"))
         .collect();
-    append(
-        text,
-        format_args!("  📊 Status Codes: {{{}}}\n", codes.join(", ")),
-    );
+    writeln!(text, "  📊 Status Codes: {{{}}}", codes.join(", "))
 }
 
 /// Of several agents, the one that most needs a look.

@@ -2,9 +2,10 @@
 //! cannot hold up the pace; keeps a terminal's status line below them.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +63,7 @@ impl Writer {
 
     /// Queues lines.
     pub fn write(&self, lines: &[u8]) {
-        let mut queue = self.shared.lock();
+        let mut queue = self.shared.queue.lock();
         if queue.error.is_none() {
             queue.lines.extend_from_slice(lines);
             self.shared.tell(&queue);
@@ -71,7 +72,7 @@ impl Writer {
 
     /// Shows a status line below the lines, in place of the last one.
     pub fn set_status(&self, status: String) {
-        let mut queue = self.shared.lock();
+        let mut queue = self.shared.queue.lock();
         queue.status = Some(status);
         self.shared.tell(&queue);
     }
@@ -79,7 +80,7 @@ impl Writer {
     /// Whether more lines can wait.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.shared.lock().lines.len() < ROOM_BYTES
+        self.shared.queue.lock().lines.len() < ROOM_BYTES
     }
 
     /// Waits until more lines can wait.
@@ -100,20 +101,16 @@ impl Writer {
     /// What standard output answered when it took no more.
     pub async fn close(&self) -> io::Result<()> {
         {
-            let mut queue = self.shared.lock();
+            let mut queue = self.shared.queue.lock();
             queue.closed = true;
             self.shared.tell(&queue);
         }
         self.thread.ended().await?;
-        self.shared.lock().error.take().map_or(Ok(()), Err)
+        self.shared.queue.lock().error.take().map_or(Ok(()), Err)
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Wakes the thread if it waits. Between two batches it does not: to be woken for each line
     /// would cost more than the line.
     fn tell(&self, queue: &Queue) {
@@ -126,13 +123,10 @@ impl Shared {
         let mut batch = Vec::new();
         let mut status = String::new();
         loop {
-            let mut queue = self.lock();
+            let mut queue = self.queue.lock();
             queue.idle = true;
             while queue.lines.is_empty() && queue.status.is_none() && !queue.closed {
-                queue = self
-                    .filled
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                self.filled.wait(&mut queue);
             }
             queue.idle = false;
             let closed = queue.closed;
@@ -146,7 +140,7 @@ impl Shared {
             }
             drop(queue);
             if let Err(error) = write_batch(&mut out, &batch, &status) {
-                let mut queue = self.lock();
+                let mut queue = self.queue.lock();
                 queue.lines = Vec::new();
                 queue.error = Some(error);
                 self.failed.cancel();
@@ -188,7 +182,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.reached.send(());
             let _ = self.go.recv();
-            self.seen.lock().unwrap().extend_from_slice(bytes);
+            self.seen.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -223,7 +217,7 @@ mod tests {
         room.await;
         writer.write(b"end\n");
         writer.close().await.unwrap();
-        let seen = seen.lock().unwrap();
+        let seen = seen.lock();
         assert!(seen.len() > ROOM_BYTES && seen.ends_with(b"xend\n"));
     }
 
