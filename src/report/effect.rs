@@ -3,109 +3,9 @@
 
 use serde::Serialize;
 
-use super::statement::utc;
-use super::timeline::{Micros, Timeline, UptimeIntegral, seconds};
-use crate::runner::events::event::RateReason;
+use super::drops::{HOUR, HOURS_AFTER, JobsAround};
+use super::timeline::{Micros, Timeline, UptimeIntegral, seconds, utc};
 use crate::units::Percent;
-
-const HOUR: Micros = 3_600_000_000;
-/// How many hours after a drop are looked at.
-const HOURS_AFTER: i64 = 3;
-
-/// When the rate of an agent dropped because of its uptime.
-#[must_use]
-pub fn drops(runs: &[Timeline]) -> Vec<Micros> {
-    let drops = runs.iter().flat_map(|run| {
-        run.rates.windows(2).filter_map(|pair| {
-            let [before, after] = pair else { return None };
-            let punished = matches!(after.reason, RateReason::Uptime | RateReason::Evidence);
-            (punished && after.rate < before.rate).then_some(after.at)
-        })
-    });
-    drops.collect()
-}
-
-/// Counts jobs in the hours around drops; each job is looked up once, however many hours overlap.
-#[derive(Debug, Default)]
-pub struct JobsAround {
-    drops: Vec<Micros>,
-    /// Where hours begin and end.
-    bounds: Vec<Micros>,
-    /// Jobs, and good ones, from each bound to the next.
-    counts: Vec<(u64, u64)>,
-}
-
-impl JobsAround {
-    /// Around these drops.
-    #[must_use]
-    pub fn new(drops: Vec<Micros>) -> Self {
-        let hours = drops
-            .iter()
-            .flat_map(|&drop| (-1..=HOURS_AFTER).map(move |hour| drop + hour * HOUR));
-        let mut bounds: Vec<Micros> = hours.collect();
-        bounds.sort_unstable();
-        bounds.dedup();
-        Self {
-            drops,
-            counts: vec![(0, 0); bounds.len()],
-            bounds,
-        }
-    }
-
-    /// Takes in a job.
-    pub fn job(&mut self, sent_at: Micros, good: bool) {
-        let after = self.bounds.partition_point(|&bound| bound <= sent_at);
-        if let Some(counts) = after.checked_sub(1).and_then(|n| self.counts.get_mut(n)) {
-            counts.0 += 1;
-            counts.1 += u64::from(good);
-        }
-    }
-
-    /// What the hours around the drops say, with the uptimes that were known then.
-    #[must_use]
-    pub fn effect(&self, runs: &[Timeline]) -> Effect {
-        let (jobs, uptime) = (self.sums(), UptimeIntegral::of(runs));
-        let hour = |drops: &[Micros], hour: i64| {
-            let mut sum = HourSum::default();
-            for &drop in drops {
-                let (from, until) = (drop + hour * HOUR, drop + (hour + 1) * HOUR);
-                let at = |when: Micros| jobs[self.bounds.partition_point(|&bound| bound < when)];
-                let ((jobs_before, good_before), (jobs, good)) = (at(from), at(until));
-                sum.jobs += jobs - jobs_before;
-                sum.good += good - good_before;
-                let (weighted, micros) = uptime.between(from, until);
-                sum.weighted += weighted;
-                sum.micros += micros;
-            }
-            sum.around()
-        };
-        let around = |drops: &[Micros]| Around {
-            hour_before: hour(drops, -1),
-            hours_after: (0..HOURS_AFTER).map(|after| hour(drops, after)).collect(),
-        };
-        Effect {
-            drops: self.drops.len(),
-            together: around(&self.drops),
-            each: self
-                .drops
-                .iter()
-                .map(|&drop| (utc(drop), around(&[drop])))
-                .map(|(at, around)| RateDrop { at, around })
-                .collect(),
-        }
-    }
-
-    /// Jobs, and good ones, before each bound.
-    fn sums(&self) -> Vec<(u64, u64)> {
-        let mut sum = (0, 0);
-        let sums = self.counts.iter().map(|(jobs, good)| {
-            let before = sum;
-            sum = (sum.0 + jobs, sum.1 + good);
-            before
-        });
-        sums.collect()
-    }
-}
 
 #[derive(Default)]
 struct HourSum {
@@ -145,6 +45,42 @@ pub struct Effect {
     pub each: Vec<RateDrop>,
 }
 
+impl Effect {
+    /// What the hours around the drops say, with the uptimes that were known then.
+    #[must_use]
+    pub fn of(around: &JobsAround, runs: &[Timeline]) -> Self {
+        let (jobs, uptime) = (around.sums(), UptimeIntegral::of(runs));
+        let hour = |drops: &[Micros], hour: i64| {
+            let mut sum = HourSum::default();
+            for &drop in drops {
+                let (from, until) = (drop + hour * HOUR, drop + (hour + 1) * HOUR);
+                let at = |when: Micros| jobs[around.bounds.partition_point(|&bound| bound < when)];
+                let ((jobs_before, good_before), (jobs, good)) = (at(from), at(until));
+                sum.jobs += jobs - jobs_before;
+                sum.good += good - good_before;
+                let (weighted, micros) = uptime.between(from, until);
+                sum.weighted += weighted;
+                sum.micros += micros;
+            }
+            sum.around()
+        };
+        let hours = |drops: &[Micros]| Around {
+            hour_before: hour(drops, -1),
+            hours_after: (0..HOURS_AFTER).map(|after| hour(drops, after)).collect(),
+        };
+        Self {
+            drops: around.drops.len(),
+            together: hours(&around.drops),
+            each: around
+                .drops
+                .iter()
+                .map(|&drop| (utc(drop), hours(&[drop])))
+                .map(|(at, around)| RateDrop { at, around })
+                .collect(),
+        }
+    }
+}
+
 /// One drop of the rate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RateDrop {
@@ -177,8 +113,10 @@ pub struct HourAround {
 
 #[cfg(test)]
 mod tests {
+    use super::super::drops::drops;
     use super::super::timeline::RateStep;
     use super::*;
+    use crate::runner::events::event::RateReason;
     use crate::units::JobsPerMinute;
     use proptest::prelude::*;
 
@@ -212,7 +150,7 @@ mod tests {
         for (minute, good) in [(0, true), (10, false), (61, true), (62, true), (100, false)] {
             around.job(minute * 60_000_000, good);
         }
-        let effect = around.effect(&runs);
+        let effect = Effect::of(&around, &runs);
         let hour = |hour: &HourAround| {
             let percent = |p: Option<Percent>| p.map(Percent::get);
             (
@@ -259,7 +197,7 @@ mod tests {
             for &(sent, good) in &jobs {
                 around.job(sent * 1_000_000, good);
             }
-            let effect = around.effect(&runs);
+            let effect = Effect::of(&around, &runs);
             let hours = [(-1, &effect.together.hour_before)].into_iter().chain((0..).zip(&effect.together.hours_after));
             for (hour, got) in hours {
                 let (mut count, mut weighted, mut known) = (0, 0.0, 0.0);

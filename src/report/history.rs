@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Row};
 
 use super::balance::Balances;
-use super::effect::drops;
+use super::drops::drops;
 use super::period::Period;
 use super::tally::{JobRecord, Tally, Terms};
 use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};

@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod claims;
 pub mod cost;
+pub mod drops;
 pub mod effect;
 pub mod forecast;
 pub mod history;
@@ -131,12 +132,10 @@ fn state(options: &ReportOptions, history: &History) -> anyhow::Result<()> {
     if options.json {
         return print_json(&statements);
     }
-    let text = if options.csv {
-        statement::csv(&statements)
-    } else {
-        statement::lines(&statements)
-    };
-    terminal::print(text.as_bytes())
+    if options.csv {
+        return terminal::print(&render::statement::csv(&statements)?);
+    }
+    terminal::print(render::statement::lines(&statements).as_bytes())
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

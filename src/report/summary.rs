@@ -10,10 +10,9 @@ use super::effect::Effect;
 use super::forecast::{TierForecast, forecast};
 use super::history::{AgentHistory, History};
 use super::replay::replayed;
-use super::statement::utc;
 use super::suggest::{Suggestion, suggest};
 use super::tally::Jobs;
-use super::timeline::{Held, Slots, Timeline, UptimeIntegral, seconds, tenths};
+use super::timeline::{Held, Slots, Timeline, UptimeIntegral, seconds, tenths, utc};
 use crate::money::Wei;
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::Policy;
@@ -243,7 +242,7 @@ fn agent_report(agent: &AgentHistory, questions: &Questions<'_>, recorded: &Poli
     let first = agent.runs.iter().filter_map(|run| run.uptimes.first());
     let begin = first.map(|&(at, _)| at).min().unwrap_or(0);
     let end = agent.runs.iter().map(|run| run.end).max().unwrap_or(0);
-    let effect = agent.jobs.around_drops.effect(&agent.runs);
+    let effect = Effect::of(&agent.jobs.around_drops, &agent.runs);
     AgentReport {
         seconds_followed: time(followed.map(Held::micros).sum()),
         seconds_suspended: time(suspended.map(Held::micros).sum()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::balance::{BalanceSums, Balances};
-use super::effect::JobsAround;
+use super::drops::JobsAround;
 use super::timeline::Micros;
 use crate::money::{Wei, WeiPerSecond, charged_seconds};
 use crate::runner::rate::claims::{Evidence, job_says};

@@ -4,11 +4,23 @@ use std::collections::BTreeMap;
 use std::iter::Sum;
 use std::ops::{Add, Sub};
 
+use chrono::{DateTime, SecondsFormat};
+
 use crate::runner::events::event::RateReason;
 use crate::units::{JobsPerMinute, Percent};
 
 /// Microseconds since 1970.
 pub type Micros = i64;
+
+/// An instant as RFC 3339 in UTC, to the millisecond.
+#[must_use]
+pub fn utc(at: Micros) -> String {
+    let time = DateTime::from_timestamp_micros(at);
+    time.map_or_else(
+        || at.to_string(),
+        |time| time.to_rfc3339_opts(SecondsFormat::Millis, true),
+    )
+}
 
 /// A minute's microseconds: so many of them at one job per minute make a slot.
 const MINUTE: i128 = 60_000_000;

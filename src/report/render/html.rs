@@ -471,7 +471,7 @@ fn time(at: Micros) -> String {
     format!(
         "<time data-ms=\"{}\">{}</time>",
         at / 1000,
-        crate::report::statement::utc(at)
+        crate::report::timeline::utc(at)
     )
 }
 

@@ -2,4 +2,5 @@
 
 pub mod chart;
 pub mod html;
+pub mod statement;
 pub mod text;

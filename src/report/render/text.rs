@@ -202,7 +202,7 @@ fn write_claims(claims: &Claims, text: &mut String) -> std::fmt::Result {
         writeln!(
             text,
             "     {}: reported {}, but {} of {} jobs good: by chance at most {:.1e}",
-            here(&crate::report::statement::utc(found.from)),
+            here(&crate::report::timeline::utc(found.from)),
             percent(Some(found.uptime_percent)),
             found.successful,
             found.jobs,
