@@ -8,7 +8,6 @@ use url::Url;
 
 use crate::money::Wei;
 use crate::units::JobsPerMinute;
-use crate::wire::agent::is_agent_id;
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,23 +138,6 @@ impl FromStr for ListenAddress {
             .next()
             .map(Self)
             .ok_or("expected ADDRESS:PORT, such as 127.0.0.1:9100")
-    }
-}
-
-/// A name that can stand in a path and on a line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentId(pub(crate) String);
-
-impl FromStr for AgentId {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let id = text.trim();
-        if is_agent_id(id) {
-            Ok(Self(id.to_owned()))
-        } else {
-            Err("expected an agent's ID: up to 256 bytes, no control characters, not . or ..")
-        }
     }
 }
 

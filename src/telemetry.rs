@@ -1,18 +1,12 @@
-//! The log on standard error, and the `/metrics` route.
+//! The log on standard error.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 
 use anyhow::Context;
-use axum::Router;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::net::server::error;
 use crate::terminal;
 
 /// Starts the log: `RUST_LOG`, or from `info` upwards.
@@ -51,27 +45,5 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
-    }
-}
-
-/// Answers what `text` makes, in Prometheus' text format, at `/metrics`.
-pub fn metrics_routes<F>(text: F) -> Router
-where
-    F: Fn() -> prometheus::Result<String> + Send + Sync + 'static,
-{
-    let text = Arc::new(text);
-    let metrics = get(move || {
-        let text = Arc::clone(&text);
-        async move { metrics_answer(text()) }
-    });
-    Router::new().route("/metrics", metrics)
-}
-
-/// An answer in Prometheus' text format.
-#[must_use]
-pub fn metrics_answer(text: prometheus::Result<String>) -> Response {
-    match text {
-        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(wrong) => error(StatusCode::INTERNAL_SERVER_ERROR, &wrong.to_string()),
     }
 }

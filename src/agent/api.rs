@@ -16,8 +16,8 @@ use serde_json::json;
 
 use super::monitor::Shared;
 use crate::net::credentials::Token;
+use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
-use crate::telemetry::metrics_answer;
 use crate::wire::agent::{GpuHealth, GpuStatus};
 
 const HOUR: Duration = Duration::from_hours(1);

@@ -11,8 +11,9 @@ use crate::agent::probe::simulated::GpuScript;
 use crate::agent::probe::source::GpuSource;
 use crate::net::credentials::Token;
 use crate::net::credentials::{check_exposure, secret};
-use crate::option_values::{AgentId, Count, ListenAddress};
+use crate::option_values::{Count, ListenAddress};
 use crate::units::Span;
+use crate::wire::agent::AgentId;
 
 /// `uptime-runner agent`.
 #[derive(Debug, clap::Args)]

@@ -7,8 +7,9 @@ use chrono::{DateTime, Utc};
 use super::interval::{Behaviour, IntervalRules, spread};
 use super::store::whole_micros;
 use super::store::{Known, NewPing};
-use crate::units::{Percent, milliseconds, saturating_add};
+use crate::units::{milliseconds, saturating_add};
 use crate::wire::agent::Reported;
+use crate::wire::coverage::{self, first_ping_uptime};
 use crate::wire::ping_system::served::{Ping, Status};
 
 /// One question to an agent and its answer, or why there is none.
@@ -90,10 +91,10 @@ fn ping(asked: Asked, first_ping: bool) -> Ping {
     };
     let reported = asked.answer.and_then(|reported| {
         let uptime = if first_ping {
-            let there = reported
-                .gpu_available
-                .unwrap_or(reported.uptime_percent != Some(Percent::ZERO));
-            Some(if there { Percent::FULL } else { Percent::ZERO })
+            Some(first_ping_uptime(
+                reported.gpu_available,
+                reported.uptime_percent,
+            ))
         } else {
             reported.uptime_percent
         };
@@ -124,10 +125,8 @@ fn covered_seconds(ping: &Ping, before: Option<DateTime<Utc>>) -> f64 {
     if ping.first_ping {
         return 0.0;
     }
-    ping.window_seconds.unwrap_or_else(|| {
-        let since = before.map_or(0.0, |before| (ping.timestamp - before).as_seconds_f64());
-        since.max(0.0)
-    })
+    let since_previous = before.map(|before| (ping.timestamp - before).as_seconds_f64());
+    coverage::covered_seconds(ping.window_seconds, since_previous).unwrap_or(0.0)
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ use crate::net::endpoint::with_path;
 use crate::option_values::OutputFormat;
 use crate::shutdown::Shutdown;
 use crate::units::JobsPerMinute;
-use crate::{net, telemetry, terminal};
+use crate::{net, terminal};
 
 /// The longest wait for an answer of the ping system (CONTRACT.md section 1).
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
@@ -198,7 +198,7 @@ impl Run {
         if let Some(listener) = metrics_listener {
             tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
             let (recorder, in_flight) = (Arc::clone(&recorder), in_flight.clone());
-            let routes = telemetry::metrics_routes(move || recorder.metrics_text(in_flight()));
+            let routes = net::metrics::metrics_routes(move || recorder.metrics_text(in_flight()));
             // Until the helpers are dropped: the last figures can be had while answers are awaited.
             helpers.spawn(net::server::serve(
                 listener,

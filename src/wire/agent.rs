@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,23 @@ pub struct UptimeReport {
     pub checks_available: u64,
     /// Another for each start of the agent.
     pub boot_id: Uuid,
+}
+
+/// A name that can stand in a path and on a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentId(pub(crate) String);
+
+impl FromStr for AgentId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let id = text.trim();
+        if is_agent_id(id) {
+            Ok(Self(id.to_owned()))
+        } else {
+            Err("expected an agent's ID: up to 256 bytes, no control characters, not . or ..")
+        }
+    }
 }
 
 /// Whether this can be an agent's name: it stands in paths and on lines.

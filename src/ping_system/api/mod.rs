@@ -26,11 +26,11 @@ use self::error::{Answer, Problem};
 use self::history::history;
 use self::state::Core;
 use crate::net::credentials::Token;
+use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
 use crate::ping_system::feed::Topic;
 use crate::ping_system::store::whole_micros;
 use crate::ping_system::store::{Known, Registration};
-use crate::telemetry::metrics_answer;
 use crate::wire::ping_system::served::{Agent, Ping};
 
 /// Event streams at once; each holds a connection.

@@ -6,10 +6,11 @@ use anyhow::{Context, bail, ensure};
 
 use super::file::{AgentEntry, CapabilityEntry, FileCapabilities, Source};
 use super::{AgentConfig, RunnerConfig};
-use crate::option_values::{AgentId, BaseRate, Budget, HttpUrl, Weight};
+use crate::option_values::{BaseRate, Budget, HttpUrl, Weight};
 use crate::runner::rate::allocation::Split;
 use crate::runner::rate::controller::Sharing;
 use crate::runner::send::capability::{self, Capability};
+use crate::wire::agent::AgentId;
 use crate::wire::gateway::same_orchestrator_form;
 
 pub(super) fn agents(

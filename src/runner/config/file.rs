@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use toml::Spanned;
 
 use crate::money::WeiPerSecond;
-use crate::option_values::{AgentId, BaseRate, Budget, HttpUrl, Weight};
+use crate::option_values::{BaseRate, Budget, HttpUrl, Weight};
+use crate::wire::agent::AgentId;
 
 /// `[[agents]]` in the file.
 #[derive(Debug, Clone, Deserialize)]

@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use crate::units::{Percent, saturating_sub};
+use crate::wire::coverage::{covered_seconds, first_ping_uptime};
 use crate::wire::ping_system::{Agent, Ping};
 
 /// Intervals are spread by up to ±5 % (CONTRACT.md section 2), so a ping covers that much more.
@@ -116,7 +117,10 @@ pub fn mean_in_window(
             .filter_map(|index| {
                 let before = index.checked_sub(1).map(|before| &history[before]);
                 let ping = &history[index];
-                percent_of(ping).map(|percent| (percent, covered_seconds(ping, before)))
+                let since_previous =
+                    before.map(|before| (ping.timestamp - before.timestamp).as_seconds_f64());
+                let covered = covered_seconds(ping.window_seconds, since_previous);
+                percent_of(ping).map(|percent| (percent, covered))
             })
             .collect()
     };
@@ -158,22 +162,10 @@ fn percent_of(ping: &Ping) -> Option<Percent> {
     let gone = ping.gpu_available == Some(false);
     match ping.uptime_percent {
         _ if !ping.success => Some(Percent::ZERO),
-        reported if ping.first_ping => {
-            let there = ping
-                .gpu_available
-                .unwrap_or(reported != Some(Percent::ZERO));
-            Some(if there { Percent::FULL } else { Percent::ZERO })
-        }
+        reported if ping.first_ping => Some(first_ping_uptime(ping.gpu_available, reported)),
         None if gone => Some(Percent::ZERO),
         reported => reported,
     }
-}
-
-fn covered_seconds(ping: &Ping, before: Option<&Ping>) -> Option<f64> {
-    ping.window_seconds.or_else(|| {
-        let since = ping.timestamp - before?.timestamp;
-        Some(since.as_seconds_f64())
-    })
 }
 
 /// `None` without any; all weigh the same where a weight is missing or all are 0.
