@@ -133,6 +133,7 @@ fn covered_seconds(ping: &Ping, before: Option<DateTime<Utc>>) -> f64 {
 mod tests {
     use super::super::testing::{known, utc};
     use super::*;
+    use crate::units::Percent;
 
     fn answered(at: &str, uptime: f64, gpu: bool) -> Asked {
         Asked {
