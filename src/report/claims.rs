@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::timeline::{Micros, Timeline, UptimeIntegral};
-use crate::runner::rate::claims::{Evidence, LEAST_JOBS, contradiction};
+use crate::runner::events::event::Evidence;
+use crate::runner::rate::claims::{LEAST_JOBS, contradiction};
 use crate::units::Percent;
 
 const HOUR: Micros = 3_600_000_000;

@@ -9,7 +9,8 @@ use super::balance::{BalanceSums, Balances};
 use super::drops::JobsAround;
 use super::timeline::Micros;
 use crate::money::{Wei, WeiPerSecond, charged_seconds};
-use crate::runner::rate::claims::{Evidence, job_says};
+use crate::runner::events::event::Evidence;
+use crate::runner::rate::claims::job_says;
 use crate::wire::gateway::{Outcome, same_orchestrator_form};
 
 /// The longest latency that is told apart from longer ones.

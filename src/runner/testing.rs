@@ -11,11 +11,12 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::runner::events::event::{Answer, Roster};
+use crate::runner::events::event::Answer;
 use crate::runner::events::output::Output;
 use crate::runner::events::output::json::JsonOutput;
 use crate::runner::events::output::writer::Writer;
 use crate::runner::events::recorder::Recorder;
+use crate::runner::roster::Roster;
 use crate::runner::send::gateway::{Job, SendJob};
 use crate::runner::uptime::client::{AskError, AskUptime, Listening};
 use crate::runner::uptime::estimate::Picture;

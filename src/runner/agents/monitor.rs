@@ -8,13 +8,15 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::runner::events::event::{AgentIndex, ClaimChecked, Event, RateReason, UptimePolled};
+use crate::runner::events::event::{ClaimChecked, Event, RateReason, UptimePolled};
+use crate::runner::events::event::{Standing, State};
 use crate::runner::events::recorder::Recorder;
 use crate::runner::rate::claims::contradiction;
 use crate::runner::rate::job_stats::TrackRecord;
 use crate::runner::rate::policy::{Policy, Recovery, Trust};
+use crate::runner::roster::AgentIndex;
 use crate::runner::uptime::client::{AskError, AskUptime};
-use crate::runner::uptime::estimate::{Knowledge, Picture, Reading, Standing, State};
+use crate::runner::uptime::estimate::{Knowledge, Picture, Reading};
 use crate::runner::uptime::subscription::{Heard, follow};
 use crate::units::{Percent, Share};
 use crate::wire::ping_system::{Agent, Ping};

@@ -12,10 +12,11 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::money::{WeiPerSecond, charged_seconds};
-use crate::runner::events::event::{AgentIndex, Event, JobDone, RateChanged, RateReason};
+use crate::runner::events::event::{Event, JobDone, RateChanged, RateReason};
 use crate::runner::events::recorder::Recorder;
 use crate::runner::rate::controller::Orders;
 use crate::runner::rate::job_stats::TrackRecord;
+use crate::runner::roster::AgentIndex;
 use crate::runner::send::budget::{Budgets, Grant};
 use crate::runner::send::capability::{Chooser, JobForm};
 use crate::runner::send::gateway::{Job, SendJob};

@@ -10,9 +10,10 @@ use chrono::{DateTime, Utc};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::event::{AgentIndex, AgentJoined, Event, JobDone, Roster};
+use super::event::{AgentJoined, Event, JobDone};
 use crate::money::Wei;
-use crate::runner::uptime::estimate::Standing;
+use crate::runner::events::event::Standing;
+use crate::runner::roster::{AgentIndex, Roster};
 use crate::units::{JobsPerMinute, Percent, milliseconds};
 use crate::wire::gateway::Outcome;
 
@@ -367,8 +368,9 @@ fn as_map<K: Serialize, V: Serialize, S: serde::Serializer>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::{AgentIndex, Answer, CapabilityIndex};
+    use super::super::event::Answer;
     use super::*;
+    use crate::runner::roster::{AgentIndex, CapabilityIndex};
     use proptest::prelude::*;
     use uuid::Uuid;
 

@@ -11,10 +11,11 @@ use chrono::Utc;
 use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, params};
 
-use super::event::{AgentIndex, CapabilityIndex, Event, JobDone, RateChanged, UptimePolled};
+use super::event::{Event, JobDone, RateChanged, UptimePolled};
 use super::worker::Worker;
 use crate::money::WeiPerSecond;
 use crate::records;
+use crate::runner::roster::{AgentIndex, CapabilityIndex};
 
 /// Records that wait for the disk at most; more are dropped and counted.
 const MAX_WAITING: usize = 50_000;

@@ -9,43 +9,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::money::Wei;
-use crate::runner::rate::claims::Contradiction;
-use crate::runner::uptime::estimate::{Standing, State};
+use crate::runner::roster::{AgentIndex, CapabilityIndex};
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
-
-/// An agent's place in the [`Roster`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AgentIndex(pub usize);
-
-/// A capability's place in the [`Roster`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CapabilityIndex(pub usize);
-
-/// Who and what takes part in a run.
-#[derive(Debug, Clone)]
-pub struct Roster {
-    /// The agents' names; more may join.
-    pub agents: Vec<Arc<str>>,
-    /// The capabilities' names.
-    pub capabilities: Vec<Arc<str>>,
-    /// Each agent's rate at full uptime.
-    pub base_rate: JobsPerMinute,
-}
-
-impl Roster {
-    /// An agent's name.
-    #[must_use]
-    pub fn agent(&self, index: AgentIndex) -> &str {
-        &self.agents[index.0]
-    }
-
-    /// A capability's name.
-    #[must_use]
-    pub fn capability(&self, index: CapabilityIndex) -> &str {
-        &self.capabilities[index.0]
-    }
-}
 
 /// Something that happened in a run.
 #[derive(Debug, Clone)]
@@ -106,6 +72,28 @@ pub struct ClaimChecked {
     pub contradiction: Option<Contradiction>,
 }
 
+/// Jobs that say something of their agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// How many.
+    pub jobs: u64,
+    /// Of these, those that succeeded.
+    pub good: u64,
+}
+
+/// A claim that the evidence contradicts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Contradiction {
+    /// The uptime at which what is claimed begins.
+    pub claimed_tier: Percent,
+    /// What contradicts it.
+    pub evidence: Evidence,
+    /// The share of jobs that succeeded.
+    pub success: Percent,
+    /// The chance of so few successes at most, if the claim were true.
+    pub chance: f64,
+}
+
 /// What is known of an agent after asking the ping system.
 #[derive(Debug, Clone)]
 pub struct UptimePolled {
@@ -123,6 +111,41 @@ pub struct UptimePolled {
     pub pings: usize,
     /// What else the ping system told, last it did.
     pub standing: Standing,
+}
+
+/// How far what is known of an agent's uptime can be trusted now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Known, and recently enough to be acted on.
+    Fresh,
+    /// Known once, but no good answer came for too long.
+    Stale,
+    /// Never known, or the ping system answers that it knows nothing of now.
+    Unknown,
+}
+
+impl State {
+    /// As it stands in JSON and in records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What the ping system tells of an agent beside its uptime; only shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Standing {
+    /// Poor pings in a row.
+    pub consecutive_poor: Option<u64>,
+    /// Minutes between pings.
+    pub ping_interval_minutes: Option<f64>,
+    /// Pings so far.
+    pub total_pings: Option<u64>,
 }
 
 /// Why a rate changed.

@@ -7,7 +7,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use super::event::{AgentIndex, Event, Roster};
+use super::event::Event;
+use crate::runner::roster::{AgentIndex, Roster};
 use crate::wire::gateway::Outcome;
 
 /// From a busy GPU's shortest answers to the longest wait that is usual, in seconds.

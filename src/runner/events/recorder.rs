@@ -9,12 +9,13 @@ use tokio::time::Instant;
 
 use super::accounts::{Accounts, CapabilityStatistics};
 use super::database::{Recording, Terms};
-use super::event::{AgentIndex, AgentJoined, Event, JobDone, Roster};
+use super::event::{AgentJoined, Event, JobDone};
 use super::metrics::Metrics;
 use super::output::{AgentProgress, Output, Progress};
+use crate::runner::events::event::State;
 use crate::runner::events::output::text::TextOutput;
 use crate::runner::events::output::writer::Writer;
-use crate::runner::uptime::estimate::State;
+use crate::runner::roster::{AgentIndex, Roster};
 use crate::units::Percent;
 use crate::wire::gateway::Outcome;
 

@@ -7,6 +7,7 @@
 //! at most one in 10000, over at least 50 jobs, contradicts the claim.
 
 use super::policy::Policy;
+use crate::runner::events::event::{Contradiction, Evidence};
 use crate::units::Percent;
 use crate::wire::gateway::Outcome;
 
@@ -16,28 +17,6 @@ pub const LEAST_JOBS: u64 = 50;
 pub const LARGEST_CHANCE: f64 = 1e-4;
 /// One job in a thousand may fail whoever does it, even where an uptime of 100 % is claimed.
 const HIGHEST_CLAIM: f64 = 0.999;
-
-/// Jobs that say something of their agent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Evidence {
-    /// How many.
-    pub jobs: u64,
-    /// Of these, those that succeeded.
-    pub good: u64,
-}
-
-/// A claim that the evidence contradicts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Contradiction {
-    /// The uptime at which what is claimed begins.
-    pub claimed_tier: Percent,
-    /// What contradicts it.
-    pub evidence: Evidence,
-    /// The share of jobs that succeeded.
-    pub success: Percent,
-    /// The chance of so few successes at most, if the claim were true.
-    pub chance: f64,
-}
 
 fn says_of_agent(outcome: Outcome) -> Option<bool> {
     match outcome {

@@ -9,7 +9,7 @@ use super::allocation::{Allotted, Split, base_rates, earned, redistribute};
 use super::job_stats::TrackRecord;
 use super::policy::Policy;
 use crate::runner::agents::monitor::Verdict;
-use crate::runner::events::event::AgentIndex;
+use crate::runner::roster::AgentIndex;
 use crate::units::JobsPerMinute;
 
 /// The part of a new weight that counts at once: one bad minute must not turn all rates over.

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::allocation::Performance;
-use super::claims::{Evidence, job_says};
+use super::claims::job_says;
 use crate::runner::events::event::Answer;
+use crate::runner::events::event::Evidence;
 use crate::wire::gateway::{Outcome, same_orchestrator_form};
 use parking_lot::Mutex;
 

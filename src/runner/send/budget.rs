@@ -2,7 +2,7 @@
 //! before it is sent, so that never more is spent than there is.
 
 use crate::money::{Wei, WeiPerSecond};
-use crate::runner::events::event::AgentIndex;
+use crate::runner::roster::AgentIndex;
 use parking_lot::Mutex;
 
 /// The budgets of a run.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::template::{PlaceholderValues, Template};
-use crate::runner::events::event::CapabilityIndex;
+use crate::runner::roster::CapabilityIndex;
 use crate::wire::gateway::JobHeader;
 
 /// The capability that is asked for where nobody says otherwise.

@@ -9,7 +9,8 @@ use reqwest::{Client, Response, StatusCode, Url};
 use uuid::Uuid;
 
 use crate::net::client::root_cause;
-use crate::runner::events::event::{Answer, CapabilityIndex};
+use crate::runner::events::event::Answer;
+use crate::runner::roster::CapabilityIndex;
 use crate::wire::gateway::{
     BALANCE_HEADER, DoneMark, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, Outcome,
     balance_wei, same_orchestrator_form,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::runner::events::event::AgentIndex;
+use crate::runner::roster::AgentIndex;
 use parking_lot::Mutex;
 
 /// Places for jobs in flight. Half of them are kept for the agents, evenly; the other half is taken by

@@ -3,12 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
-use serde::Serialize;
-
+use crate::runner::events::event::{Standing, State};
 use crate::units::{Percent, saturating_sub};
 use crate::wire::coverage::{covered_seconds, first_ping_uptime};
 use crate::wire::ping_system::{Agent, Ping};
+use chrono::{DateTime, TimeDelta, Utc};
 
 /// Intervals are spread by up to ±5 % (CONTRACT.md section 2), so a ping covers that much more.
 const INTERVAL_SPREAD: f64 = 1.05;
@@ -25,17 +24,6 @@ pub struct Reading {
     pub pings: usize,
     /// What else the ping system tells.
     pub standing: Standing,
-}
-
-/// What the ping system tells of an agent beside its uptime; only shown.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Standing {
-    /// Poor pings in a row.
-    pub consecutive_poor: Option<u64>,
-    /// Minutes between pings.
-    pub ping_interval_minutes: Option<f64>,
-    /// Pings so far.
-    pub total_pings: Option<u64>,
 }
 
 impl From<&Agent> for Standing {
@@ -190,30 +178,6 @@ fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
     Percent::new(mean.clamp(0.0, 100.0))
         .map(Percent::to_a_billionth)
         .ok()
-}
-
-/// How far what is known of an agent's uptime can be trusted now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Known, and recently enough to be acted on.
-    Fresh,
-    /// Known once, but no good answer came for too long.
-    Stale,
-    /// Never known, or the ping system answers that it knows nothing of now.
-    Unknown,
-}
-
-impl State {
-    /// As it stands in JSON and in records.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fresh => "fresh",
-            Self::Stale => "stale",
-            Self::Unknown => "unknown",
-        }
-    }
 }
 
 /// What is known of an agent's uptime, over all good and bad answers so far.

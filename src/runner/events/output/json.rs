@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use crate::money::Wei;
 use crate::runner::events::accounts::Statistics;
+use crate::runner::events::event::State;
 use crate::runner::events::event::{
-    ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster, UptimePolled,
+    ClaimChecked, Event, JobDone, RateChanged, RateReason, UptimePolled,
 };
-use crate::runner::uptime::estimate::State;
+use crate::runner::roster::Roster;
 use crate::units::{JobsPerMinute, Percent, milliseconds, serialize_timestamp};
 use crate::wire::gateway::Outcome;
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use self::json::JsonOutput;
 use self::text::TextOutput;
 use crate::runner::events::accounts::Statistics;
-use crate::runner::events::event::{Event, Roster};
+use crate::runner::events::event::Event;
+use crate::runner::roster::Roster;
 use crate::units::Percent;
 
 /// How results are written.

@@ -9,7 +9,8 @@ use chrono::{DateTime, Local, TimeZone, Utc};
 
 use super::{AgentProgress, Progress};
 use crate::runner::events::accounts::{AgentStatistics, CapabilityStatistics, Statistics};
-use crate::runner::events::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason, Roster};
+use crate::runner::events::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason};
+use crate::runner::roster::Roster;
 use crate::text;
 use crate::wire::gateway::Outcome;
 
@@ -323,9 +324,10 @@ mod tests {
 
     use super::*;
     use crate::runner::events::accounts::Accounts;
-    use crate::runner::events::event::{AgentIndex, Answer, CapabilityIndex, UptimePolled};
+    use crate::runner::events::event::{Answer, UptimePolled};
+    use crate::runner::events::event::{Standing, State};
+    use crate::runner::roster::{AgentIndex, CapabilityIndex};
     use crate::runner::testing::percent;
-    use crate::runner::uptime::estimate::{Standing, State};
     use crate::units::JobsPerMinute;
     use uuid::Uuid;
 

@@ -1,0 +1,38 @@
+//! Who and what takes part in a run, and the indices by which all of its parts name them.
+
+use std::sync::Arc;
+
+use crate::units::JobsPerMinute;
+
+/// An agent's place in the [`Roster`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentIndex(pub usize);
+
+/// A capability's place in the [`Roster`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CapabilityIndex(pub usize);
+
+/// Who and what takes part in a run.
+#[derive(Debug, Clone)]
+pub struct Roster {
+    /// The agents' names; more may join.
+    pub agents: Vec<Arc<str>>,
+    /// The capabilities' names.
+    pub capabilities: Vec<Arc<str>>,
+    /// Each agent's rate at full uptime.
+    pub base_rate: JobsPerMinute,
+}
+
+impl Roster {
+    /// An agent's name.
+    #[must_use]
+    pub fn agent(&self, index: AgentIndex) -> &str {
+        &self.agents[index.0]
+    }
+
+    /// A capability's name.
+    #[must_use]
+    pub fn capability(&self, index: CapabilityIndex) -> &str {
+        &self.capabilities[index.0]
+    }
+}
