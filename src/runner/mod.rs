@@ -36,7 +36,7 @@ use self::events::output::text::TextOutput;
 use self::events::output::writer::Writer;
 use self::events::recorder::Recorder;
 use self::events::require::Missed;
-use self::rate::controller::{Rates, Sharing};
+use self::rate::controller::{RateController, Sharing};
 use self::send::budget::Budgets;
 use self::send::gateway::Gateway;
 use self::send::in_flight::Places;
@@ -169,6 +169,7 @@ impl Run {
             );
             with_path(&config.gateway.url, &path)
         });
+        let rates = Arc::new(RateController::new(config.policy.clone(), config.sharing));
         let shared = Arc::new(Shared {
             gateway: Gateway::new(
                 client.clone(),
@@ -186,11 +187,11 @@ impl Run {
                 .has_budgets()
                 .then(|| Budgets::new(config.budget.clone())),
             recorder: Arc::clone(&recorder),
+            rates: Arc::clone(&rates),
             jobs: TaskTracker::new(),
             stop: stop.clone(),
         });
         let ping_system = Arc::new(ping_system(&config, client));
-        let rates = Arc::new(Rates::new(config.policy.clone(), config.sharing));
         let ends_at = config.duration.map(|duration| Instant::now() + duration);
         let config = Arc::new(config);
 
@@ -223,7 +224,7 @@ impl Run {
             helpers.spawn(agents::fleet::watch_list(ping_system, config, sender));
         }
         let tracker = shared.jobs.clone();
-        let mut fleet = Fleet::new(Arc::clone(&config), shared, ping_system, rates);
+        let mut fleet = Fleet::new(Arc::clone(&config), shared, ping_system);
         fleet.follow_configured();
         Ok(Self {
             config,

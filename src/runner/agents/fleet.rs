@@ -12,7 +12,7 @@ use super::monitor::Monitor;
 use super::submitter::{Shared, Submitter};
 use crate::runner::config::{AgentConfig, RunnerConfig};
 use crate::runner::events::database::Terms;
-use crate::runner::rate::controller::Rates;
+use crate::runner::rate::controller::RateController;
 use crate::runner::rate::job_stats::TrackRecord;
 use crate::runner::roster::AgentIndex;
 use crate::runner::send::capability::{self, Chooser};
@@ -31,7 +31,6 @@ pub struct Fleet {
     config: Arc<RunnerConfig>,
     shared: Arc<Shared<Gateway>>,
     ping_system: Arc<PingSystem>,
-    rates: Arc<Rates>,
     seed: u64,
     /// Whoever was ever followed keeps its place.
     indices: BTreeMap<String, AgentIndex>,
@@ -48,14 +47,12 @@ impl Fleet {
         config: Arc<RunnerConfig>,
         shared: Arc<Shared<Gateway>>,
         ping_system: Arc<PingSystem>,
-        rates: Arc<Rates>,
     ) -> Self {
         Self {
             seed: config.random_seed.unwrap_or_else(|| fastrand::u64(..)),
             config,
             shared,
             ping_system,
-            rates,
             indices: BTreeMap::new(),
             followed: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -68,7 +65,7 @@ impl Fleet {
         for agent in config.agents_at_start() {
             self.follow(agent);
         }
-        self.rates.rebalance();
+        self.shared.rates.rebalance();
     }
 
     /// Follows whoever is listed, and nobody else.
@@ -88,7 +85,7 @@ impl Fleet {
             self.shared.recorder.admit(index, terms(&agent, &config));
             self.follow(&agent);
         }
-        self.rates.rebalance();
+        self.shared.rates.rebalance();
     }
 
     fn next_index(&self, id: &str) -> AgentIndex {
@@ -102,7 +99,7 @@ impl Fleet {
         };
         // Its submitter tells so, once nothing more is sent.
         stop.cancel();
-        self.rates.leave(self.indices[id]);
+        self.shared.rates.remove(self.indices[id]);
     }
 
     fn follow(&mut self, agent: &AgentConfig) {
@@ -123,7 +120,10 @@ impl Fleet {
         let own = own_orchestrators(agent);
         let track_record = Arc::new(TrackRecord::new(own, self.config.uptime_window));
         let base_rate = agent.base_rate.unwrap_or(self.config.base_rate);
-        let orders = self.rates.join(index, base_rate, Arc::clone(&track_record));
+        let target = self
+            .shared
+            .rates
+            .add(index, base_rate, Arc::clone(&track_record));
 
         let weights = self.config.capabilities.iter().map(|capability| {
             if agent.does(&capability.name) {
@@ -150,13 +150,12 @@ impl Fleet {
             alarm: Alarm::precise(),
             shared: Arc::clone(&self.shared),
         };
-        self.tasks.spawn(submitter.run(orders));
+        self.tasks.spawn(submitter.run(target));
         self.tasks.spawn(monitor(
             index,
             agent_id,
             Arc::clone(&self.config),
-            (Arc::clone(&self.ping_system), Arc::clone(&self.rates)),
-            track_record,
+            Arc::clone(&self.ping_system),
             (Arc::clone(&self.shared), stop),
         ));
     }
@@ -184,8 +183,7 @@ async fn monitor(
     agent: AgentIndex,
     agent_id: Arc<str>,
     config: Arc<RunnerConfig>,
-    (source, rates): (Arc<PingSystem>, Arc<Rates>),
-    track_record: Arc<TrackRecord>,
+    source: Arc<PingSystem>,
     (shared, stop): (Arc<Shared<Gateway>>, CancellationToken),
 ) {
     let monitor = Monitor {
@@ -193,13 +191,11 @@ async fn monitor(
         agent_id: &agent_id,
         uptime_interval: config.uptime_interval,
         uptime_window: config.uptime_window,
-        policy: &config.policy,
         stale_after: config.stale_after,
-        track_record: &track_record,
         recorder: &shared.recorder,
+        rates: &shared.rates,
     };
-    let publish = |verdict| rates.decide(agent, verdict);
-    monitor.run(source.as_ref(), publish, stop).await;
+    monitor.run(source.as_ref(), stop).await;
 }
 
 /// Tells `listed` who is listed, as often as uptimes are asked for.
@@ -229,7 +225,7 @@ pub async fn watch_list(
 }
 
 /// Shares out a total rate anew from time to time.
-pub async fn rebalance(rates: Arc<Rates>, config: Arc<RunnerConfig>) {
+pub async fn rebalance(rates: Arc<RateController>, config: Arc<RunnerConfig>) {
     let mut ticks = tokio::time::interval(config.uptime_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

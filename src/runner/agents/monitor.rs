@@ -8,77 +8,19 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::runner::events::event::{ClaimChecked, Event, RateReason, UptimePolled};
-use crate::runner::events::event::{Standing, State};
+use crate::runner::events::event::{ClaimChecked, Event, Standing, State, UptimePolled};
 use crate::runner::events::recorder::Recorder;
-use crate::runner::rate::claims::contradiction;
-use crate::runner::rate::job_stats::TrackRecord;
-use crate::runner::rate::policy::{Policy, Recovery, Trust};
+use crate::runner::rate::controller::RateController;
+use crate::runner::rate::decision::ClaimChange;
 use crate::runner::roster::AgentIndex;
 use crate::runner::uptime::client::{AskError, AskUptime};
 use crate::runner::uptime::estimate::{Knowledge, Picture, Reading};
 use crate::runner::uptime::subscription::{Heard, follow};
-use crate::units::{Percent, Share};
+use crate::units::Percent;
 use crate::wire::ping_system::{Agent, Ping};
 
 /// Pings that were heard, but not yet taken in.
 const HEARD_AHEAD: usize = 64;
-
-/// What an agent's uptime earns it now.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Verdict {
-    /// A share of the base rate, which may be nothing.
-    Earns {
-        /// The uptime that the agent reports.
-        uptime: Percent,
-        /// The share that the policy gives for it.
-        share: Share,
-    },
-    /// A share of the base rate, for less than the agent reports, which its jobs contradict.
-    Doubted {
-        /// The uptime that the agent reports.
-        uptime: Percent,
-        /// The share that the policy gives for what its jobs say.
-        share: Share,
-    },
-    /// No jobs, since nothing is known of now.
-    Suspended {
-        /// The last known uptime.
-        last_uptime: Option<Percent>,
-        /// Why nothing is known.
-        reason: RateReason,
-    },
-}
-
-impl Verdict {
-    /// The share of the base rate; `None` where nothing is to be sent.
-    #[must_use]
-    pub fn share(self) -> Option<Share> {
-        match self {
-            Self::Earns { share, .. } | Self::Doubted { share, .. } => Some(share),
-            Self::Suspended { .. } => None,
-        }
-    }
-
-    /// The last known uptime.
-    #[must_use]
-    pub fn uptime(self) -> Option<Percent> {
-        match self {
-            Self::Earns { uptime, .. } | Self::Doubted { uptime, .. } => Some(uptime),
-            Self::Suspended { last_uptime, .. } => last_uptime,
-        }
-    }
-
-    /// Why the rate is what it is.
-    #[must_use]
-    pub fn reason(self) -> RateReason {
-        match self {
-            Self::Earns { .. } => RateReason::Uptime,
-            Self::Doubted { .. } => RateReason::Evidence,
-            Self::Suspended { reason, .. } => reason,
-        }
-    }
-}
 
 /// One agent's monitor.
 #[derive(Debug)]
@@ -91,21 +33,12 @@ pub struct Monitor<'a> {
     pub uptime_interval: Duration,
     /// How much history counts.
     pub uptime_window: Duration,
-    /// How the share follows from it.
-    pub policy: &'a Policy,
     /// How long the last known uptime may be acted on.
     pub stale_after: Duration,
-    /// What became of its jobs.
-    pub track_record: &'a TrackRecord,
     /// Is told each answer.
     pub recorder: &'a Recorder,
-}
-
-/// What the next verdict depends on, beside what is known.
-struct Judgement {
-    recovery: Recovery,
-    published: Option<Verdict>,
-    contradicted: bool,
+    /// Decides the rate by it.
+    pub rates: &'a RateController,
 }
 
 /// What a monitor knows.
@@ -130,14 +63,9 @@ impl Known {
 }
 
 impl Monitor<'_> {
-    /// Asks `source`, listens to it where it tells new pings by itself, and publishes each new verdict,
-    /// the first one when a first uptime is known, until `stop`.
-    pub async fn run(
-        self,
-        source: &impl AskUptime,
-        publish: impl Fn(Verdict),
-        stop: CancellationToken,
-    ) {
+    /// Asks `source`, listens to it where it tells new pings by itself, and tells the controller what is
+    /// known of the uptime at each change, until `stop`.
+    pub async fn run(self, source: &impl AskUptime, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(self.uptime_interval);
         // After an answer that took longer than the interval, the next question is a whole
         // interval later: a ping system that is slow is not helped by more questions.
@@ -154,11 +82,7 @@ impl Monitor<'_> {
         let mut question = None;
         let (sender, mut heard) = mpsc::channel(HEARD_AHEAD);
         let mut following = pin!(follow(source, self.agent_id, self.uptime_interval, sender));
-        let mut judgement = Judgement {
-            recovery: Recovery::new(self.policy),
-            published: None,
-            contradicted: false,
-        };
+        let mut observe_again_at = None;
         loop {
             let (state, _) = known.knowledge.at(Instant::now().into_std());
             let stale_at = known.knowledge.stale_at().filter(|_| state == State::Fresh);
@@ -193,11 +117,9 @@ impl Monitor<'_> {
                 },
                 // While a question is still waiting for its answer, too.
                 () = until(stale_at) => {}
-                () = until(judgement.recovery.rises_at()) => {}
+                () = until(observe_again_at) => {}
             }
-            if let Some(verdict) = self.new_verdict(&known.knowledge, &mut judgement) {
-                publish(verdict);
-            }
+            observe_again_at = self.observe(&known.knowledge);
         }
     }
 
@@ -287,53 +209,24 @@ impl Monitor<'_> {
         }
     }
 
-    fn new_verdict(&self, knowledge: &Knowledge, judgement: &mut Judgement) -> Option<Verdict> {
+    /// Tells the controller what is known now, and returns when it wants to be told again.
+    fn observe(&self, knowledge: &Knowledge) -> Option<std::time::Instant> {
         let now = Instant::now().into_std();
-        let verdict = match knowledge.at(now) {
-            (State::Fresh, Some(uptime)) => {
-                let credible = self.credible(uptime, judgement);
-                let share = judgement.recovery.allow(self.policy.share(credible), now);
-                if credible < uptime {
-                    Verdict::Doubted { uptime, share }
-                } else {
-                    Verdict::Earns { uptime, share }
-                }
-            }
-            (state, last_uptime) => Verdict::Suspended {
-                last_uptime,
-                reason: state.into(),
-            },
-        };
-        // The accounts begin with the first known uptime.
-        let begins = verdict.share().is_some();
-        let is_new = judgement.published != Some(verdict);
-        if is_new && (begins || judgement.published.is_some()) {
-            judgement.published = Some(verdict);
-            return Some(verdict);
-        }
-        None
-    }
-
-    /// The uptime that counts: the one that the agent reports, or by the policy what its jobs say, where
-    /// they contradict it.
-    fn credible(&self, uptime: Percent, judgement: &mut Judgement) -> Percent {
-        let evidence = self.track_record.evidence(Instant::now().into_std());
-        let found = contradiction(self.policy, uptime, evidence);
-        if found.is_some() != judgement.contradicted {
-            judgement.contradicted = found.is_some();
+        let (state, uptime) = knowledge.at(now);
+        let observed = self.rates.observe(self.agent, state, uptime, now);
+        if let Some(ClaimChange {
+            uptime,
+            contradiction,
+        }) = observed.claim
+        {
             self.recorder.record(&Event::Claim(ClaimChecked {
                 ts: Utc::now(),
                 agent: self.agent,
                 uptime,
-                contradiction: found,
+                contradiction,
             }));
         }
-        match found {
-            Some(found) if self.policy.trust() == Trust::Verified && found.success < uptime => {
-                found.success
-            }
-            _ => uptime,
-        }
+        observed.again_at
     }
 }
 
@@ -356,11 +249,15 @@ async fn until(instant: Option<std::time::Instant>) {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::{Cell, RefCell};
+    use std::cell::RefCell;
+    use std::sync::Arc;
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::runner::events::event::Answer;
+    use crate::runner::events::event::{Answer, RateReason};
+    use crate::runner::rate::controller::Sharing;
+    use crate::runner::rate::job_stats::TrackRecord;
+    use crate::runner::rate::policy::Policy;
     use crate::runner::testing::{Said, ScriptedPings, Told, percent, recorder};
     use crate::units::JobsPerMinute;
     use crate::wire::gateway::Outcome;
@@ -390,30 +287,27 @@ mod tests {
         seconds: u64,
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         let (recorder, sink) = recorder(60);
-        let track_record = TrackRecord::new(None, INTERVAL);
+        let rates = RateController::new(policy.clone(), Sharing::Own);
+        let track_record = Arc::new(TrackRecord::new(None, INTERVAL));
+        let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), track_record);
         let stop = CancellationToken::new();
-        let monitor = Monitor {
-            agent: AgentIndex(0),
-            agent_id: "agent-001",
-            uptime_interval: INTERVAL,
-            uptime_window: Duration::from_hours(1),
-            policy,
-            stale_after: STALE_AFTER,
-            track_record: &track_record,
-            recorder: &recorder,
-        };
+        let monitor = monitor(&recorder, &rates);
         let start = Instant::now();
         let seen = RefCell::new(Vec::new());
-        let publish = |verdict: Verdict| {
-            let rate = verdict.share().map_or(0, sixty);
-            let at = start.elapsed().as_secs();
-            seen.borrow_mut().push((at, rate, verdict.reason()));
+        let seeing = async {
+            while target.changed().await.is_ok() {
+                let target = target.borrow_and_update().unwrap();
+                let at = start.elapsed().as_secs();
+                let rate = target.rate.get();
+                seen.borrow_mut().push((at, rate, target.reason));
+            }
         };
         let ending = async {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             stop.cancel();
+            rates.remove(AgentIndex(0));
         };
-        tokio::join!(monitor.run(source, publish, stop.clone()), ending);
+        tokio::join!(monitor.run(source, stop.clone()), seeing, ending);
         recorder.close().await.unwrap();
         let events = sink.events("uptime");
         let states = events
@@ -422,8 +316,16 @@ mod tests {
         (seen.into_inner(), states.collect())
     }
 
-    fn sixty(share: Share) -> u32 {
-        JobsPerMinute::new(60).share(share).get()
+    fn monitor<'a>(recorder: &'a Recorder, rates: &'a RateController) -> Monitor<'a> {
+        Monitor {
+            agent: AgentIndex(0),
+            agent_id: "agent-001",
+            uptime_interval: INTERVAL,
+            uptime_window: Duration::from_hours(1),
+            stale_after: STALE_AFTER,
+            recorder,
+            rates,
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -565,7 +467,7 @@ mod tests {
         ] {
             let (recorder, sink) = recorder(60);
             let window = Duration::from_hours(1);
-            let track_record = TrackRecord::new(Some(Vec::new()), window);
+            let track_record = Arc::new(TrackRecord::new(Some(Vec::new()), window));
             for n in 0..100 {
                 let outcome = if n % 12 == 0 {
                     Outcome::Timeout
@@ -575,54 +477,28 @@ mod tests {
                 let answer = Answer::failure(outcome, String::new());
                 track_record.job(&answer, INTERVAL, Instant::now().into_std());
             }
-            let monitor = Monitor {
-                agent: AgentIndex(0),
-                agent_id: "agent-001",
-                uptime_interval: INTERVAL,
-                uptime_window: window,
-                policy: &policy.parse().unwrap(),
-                stale_after: STALE_AFTER,
-                track_record: &track_record,
-                recorder: &recorder,
-            };
+            let rates = RateController::new(policy.parse().unwrap(), Sharing::Own);
+            let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), track_record);
             let stop = CancellationToken::new();
-            let verdict = Cell::new(None);
-            let publish = |new| {
-                verdict.set(Some(new));
+            let source = ScriptedPings::new([Said::Uptime(99.5)]);
+            let ending = async {
+                target.changed().await.unwrap();
                 stop.cancel();
             };
-            let source = ScriptedPings::new([Said::Uptime(99.5)]);
-            monitor.run(&source, publish, stop.clone()).await;
+            tokio::join!(
+                monitor(&recorder, &rates).run(&source, stop.clone()),
+                ending
+            );
             recorder.close().await.unwrap();
-            let verdict = verdict.get().unwrap();
-            assert_eq!(verdict.share().map(sixty), Some(expected));
+            let target = target.borrow().unwrap();
+            assert_eq!(target.rate.get(), expected);
             assert_eq!(
-                (verdict.uptime(), verdict.reason()),
+                (target.uptime, target.reason),
                 (Some(percent(99.5)), reason)
             );
             let claim = sink.events("claim").remove(0);
             assert_eq!(claim["contradicted"], true);
             assert_eq!(claim["successful"], 91);
         }
-    }
-
-    #[test]
-    fn a_verdict_knows_its_share_and_why() {
-        let earns = Verdict::Earns {
-            uptime: percent(96.0),
-            share: Share::new(0.5),
-        };
-        assert_eq!(
-            (earns.share().map(sixty), earns.reason()),
-            (Some(30), RateReason::Uptime)
-        );
-        let suspended = Verdict::Suspended {
-            last_uptime: Some(percent(96.0)),
-            reason: RateReason::Stale,
-        };
-        assert_eq!(
-            (suspended.share(), suspended.uptime()),
-            (None, Some(percent(96.0)))
-        );
     }
 }

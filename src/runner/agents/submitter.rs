@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::money::{WeiPerSecond, charged_seconds};
 use crate::runner::events::event::{Event, JobDone, RateChanged, RateReason};
 use crate::runner::events::recorder::Recorder;
-use crate::runner::rate::controller::Orders;
+use crate::runner::rate::controller::{RateController, TargetRate};
 use crate::runner::rate::job_stats::TrackRecord;
 use crate::runner::roster::AgentIndex;
 use crate::runner::send::budget::{Budgets, Grant};
@@ -51,6 +51,8 @@ pub struct Shared<G> {
     pub budgets: Option<Budgets>,
     /// Is told what happens.
     pub recorder: Arc<Recorder>,
+    /// Decides what is sent; is told when a budget is spent.
+    pub rates: Arc<RateController>,
     /// All jobs under way.
     pub jobs: TaskTracker,
     /// No new job after this.
@@ -104,12 +106,11 @@ pub struct Submitter<G> {
 }
 
 impl<G: SendJob> Submitter<G> {
-    /// Sends jobs as `orders` say until `stop`.
-    pub async fn run(mut self, mut orders: watch::Receiver<Option<Orders>>) {
+    /// Sends jobs at the target rate until `stop`.
+    pub async fn run(mut self, mut target: watch::Receiver<Option<TargetRate>>) {
         let stop = self.stop.clone();
         let mut pacer = Pacer::new(self.phase());
-        let mut obeyed: Option<Orders> = None;
-        let mut has_money = true;
+        let mut current: Option<TargetRate> = None;
         let mut awake_at = Instant::now();
         loop {
             let next = pacer
@@ -119,7 +120,7 @@ impl<G: SendJob> Submitter<G> {
             let stopping = tokio::select! {
                 () = stop.cancelled() => true,
                 // Its sender lives as long as the agent is followed: an error can only mean the end.
-                changed = orders.changed() => changed.is_err(),
+                changed = target.changed() => changed.is_err(),
                 () = self.alarm.until(next) => false,
             };
             // Whichever of the three it was: what is due at the end must not be left behind.
@@ -127,26 +128,22 @@ impl<G: SendJob> Submitter<G> {
             let now = Instant::now();
             awake_at = now;
             // Before what is due is sent: a rate that fell must take hold first.
-            let mut new = *orders.borrow_and_update();
-            if let Some(new) = new.as_mut().filter(|_| !has_money) {
-                new.rate = JobsPerMinute::ZERO;
-            }
-            let spent = !has_money;
+            let new = *target.borrow_and_update();
             let due = if stopping {
                 pacer.finish(now.into_std())
-            } else if let Some(new) = new.filter(|new| Some(*new) != obeyed) {
+            } else if let Some(new) = new.filter(|new| Some(*new) != current) {
                 pacer.change(now.into_std(), new.base, new.rate)
             } else {
                 pacer.advance(now.into_std())
             };
-            has_money &= self.account_for(&due, obeyed);
+            self.account_for(&due, current);
             if stopping || stop.is_cancelled() {
-                self.tell_left(obeyed);
+                self.tell_left(current);
                 return;
             }
             if let Some(new) = new {
-                self.tell_change(obeyed, new, spent);
-                obeyed = Some(new);
+                self.tell_change(current, new);
+                current = Some(new);
             }
         }
     }
@@ -160,22 +157,15 @@ impl<G: SendJob> Submitter<G> {
         Share::new(turns.fract())
     }
 
-    fn tell_change(&self, old: Option<Orders>, new: Orders, spent: bool) {
-        let share = |orders: Orders| orders.verdict.share();
-        let reason = match new.verdict.reason() {
-            _ if spent => RateReason::Budget,
-            // It has earned the same: of something else.
-            RateReason::Uptime if old.map(share) == Some(share(new)) => RateReason::Allotment,
-            reason => reason,
-        };
+    fn tell_change(&self, old: Option<TargetRate>, new: TargetRate) {
         let changed = RateChanged {
             ts: Utc::now(),
             agent: self.agent,
             from: old.map_or(JobsPerMinute::ZERO, |old| old.rate),
             to: new.rate,
             base: new.base,
-            uptime: new.verdict.uptime(),
-            reason,
+            uptime: new.uptime,
+            reason: new.reason,
         };
         if old.is_none() || changed.from != changed.to {
             self.shared.recorder.record(&Event::RateChanged(changed));
@@ -185,19 +175,19 @@ impl<G: SendJob> Submitter<G> {
     }
 
     /// Where the run goes on without this agent, nothing is accounted for any more.
-    fn tell_left(&self, obeyed: Option<Orders>) {
+    fn tell_left(&self, current: Option<TargetRate>) {
         if self.shared.stop.is_cancelled() {
             return;
         }
         let ts = Utc::now();
         let agent = self.agent;
-        if let Some(obeyed) = obeyed {
+        if let Some(current) = current {
             self.shared
                 .recorder
                 .record(&Event::RateChanged(RateChanged {
                     ts,
                     agent,
-                    from: obeyed.rate,
+                    from: current.rate,
                     to: JobsPerMinute::ZERO,
                     base: JobsPerMinute::ZERO,
                     uptime: None,
@@ -207,9 +197,8 @@ impl<G: SendJob> Submitter<G> {
         self.shared.recorder.record(&Event::AgentLeft { ts, agent });
     }
 
-    /// Sends or counts every slot of `due`, and tells whether there may be money for more. Those that
-    /// were due before a stop still leave.
-    fn account_for(&mut self, due: &Due, obeyed: Option<Orders>) -> bool {
+    /// Sends or counts every slot of `due`. Those that were due before a stop still leave.
+    fn account_for(&mut self, due: &Due, current: Option<TargetRate>) {
         for _ in 0..due.withheld {
             let capability = self.chooser.next_unsent();
             self.shared
@@ -219,13 +208,17 @@ impl<G: SendJob> Submitter<G> {
         for _ in 0..due.overdue {
             self.drop_slot();
         }
-        let Some((rate, uptime)) =
-            obeyed.and_then(|orders| Some((orders.rate, orders.verdict.uptime()?)))
+        let Some((rate, uptime)) = current.and_then(|target| Some((target.rate, target.uptime?)))
         else {
-            return true;
+            return;
         };
+        let mut has_money = true;
         for slot in due.slots() {
-            let Some(place) = self.shared.places.take(self.agent) else {
+            // Also of a batch in which the money ran out, each slot is accounted for.
+            let place = has_money
+                .then(|| self.shared.places.take(self.agent))
+                .flatten();
+            let Some(place) = place else {
                 self.drop_slot();
                 continue;
             };
@@ -235,32 +228,36 @@ impl<G: SendJob> Submitter<G> {
                     self.drop_slot();
                     continue;
                 }
-                Grant::AgentSpent => {
+                spent @ (Grant::AgentSpent | Grant::AllSpent) => {
                     self.drop_slot();
-                    tracing::warn!(
-                        agent = &*self.agent_id,
-                        "the agent's budget_wei is spent: it is sent nothing any more"
-                    );
-                    return false;
-                }
-                Grant::AllSpent => {
-                    self.drop_slot();
-                    tracing::warn!("--budget-wei is spent: the run ends");
-                    self.shared.stop.cancel();
-                    return false;
+                    self.tell_spent(spent);
+                    has_money = false;
+                    continue;
                 }
             };
             let Some(left) = self.shared.job_count.take() else {
                 self.give_back(granted);
-                return true;
+                return;
             };
             self.send(slot.into(), rate, uptime, place, granted);
             if left == 0 {
                 self.shared.stop.cancel();
-                return true;
+                return;
             }
         }
-        true
+    }
+
+    fn tell_spent(&self, spent: Grant) {
+        if spent == Grant::AllSpent {
+            tracing::warn!("--budget-wei is spent: the run ends");
+            self.shared.stop.cancel();
+        } else {
+            tracing::warn!(
+                agent = &*self.agent_id,
+                "the agent's budget_wei is spent: no more jobs are sent to it"
+            );
+            self.shared.rates.budget_spent(self.agent);
+        }
     }
 
     /// For the longest job that may come next; any time where nothing bounds it.
@@ -360,8 +357,9 @@ fn unix_seconds(ts: chrono::DateTime<Utc>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::monitor::Verdict;
     use super::*;
+    use crate::runner::events::event::State;
+    use crate::runner::rate::controller::Sharing;
     use crate::runner::rate::policy::Policy;
     use crate::runner::send::capability::Capability;
     use crate::runner::testing::{Sink, SlowGateway, percent, recorder};
@@ -374,22 +372,40 @@ mod tests {
         gateway: SlowGateway,
         shared: Arc<Shared<SlowGateway>>,
         sink: Sink,
-        orders: watch::Sender<Option<Orders>>,
         running: tokio::task::JoinHandle<()>,
         start: Instant,
     }
 
     impl Bench {
         fn start(rate: u32, latency: Duration, places: usize, max_jobs: Option<u64>) -> Self {
+            Self::with(rate, latency, places, max_jobs, None)
+        }
+
+        fn start_with_budgets(rate: u32, budgets: Option<Budgets>) -> Self {
+            Self::with(rate, Duration::from_millis(10), 1000, None, budgets)
+        }
+
+        fn with(
+            rate: u32,
+            latency: Duration,
+            places: usize,
+            max_jobs: Option<u64>,
+            budgets: Option<Budgets>,
+        ) -> Self {
             let (recorder, sink) = recorder(rate);
             let gateway = SlowGateway::new(latency);
+            let rates = Arc::new(RateController::new(Policy::default(), Sharing::Own));
+            let track_record = Arc::new(TrackRecord::new(None, SECOND));
+            let base = JobsPerMinute::new(rate);
+            let target = rates.add(AgentIndex(0), base, Arc::clone(&track_record));
             let shared = Arc::new(Shared {
                 gateway: gateway.clone(),
                 timeouts: vec![SECOND],
                 places: Arc::new(Places::new(places)),
                 job_count: JobCount::new(max_jobs),
-                budgets: None,
+                budgets,
                 recorder,
+                rates: Arc::clone(&rates),
                 jobs: TaskTracker::new(),
                 stop: CancellationToken::new(),
             });
@@ -398,35 +414,32 @@ mod tests {
                 agent_id: "agent-001".into(),
                 forms: vec![Capability::built_in()[0].prepare("{}")],
                 orchestrators: Arc::new([]),
-                price: None,
-                track_record: Arc::new(TrackRecord::new(None, SECOND)),
+                price: "1".parse().ok(),
+                track_record,
                 stop: shared.stop.clone(),
                 chooser: Chooser::new([1.0], 1),
                 alarm: Alarm::of_runtime(),
                 shared: Arc::clone(&shared),
             };
             shared.places.admit(AgentIndex(0));
-            let (orders, receiver) = watch::channel(None);
-            let running = tokio::spawn(submitter.run(receiver));
+            let running = tokio::spawn(submitter.run(target));
             Self {
                 gateway,
                 shared,
                 sink,
-                orders,
                 running,
                 start: Instant::now(),
             }
         }
 
-        fn uptime(&self, uptime: f64, base: u32) {
-            let uptime = percent(uptime);
-            let base = JobsPerMinute::new(base);
-            let share = Policy::default().share(uptime);
-            self.orders.send_replace(Some(Orders {
-                base,
-                rate: base.share(share),
-                verdict: Verdict::Earns { uptime, share },
-            }));
+        fn observe(&self, state: State, uptime: Option<f64>) {
+            let now = Instant::now().into_std();
+            let uptime = uptime.map(percent);
+            self.shared.rates.observe(AgentIndex(0), state, uptime, now);
+        }
+
+        fn uptime(&self, uptime: f64) {
+            self.observe(State::Fresh, Some(uptime));
         }
 
         /// Stops, waits for all answers, and gives the accounts.
@@ -453,7 +466,7 @@ mod tests {
     async fn jobs_leave_at_their_slots_whatever_the_latency() {
         for latency in [Duration::ZERO, 10 * SECOND] {
             let bench = Bench::start(60, latency, 100, None);
-            bench.uptime(100.0, 60);
+            bench.uptime(100.0);
             tokio::time::sleep(Duration::from_millis(29_500)).await;
             let start = bench.start;
             let (account, gateway, _) = bench.finish().await;
@@ -469,7 +482,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slot_without_a_place_is_dropped_and_counted() {
         let bench = Bench::start(60, 1000 * SECOND, 3, None);
-        bench.uptime(100.0, 60);
+        bench.uptime(100.0);
         tokio::time::sleep(Duration::from_millis(9_500)).await;
         let (account, gateway, _) = bench.finish().await;
         assert_eq!(gateway.arrivals.lock().unwrap().len(), 3);
@@ -479,13 +492,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn rates_take_hold_at_once_and_keep_the_gap_that_has_passed() {
         let bench = Bench::start(60, Duration::ZERO, 100, None);
-        bench.uptime(100.0, 60);
+        bench.uptime(100.0);
         tokio::time::sleep(Duration::from_millis(2_500)).await;
-        bench.uptime(96.0, 60);
+        bench.uptime(96.0);
         tokio::time::sleep(Duration::from_millis(4_000)).await;
-        bench.uptime(85.0, 60);
+        bench.uptime(85.0);
         tokio::time::sleep(Duration::from_millis(10_000)).await;
-        bench.uptime(99.0, 60);
+        bench.uptime(99.0);
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         let start = bench.start;
         let (account, gateway, sink) = bench.finish().await;
@@ -512,14 +525,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_suspended_agent_gets_nothing_and_its_slots_count_as_delayed() {
         let bench = Bench::start(60, Duration::ZERO, 100, None);
-        bench.orders.send_replace(Some(Orders {
-            base: JobsPerMinute::new(60),
-            rate: JobsPerMinute::ZERO,
-            verdict: Verdict::Suspended {
-                last_uptime: None,
-                reason: RateReason::Stale,
-            },
-        }));
+        bench.uptime(100.0);
+        bench.observe(State::Stale, Some(100.0));
         tokio::time::sleep(Duration::from_millis(10_500)).await;
         let (account, ..) = bench.finish().await;
         assert_eq!(counts(&account), [0, 10, 0]);
@@ -528,10 +535,35 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_budget_of_jobs_ends_the_run() {
         let bench = Bench::start(6000, SECOND, 1000, Some(25));
-        bench.uptime(100.0, 6000);
+        bench.uptime(100.0);
         bench.shared.stop.cancelled().await;
         let (account, ..) = bench.finish().await;
         assert_eq!(counts(&account), [25, 0, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_slot_is_lost_when_the_money_runs_out_in_the_middle_of_a_batch() {
+        let budgets = Budgets::new(None);
+        budgets.open(AgentIndex(0), "30".parse().ok());
+        let bench = Bench::start_with_budgets(600_000, Some(budgets));
+        bench.uptime(100.0);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        // Late by ten batches: each of them holds 64 slots.
+        tokio::time::advance(Duration::from_millis(64)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let slots = bench.start.elapsed().as_millis() as u64 * 10;
+        let (account, _, sink) = bench.finish().await;
+        let [attempts, delayed, dropped] = counts(&account);
+        // Each job sets 2 s at 1 wei aside, and is charged for one: 30 can be sent.
+        assert!((1..=30).contains(&attempts), "{attempts}");
+        let all = attempts + delayed + dropped;
+        assert!(all.abs_diff(slots) <= 3, "{all} of {slots}");
+        let reasons: Vec<Value> = sink
+            .events("rate_changed")
+            .iter()
+            .map(|event| event["reason"].clone())
+            .collect();
+        assert_eq!(reasons, ["uptime", "budget"]);
     }
 
     proptest! {
@@ -552,7 +584,7 @@ mod tests {
                 let bench = Bench::start(base, latency, places, None);
                 let mut changes = 1;
                 for (milliseconds, uptime) in steps {
-                    bench.uptime(uptime, base);
+                    bench.uptime(uptime);
                     changes += 1;
                     tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 }

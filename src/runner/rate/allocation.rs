@@ -2,7 +2,6 @@
 
 use std::str::FromStr;
 
-use super::policy::Policy;
 use crate::units::{JobsPerMinute, Percent, Share};
 
 /// The part of an even share that an agent keeps however badly it performs: it must be able to show
@@ -129,48 +128,35 @@ fn whole_parts(whole: u32, shares: &[f64]) -> Vec<u32> {
 
 /// What an agent gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Allotted {
+pub struct Allocation {
     /// The slots that are its own, of which the policy may withhold some.
     pub base: JobsPerMinute,
     /// The jobs that it is sent.
     pub rate: JobsPerMinute,
 }
 
-/// What agents get of their base rates for the shares that they have earned; `None` for an agent that is
-/// suspended.
-#[must_use]
-pub fn earned(policy: &Policy, bases: &[JobsPerMinute], shares: &[Option<Share>]) -> Vec<Allotted> {
-    let pairs = bases.iter().zip(shares);
-    pairs
-        .map(|(&base, share)| Allotted {
-            base,
-            rate: share.map_or(JobsPerMinute::ZERO, |share| policy.rate_of(base, share)),
-        })
-        .collect()
-}
-
 /// Gives what each agent has lost to those that have earned a greater share than it, in proportion to
 /// what they get: the slots become theirs. Where nobody is better, it stays withheld.
-pub fn redistribute(allotted: &mut [Allotted], shares: &[Option<Share>]) {
+pub fn redistribute(allocations: &mut [Allocation], shares: &[Option<Share>]) {
     let share = |n: usize| shares[n].unwrap_or(Share::NOTHING).get();
-    let mut best_first: Vec<usize> = (0..allotted.len()).collect();
+    let mut best_first: Vec<usize> = (0..allocations.len()).collect();
     best_first.sort_by(|&a, &b| share(b).total_cmp(&share(a)));
     // Each with what all that are better get.
     let mut groups: Vec<(&[usize], u64)> = Vec::new();
     let mut better = 0;
     for equals in best_first.chunk_by(|&a, &b| share(a).total_cmp(&share(b)).is_eq()) {
         groups.push((equals, better));
-        let rates = equals.iter().map(|&n| u64::from(allotted[n].rate.get()));
+        let rates = equals.iter().map(|&n| u64::from(allocations[n].rate.get()));
         better += rates.sum::<u64>();
     }
     let (mut given_away, mut given_to_each_job) = (0, 0.0);
-    let mut gains = vec![0.0; allotted.len()];
+    let mut gains = vec![0.0; allocations.len()];
     for (equals, better) in groups.into_iter().rev() {
         for &n in equals {
             gains[n] = given_to_each_job;
         }
         for &n in equals.iter().filter(|_| better > 0) {
-            let Allotted { base, rate } = &mut allotted[n];
+            let Allocation { base, rate } = &mut allocations[n];
             let loss = base.get().saturating_sub(rate.get());
             *base = *rate;
             given_away += loss;
@@ -179,24 +165,36 @@ pub fn redistribute(allotted: &mut [Allotted], shares: &[Option<Share>]) {
             given_to_each_job += f64::from(loss) / better;
         }
     }
-    let wanted: Vec<f64> = allotted
+    let wanted: Vec<f64> = allocations
         .iter()
         .zip(&gains)
-        .map(|(allotted, gain)| f64::from(allotted.rate.get()) * gain)
+        .map(|(allocations, gain)| f64::from(allocations.rate.get()) * gain)
         .collect();
-    for (allotted, gain) in allotted.iter_mut().zip(whole_parts(given_away, &wanted)) {
+    for (allocations, gain) in allocations.iter_mut().zip(whole_parts(given_away, &wanted)) {
         let more = |rate: JobsPerMinute| JobsPerMinute::new(rate.get() + gain);
-        (allotted.base, allotted.rate) = (more(allotted.base), more(allotted.rate));
+        (allocations.base, allocations.rate) = (more(allocations.base), more(allocations.rate));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::Policy;
     use super::*;
     use proptest::prelude::*;
 
     fn jobs(rate: u32) -> JobsPerMinute {
         JobsPerMinute::new(rate)
+    }
+
+    fn earned(bases: &[JobsPerMinute], shares: &[Option<Share>]) -> Vec<Allocation> {
+        let pairs = bases.iter().zip(shares);
+        let allocations = pairs.map(|(&base, share)| Allocation {
+            base,
+            rate: share.map_or(JobsPerMinute::ZERO, |share| {
+                Policy::default().rate_of(base, share)
+            }),
+        });
+        allocations.collect()
     }
 
     fn shared_out(total: u32, split: Split, weights: &[Option<f64>]) -> Vec<u32> {
@@ -209,9 +207,9 @@ mod tests {
     fn given(shares: &[Option<f64>]) -> Vec<(u32, u32)> {
         let bases = base_rates(jobs(100), Split::Equal, &vec![Some(1.0); shares.len()]);
         let shares: Vec<_> = shares.iter().map(|share| share.map(Share::new)).collect();
-        let mut allotted = earned(&Policy::default(), &bases, &shares);
-        redistribute(&mut allotted, &shares);
-        let pairs = allotted.iter();
+        let mut allocations = earned(&bases, &shares);
+        redistribute(&mut allocations, &shares);
+        let pairs = allocations.iter();
         pairs.map(|a| (a.base.get(), a.rate.get())).collect()
     }
 
@@ -299,7 +297,7 @@ mod tests {
                 prop_assert!(bases.iter().all(|base| f64::from(base.get()) >= least.floor()));
             }
             let shares: Vec<_> = agents.iter().map(|(_, share)| share.map(|s| Share::new(f64::from(s) / 4.0))).collect();
-            let before = earned(&Policy::default(), &bases, &shares);
+            let before = earned(&bases, &shares);
             let mut after = before.clone();
             redistribute(&mut after, &shares);
             prop_assert_eq!(sum(&mut after.iter().map(|a| a.base)), total.get());
@@ -308,12 +306,12 @@ mod tests {
             }
             // Brute force: each loss by itself, in exact parts.
             let mut expected: Vec<f64> = before.iter().map(|a| f64::from(a.rate.get())).collect();
-            for (loser, allotted) in before.iter().enumerate() {
+            for (loser, allocations) in before.iter().enumerate() {
                 let share = |n: usize| shares[n].map_or(0.0, Share::get);
                 let better: Vec<usize> = (0..before.len()).filter(|&n| share(n) > share(loser)).collect();
                 let all: f64 = better.iter().map(|&n| f64::from(before[n].rate.get())).sum();
                 for n in better.into_iter().filter(|_| all > 0.0) {
-                    let loss = f64::from(allotted.base.get() - allotted.rate.get());
+                    let loss = f64::from(allocations.base.get() - allocations.rate.get());
                     expected[n] += loss * f64::from(before[n].rate.get()) / all;
                 }
             }

@@ -1,16 +1,19 @@
-//! From what agents earn to what each is sent: of its own rate, or of a total that they share.
+//! The rate of each agent. The controller alone decides it: from what the agent has earned, its share of a
+//! total, and its budget. It publishes a [`TargetRate`], which the agent's submitter obeys.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::allocation::{Allotted, Split, base_rates, earned, redistribute};
+use super::allocation::{Allocation, Split, base_rates, redistribute};
+use super::decision::{ClaimChange, DecisionState, Observation, RateDecision};
 use super::job_stats::TrackRecord;
 use super::policy::Policy;
-use crate::runner::agents::monitor::Verdict;
+use crate::runner::events::event::{RateReason, State};
 use crate::runner::roster::AgentIndex;
-use crate::units::JobsPerMinute;
+use crate::units::{JobsPerMinute, Percent, Share};
 
 /// The part of a new weight that counts at once: one bad minute must not turn all rates over.
 const SMOOTHING: f64 = 0.3;
@@ -31,113 +34,197 @@ pub enum Sharing {
     },
 }
 
-/// What an agent's submitter has to do.
+/// What an agent is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Orders {
+pub struct TargetRate {
     /// The slots to account for.
     pub base: JobsPerMinute,
     /// The jobs to send.
     pub rate: JobsPerMinute,
-    /// What the agent has earned them by.
-    pub verdict: Verdict,
+    /// The last known uptime.
+    pub uptime: Option<Percent>,
+    /// Why base and rate are what they are.
+    pub reason: RateReason,
+}
+
+/// What an observation led to, beside the rate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observed {
+    /// That claim and evidence began or ceased to differ.
+    pub claim: Option<ClaimChange>,
+    /// When the rate may change though nothing new is known: the agent is to be observed again then.
+    pub again_at: Option<Instant>,
 }
 
 /// The rates of all agents.
 #[derive(Debug)]
-pub struct Rates {
+pub struct RateController {
     policy: Policy,
     sharing: Sharing,
-    seats: Mutex<Vec<Option<Seat>>>,
+    /// By agent; `None` for one that was removed.
+    entries: Mutex<Vec<Option<AgentEntry>>>,
 }
 
 #[derive(Debug)]
-struct Seat {
+struct AgentEntry {
     base: JobsPerMinute,
     weight: Option<f64>,
-    verdict: Option<Verdict>,
+    decisions: DecisionState,
+    budget_spent: bool,
     track_record: Arc<TrackRecord>,
-    orders: watch::Sender<Option<Orders>>,
+    target: watch::Sender<Option<TargetRate>>,
+    /// The share behind the target rate.
+    published_share: Option<Share>,
 }
 
-impl Seat {
-    /// Publishes what it gets, once something is known of the agent.
-    fn publish(&self, Allotted { base, rate }: Allotted) {
-        let Some(verdict) = self.verdict else {
+impl AgentEntry {
+    fn share(&self) -> Option<Share> {
+        self.decisions.decided().and_then(RateDecision::share)
+    }
+
+    fn allocation(&self, policy: &Policy) -> Allocation {
+        let decided = self.decisions.decided();
+        Allocation {
+            base: self.base,
+            rate: decided.map_or(JobsPerMinute::ZERO, |d| d.rate(policy, self.base)),
+        }
+    }
+
+    /// Publishes what the agent gets, once something was known of it.
+    fn publish(&mut self, Allocation { base, rate }: Allocation) {
+        let Some(decision) = self.decisions.decided() else {
             return;
         };
-        let orders = Some(Orders {
-            base,
-            rate,
-            verdict,
-        });
-        self.orders.send_if_modified(|published| {
-            let modified = *published != orders;
-            *published = orders;
+        let rate = if self.budget_spent {
+            JobsPerMinute::ZERO
+        } else {
+            rate
+        };
+        let earned_the_same = self.published_share == decision.share();
+        let budget_spent = self.budget_spent;
+        self.target.send_if_modified(|target| {
+            let reason = match (decision.reason(), *target) {
+                _ if budget_spent => RateReason::Budget,
+                (RateReason::Uptime, Some(old)) if earned_the_same => {
+                    if (old.base, old.rate) == (base, rate) {
+                        old.reason
+                    } else {
+                        RateReason::Allotment
+                    }
+                }
+                (reason, _) => reason,
+            };
+            let new = Some(TargetRate {
+                base,
+                rate,
+                uptime: decision.uptime(),
+                reason,
+            });
+            let modified = *target != new;
+            *target = new;
             modified
         });
+        self.published_share = decision.share();
     }
 }
 
-impl Rates {
+impl RateController {
     /// For no agent yet.
     #[must_use]
     pub fn new(policy: Policy, sharing: Sharing) -> Self {
         Self {
             policy,
             sharing,
-            seats: Mutex::default(),
+            entries: Mutex::default(),
         }
     }
 
-    /// Takes in an agent, whose orders come by what is returned. Of a total it has its part after the
-    /// next [`Self::rebalance`].
-    pub fn join(
+    /// Adds an agent, whose target rate is published on what is returned. Of a total it has its part
+    /// after the next [`Self::rebalance`].
+    pub fn add(
         &self,
         AgentIndex(agent): AgentIndex,
-        own: JobsPerMinute,
+        own_base: JobsPerMinute,
         track_record: Arc<TrackRecord>,
-    ) -> watch::Receiver<Option<Orders>> {
-        let (orders, receiver) = watch::channel(None);
+    ) -> watch::Receiver<Option<TargetRate>> {
+        let (target, receiver) = watch::channel(None);
         let base = match self.sharing {
-            Sharing::Own => own,
+            Sharing::Own => own_base,
             Sharing::Total { .. } => JobsPerMinute::ZERO,
         };
-        let mut seats = self.seats.lock();
-        if seats.len() <= agent {
-            seats.resize_with(agent + 1, || None);
+        let mut entries = self.entries.lock();
+        if entries.len() <= agent {
+            entries.resize_with(agent + 1, || None);
         }
-        seats[agent] = Some(Seat {
+        entries[agent] = Some(AgentEntry {
             base,
             weight: None,
-            verdict: None,
+            decisions: DecisionState::new(&self.policy),
+            budget_spent: false,
             track_record,
-            orders,
+            target,
+            published_share: None,
         });
         receiver
     }
 
-    /// Lets an agent go.
-    pub fn leave(&self, AgentIndex(agent): AgentIndex) {
-        self.seats.lock()[agent] = None;
+    /// Removes an agent; its channel closes.
+    pub fn remove(&self, AgentIndex(agent): AgentIndex) {
+        self.entries.lock()[agent] = None;
     }
 
-    /// Takes in what an agent earns now.
-    pub fn decide(&self, AgentIndex(agent): AgentIndex, verdict: Verdict) {
-        let mut seats = self.seats.lock();
-        // It may have left since.
-        let Some(seat) = seats.get_mut(agent).and_then(Option::as_mut) else {
-            return;
+    /// Decides anew what an agent has earned, by what is known of its uptime at `now`.
+    pub fn observe(
+        &self,
+        AgentIndex(agent): AgentIndex,
+        state: State,
+        uptime: Option<Percent>,
+        now: Instant,
+    ) -> Observed {
+        let mut entries = self.entries.lock();
+        let Some(entry) = entries.get_mut(agent).and_then(Option::as_mut) else {
+            // It was removed while its monitor observed it.
+            return Observed {
+                claim: None,
+                again_at: None,
+            };
         };
-        seat.verdict = Some(verdict);
-        if let Sharing::Total {
-            redistribute: true, ..
-        } = self.sharing
-        {
-            self.publish(&seats);
-            return;
+        let observation = Observation {
+            state,
+            uptime,
+            evidence: entry.track_record.evidence(now),
+        };
+        let before = entry.decisions.decided();
+        let claim = entry.decisions.decide(&self.policy, observation, now);
+        let observed = Observed {
+            claim,
+            again_at: entry.decisions.rises_at(),
+        };
+        if entry.decisions.decided() != before {
+            if self.redistributes() {
+                self.publish_all(&mut entries);
+            } else {
+                let allocation = entry.allocation(&self.policy);
+                entry.publish(allocation);
+            }
         }
-        let allotted = earned(&self.policy, &[seat.base], &[verdict.share()]);
-        seat.publish(allotted[0]);
+        observed
+    }
+
+    /// An agent's budget is spent: nothing more is sent to it.
+    pub fn budget_spent(&self, AgentIndex(agent): AgentIndex) {
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.get_mut(agent).and_then(Option::as_mut) {
+            entry.budget_spent = true;
+            let base = entry
+                .target
+                .borrow()
+                .map_or(entry.base, |target| target.base);
+            entry.publish(Allocation {
+                base,
+                rate: JobsPerMinute::ZERO,
+            });
+        }
     }
 
     /// Shares out a total anew, by what is known now.
@@ -145,40 +232,46 @@ impl Rates {
         let Sharing::Total { rate, split, .. } = self.sharing else {
             return;
         };
-        let mut seats = self.seats.lock();
-        let mut present: Vec<&mut Seat> = seats.iter_mut().flatten().collect();
-        for seat in &mut present {
-            let uptime = seat.verdict.and_then(Verdict::uptime);
-            let new = split.weight(uptime, seat.track_record.performance());
-            seat.weight = match (seat.weight, new) {
+        let mut entries = self.entries.lock();
+        let mut present: Vec<&mut AgentEntry> = entries.iter_mut().flatten().collect();
+        for entry in &mut present {
+            let uptime = entry.decisions.decided().and_then(RateDecision::uptime);
+            let new = split.weight(uptime, entry.track_record.performance());
+            entry.weight = match (entry.weight, new) {
                 (Some(old), Some(new)) if split == Split::Performance => {
                     Some(old + SMOOTHING * (new - old))
                 }
                 (old, new) => new.or(old),
             };
         }
-        let weights: Vec<_> = present.iter().map(|seat| seat.weight).collect();
-        for (seat, base) in present.into_iter().zip(base_rates(rate, split, &weights)) {
-            seat.base = base;
+        let weights: Vec<_> = present.iter().map(|entry| entry.weight).collect();
+        for (entry, base) in present.into_iter().zip(base_rates(rate, split, &weights)) {
+            entry.base = base;
         }
-        self.publish(&seats);
+        self.publish_all(&mut entries);
     }
 
-    fn publish(&self, seats: &[Option<Seat>]) {
-        let present = || seats.iter().flatten();
-        let bases: Vec<_> = present().map(|seat| seat.base).collect();
-        let shares: Vec<_> = present()
-            .map(|seat| seat.verdict.and_then(Verdict::share))
+    fn redistributes(&self) -> bool {
+        matches!(
+            self.sharing,
+            Sharing::Total {
+                redistribute: true,
+                ..
+            }
+        )
+    }
+
+    fn publish_all(&self, entries: &mut [Option<AgentEntry>]) {
+        let present = || entries.iter().flatten();
+        let mut allocations: Vec<_> = present()
+            .map(|entry| entry.allocation(&self.policy))
             .collect();
-        let mut allotted = earned(&self.policy, &bases, &shares);
-        if let Sharing::Total {
-            redistribute: true, ..
-        } = self.sharing
-        {
-            redistribute(&mut allotted, &shares);
+        if self.redistributes() {
+            let shares: Vec<_> = present().map(AgentEntry::share).collect();
+            redistribute(&mut allocations, &shares);
         }
-        for (seat, allotted) in present().zip(allotted) {
-            seat.publish(allotted);
+        for (entry, allocation) in entries.iter_mut().flatten().zip(allocations) {
+            entry.publish(allocation);
         }
     }
 }
@@ -191,16 +284,16 @@ mod tests {
     use crate::runner::testing::percent;
 
     struct Fleet {
-        rates: Rates,
-        orders: Vec<watch::Receiver<Option<Orders>>>,
+        rates: RateController,
+        orders: Vec<watch::Receiver<Option<TargetRate>>>,
     }
 
     impl Fleet {
         fn of(agents: usize, sharing: Sharing) -> Self {
-            let rates = Rates::new(Policy::default(), sharing);
+            let rates = RateController::new(Policy::default(), sharing);
             let orders = (0..agents).map(|agent| {
                 let track_record = TrackRecord::new(None, Duration::from_hours(1));
-                rates.join(
+                rates.add(
                     AgentIndex(agent),
                     JobsPerMinute::new(60),
                     Arc::new(track_record),
@@ -212,10 +305,16 @@ mod tests {
         }
 
         fn uptime(&self, agent: usize, uptime: f64) {
-            let uptime = percent(uptime);
-            let share = Policy::default().share(uptime);
-            self.rates
-                .decide(AgentIndex(agent), Verdict::Earns { uptime, share });
+            self.rates.observe(
+                AgentIndex(agent),
+                State::Fresh,
+                Some(percent(uptime)),
+                Instant::now(),
+            );
+        }
+
+        fn reason(&self, agent: usize) -> RateReason {
+            self.orders[agent].borrow().unwrap().reason
         }
 
         /// Base and rate of each agent of which something is known.
@@ -265,12 +364,12 @@ mod tests {
         let track_record = Arc::new(TrackRecord::new(None, Duration::from_hours(1)));
         let joined = fleet
             .rates
-            .join(AgentIndex(2), JobsPerMinute::new(60), track_record);
+            .add(AgentIndex(2), JobsPerMinute::new(60), track_record);
         fleet.orders.push(joined);
         fleet.rates.rebalance();
         fleet.uptime(2, 99.5);
         assert_eq!(fleet.now(), [Some((34, 34)), None, Some((33, 33))]);
-        fleet.rates.leave(AgentIndex(1));
+        fleet.rates.remove(AgentIndex(1));
         fleet.rates.rebalance();
         assert_eq!(fleet.now(), [Some((50, 50)), None, Some((50, 50))]);
         // Too late to matter.
@@ -288,5 +387,42 @@ mod tests {
         assert_eq!(fleet.now(), [Some((50, 50)), Some((50, 0))]);
         fleet.rates.rebalance();
         assert_eq!(fleet.now(), [Some((100, 100)), Some((0, 0))]);
+    }
+
+    #[test]
+    fn the_reason_is_that_of_the_last_change() {
+        let fleet = Fleet::of(2, total(Split::Uptime, false));
+        fleet.uptime(0, 100.0);
+        fleet.uptime(1, 100.0);
+        fleet.rates.rebalance();
+        assert_eq!(fleet.reason(0), RateReason::Uptime);
+        fleet.uptime(1, 50.0);
+        fleet.rates.rebalance();
+        // The one earned the same of another part, the other less.
+        assert_eq!(fleet.reason(0), RateReason::Allotment);
+        assert_eq!(fleet.now()[0], Some((67, 67)));
+        fleet.uptime(0, 96.0);
+        assert_eq!(fleet.reason(0), RateReason::Uptime);
+        let stale = |state| {
+            let now = Instant::now();
+            let uptime = Some(percent(96.0));
+            fleet.rates.observe(AgentIndex(0), state, uptime, now);
+        };
+        stale(State::Stale);
+        assert_eq!(fleet.reason(0), RateReason::Stale);
+        assert_eq!(fleet.now()[0], Some((67, 0)));
+    }
+
+    #[test]
+    fn an_agent_whose_budget_is_spent_is_sent_nothing_whatever_it_earns() {
+        let fleet = Fleet::of(2, Sharing::Own);
+        fleet.uptime(0, 100.0);
+        fleet.uptime(1, 100.0);
+        fleet.rates.budget_spent(AgentIndex(0));
+        assert_eq!(fleet.now(), [Some((60, 0)), Some((60, 60))]);
+        assert_eq!(fleet.reason(0), RateReason::Budget);
+        fleet.uptime(0, 96.0);
+        assert_eq!(fleet.now()[0], Some((60, 0)));
+        assert_eq!(fleet.reason(0), RateReason::Budget);
     }
 }

@@ -3,5 +3,6 @@
 pub mod allocation;
 pub mod claims;
 pub mod controller;
+pub mod decision;
 pub mod job_stats;
 pub mod policy;
