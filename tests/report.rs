@@ -401,6 +401,16 @@ fn what_cannot_be_reported_is_told() {
             "{err}"
         );
     }
+    // A policy of a later release is not taken for the default.
+    let later = folder.path().join("later.db");
+    fixture(&later);
+    open_to_write(&later)
+        .unwrap()
+        .execute("UPDATE runs SET policy = 'steps:1'", ())
+        .unwrap();
+    let (code, out, err) = report(&[later.to_str().unwrap()]);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.contains("runs.policy 'steps:1'"), "{err}");
     let (code, _, err) = report(&["x.db", "--what-if", "steps"]);
     assert_eq!(code, Some(2));
     assert!(

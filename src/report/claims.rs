@@ -83,7 +83,7 @@ fn look(
 ) -> Option<Contradicted> {
     let uptime = uptimes.mean(from, until)?;
     let policy = &runs.iter().find(|run| run.end > from)?.policy;
-    let found = contradiction(&policy.parse().unwrap_or_default(), uptime, evidence)?;
+    let found = contradiction(policy, uptime, evidence)?;
     Some(Contradicted {
         from,
         until,
@@ -104,7 +104,7 @@ mod tests {
         let runs = [Timeline {
             uptimes: vec![(0, Percent::new(99.5).ok())],
             end: 10 * HOUR,
-            policy: "tiers:99=100,90=10".to_owned(),
+            policy: "tiers:99=100,90=10".parse().unwrap(),
             ..Timeline::default()
         }];
         let hours = [

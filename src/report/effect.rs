@@ -117,6 +117,7 @@ mod tests {
     use super::super::timeline::RateStep;
     use super::*;
     use crate::runner::events::event::RateReason;
+    use crate::runner::rate::policy::Policy;
     use crate::units::JobsPerMinute;
     use proptest::prelude::*;
 
@@ -136,7 +137,7 @@ mod tests {
                 .map(|&(at, _, uptime)| (at * 1_000_000, Percent::new(uptime).ok()))
                 .collect(),
             end: end * 1_000_000,
-            policy: String::new(),
+            policy: Policy::default(),
         }
     }
 

@@ -11,6 +11,7 @@ use super::period::Period;
 use super::tally::{JobRecord, Tally, Terms};
 use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
 use crate::runner::events::event::RateReason;
+use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
 
@@ -25,8 +26,8 @@ pub struct History {
     pub from: Micros,
     /// See `from`.
     pub until: Micros,
-    /// The last run's policy, as text.
-    pub policy: String,
+    /// The last run's policy.
+    pub policy: Policy,
     /// By agent's name.
     pub agents: BTreeMap<String, AgentHistory>,
 }
@@ -70,7 +71,7 @@ pub struct Reading {
 struct Run {
     started_at: Micros,
     end: Micros,
-    policy: String,
+    policy: Policy,
 }
 
 impl History {
@@ -145,8 +146,12 @@ impl History {
             }
             self.runs += 1;
             self.records_dropped += row.get::<_, i64>(4)?.unsigned_abs();
-            self.policy = row.get(3)?;
-            let policy = self.policy.clone();
+            let policy: String = row.get(3)?;
+            let policy: Policy = policy.parse().map_err(|_| HistoryError::Unknown {
+                column: "runs.policy",
+                value: policy,
+            })?;
+            self.policy = policy.clone();
             let run_of = Run {
                 started_at,
                 end,

@@ -117,7 +117,7 @@ mod tests {
             reason: RateReason::Uptime,
         });
         Timeline {
-            policy: String::new(),
+            policy: Policy::default(),
             rates: first.into_iter().collect(),
             uptimes: uptimes
                 .iter()

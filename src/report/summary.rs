@@ -158,11 +158,11 @@ impl Report {
     /// What a history says.
     #[must_use]
     pub fn of(history: &History, questions: &Questions<'_>) -> Self {
-        let recorded: Policy = history.policy.parse().unwrap_or_default();
+        let recorded = &history.policy;
         let agents: BTreeMap<String, AgentReport> = history
             .agents
             .iter()
-            .map(|(name, agent)| (name.clone(), agent_report(agent, questions, &recorded)))
+            .map(|(name, agent)| (name.clone(), agent_report(agent, questions, recorded)))
             .collect();
         let total = total(history, &agents);
         Self {
@@ -174,7 +174,7 @@ impl Report {
             suggestion: questions.value.map(|value| {
                 let pasts = history.agents.values();
                 let pasts = pasts.map(|agent| (&agent.runs[..], &agent.jobs));
-                suggest(pasts, &recorded, value, mean_cost(&agents))
+                suggest(pasts, recorded, value, mean_cost(&agents))
             }),
             agents,
             total,

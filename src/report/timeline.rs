@@ -7,6 +7,7 @@ use std::ops::{Add, Sub};
 use chrono::{DateTime, SecondsFormat};
 
 use crate::runner::events::event::RateReason;
+use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
 
 /// Microseconds since 1970.
@@ -150,8 +151,8 @@ pub struct Timeline {
     pub uptimes: Vec<(Micros, Option<Percent>)>,
     /// When the run ended; of one that was killed, its last record.
     pub end: Micros,
-    /// How the rates followed from the uptimes, in the words of `--policy`.
-    pub policy: String,
+    /// How the rates followed from the uptimes.
+    pub policy: Policy,
 }
 
 impl Timeline {
@@ -326,7 +327,7 @@ mod tests {
                 (4 * MINUTE, Some(Percent::whole(95))),
             ],
             end: 5 * MINUTE,
-            policy: String::new(),
+            policy: Policy::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use chrono::Utc;
 use parking_lot::{Condvar, Mutex};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, named_params, params};
 
 use super::event::{Event, JobDone, RateChanged, UptimePolled};
 use super::worker::Worker;
@@ -24,6 +24,18 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
 /// The pause before a commit that failed is tried again, and how long that goes on at the end.
 const RETRY: Duration = Duration::from_millis(500);
 const LAST_TRIES: Duration = Duration::from_secs(5);
+
+const INSERT_JOB: &str = "
+    INSERT INTO jobs (run, sent_at, agent, capability, job_id, outcome, status, latency_us, \
+        send_lag_us, rate, uptime_percent, orchestrator, balance_wei, error)
+    VALUES (:run, :sent_at, :agent, :capability, :job_id, :outcome, :status, :latency_us, \
+        :send_lag_us, :rate, :uptime_percent, :orchestrator, :balance_wei, :error)";
+const INSERT_POLL: &str = "
+    INSERT INTO polls (run, at, agent, state, uptime_percent, pings)
+    VALUES (:run, :at, :agent, :state, :uptime_percent, :pings)";
+const INSERT_RATE: &str = "
+    INSERT INTO rates (run, at, agent, rate_before, rate, base_rate, uptime_percent, reason)
+    VALUES (:run, :at, :agent, :rate_before, :rate, :base_rate, :uptime_percent, :reason)";
 
 /// What a run is known by in the file.
 #[derive(Debug, Clone)]
@@ -233,13 +245,9 @@ impl Keeper {
         // Not kept before the commit: a batch that fails is tried again.
         let mut agents = self.agents.clone();
         {
-            let mut jobs = transaction.prepare(
-                "INSERT INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
-            )?;
-            let mut polls =
-                transaction.prepare("INSERT INTO polls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-            let mut rates =
-                transaction.prepare("INSERT INTO rates VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+            let mut jobs = transaction.prepare(INSERT_JOB)?;
+            let mut polls = transaction.prepare(INSERT_POLL)?;
+            let mut rates = transaction.prepare(INSERT_RATE)?;
             let capability = |CapabilityIndex(index): CapabilityIndex| self.capabilities[index];
             for record in batch {
                 let agent = |AgentIndex(index): AgentIndex| agents[index];
@@ -248,40 +256,40 @@ impl Keeper {
                         agents.push(agent_row(&transaction, self.run, terms)?);
                         continue;
                     }
-                    Record::Job(job) => jobs.execute(params![
-                        self.run,
-                        job.ts.timestamp_micros(),
-                        agent(job.agent),
-                        capability(job.capability),
-                        job.job_id.as_bytes(),
-                        job.answer.outcome.name(),
-                        job.answer.status,
-                        micros(job.latency),
-                        micros(job.send_lag),
-                        job.rate.get(),
-                        job.uptime.get(),
-                        job.answer.orchestrator,
-                        job.answer.balance_wei,
-                        job.answer.error,
-                    ])?,
-                    Record::Poll(polled) => polls.execute(params![
-                        self.run,
-                        polled.ts.timestamp_micros(),
-                        agent(polled.agent),
-                        polled.state.name(),
-                        polled.uptime.map(f64::from),
-                        i64::try_from(polled.pings).unwrap_or(i64::MAX),
-                    ])?,
-                    Record::Rate(changed) => rates.execute(params![
-                        self.run,
-                        changed.ts.timestamp_micros(),
-                        agent(changed.agent),
-                        changed.from.get(),
-                        changed.to.get(),
-                        changed.base.get(),
-                        changed.uptime.map(f64::from),
-                        changed.reason.name(),
-                    ])?,
+                    Record::Job(job) => jobs.execute(named_params! {
+                        ":run": self.run,
+                        ":sent_at": job.ts.timestamp_micros(),
+                        ":agent": agent(job.agent),
+                        ":capability": capability(job.capability),
+                        ":job_id": job.job_id.as_bytes(),
+                        ":outcome": job.answer.outcome.name(),
+                        ":status": job.answer.status,
+                        ":latency_us": micros(job.latency),
+                        ":send_lag_us": micros(job.send_lag),
+                        ":rate": job.rate.get(),
+                        ":uptime_percent": job.uptime.get(),
+                        ":orchestrator": job.answer.orchestrator,
+                        ":balance_wei": job.answer.balance_wei,
+                        ":error": job.answer.error,
+                    })?,
+                    Record::Poll(polled) => polls.execute(named_params! {
+                        ":run": self.run,
+                        ":at": polled.ts.timestamp_micros(),
+                        ":agent": agent(polled.agent),
+                        ":state": polled.state.name(),
+                        ":uptime_percent": polled.uptime.map(f64::from),
+                        ":pings": i64::try_from(polled.pings).unwrap_or(i64::MAX),
+                    })?,
+                    Record::Rate(changed) => rates.execute(named_params! {
+                        ":run": self.run,
+                        ":at": changed.ts.timestamp_micros(),
+                        ":agent": agent(changed.agent),
+                        ":rate_before": changed.from.get(),
+                        ":rate": changed.to.get(),
+                        ":base_rate": changed.base.get(),
+                        ":uptime_percent": changed.uptime.map(f64::from),
+                        ":reason": changed.reason.name(),
+                    })?,
                 };
             }
         }
@@ -306,13 +314,14 @@ fn agent_row(connection: &Connection, run: i64, terms: &Terms) -> rusqlite::Resu
     let agent = row_of(connection, add, find, &terms.id)?;
     let price = terms.price.as_ref().map(ToString::to_string);
     connection.execute(
-        "INSERT OR REPLACE INTO run_agents VALUES (?1, ?2, ?3, ?4)",
-        params![
-            run,
-            agent,
-            price,
-            terms.own_orchestrators.as_ref().map(|own| own.join("\n"))
-        ],
+        "INSERT OR REPLACE INTO run_agents (run, agent, price_wei, orchestrators)
+         VALUES (:run, :agent, :price_wei, :orchestrators)",
+        named_params! {
+            ":run": run,
+            ":agent": agent,
+            ":price_wei": price,
+            ":orchestrators": terms.own_orchestrators.as_ref().map(|own| own.join("\n")),
+        },
     )?;
     Ok(agent)
 }
