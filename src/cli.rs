@@ -1,18 +1,17 @@
 //! Every command and option.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::agent::AgentConfig;
 use crate::agent::options::AgentOptions;
 use crate::ping_system::PingSystemConfig;
-use crate::ping_system::options::PingSystemOptions;
+use crate::ping_system::options::{PingSystemOptions, UnitVariables};
 use crate::report::ReportOptions;
-use crate::runner::config::RunnerConfig;
-use crate::runner::config::options::RunnerOptions;
+use crate::runner::config::{Layers, RunnerArgs, RunnerConfig};
 use crate::sim::demo::DemoOptions;
 use crate::sim::mock::{Mock, MockOptions};
 
@@ -22,7 +21,6 @@ use crate::sim::mock::{Mock, MockOptions};
     version,
     args_conflicts_with_subcommands = true,
     allow_negative_numbers = true,
-    mut_args = |arg| arg.hide_env(true),
     override_usage = "uptime-runner --agent <ID>... [OPTIONS]\n       uptime-runner <COMMAND> [OPTIONS]",
     after_help = AFTER_HELP
 )]
@@ -34,6 +32,9 @@ pub struct Cli {
     #[command(flatten)]
     pub runner: RunnerArgs,
 }
+
+const CHECK: &str = "check";
+const PING_SYSTEM: &str = "ping-system";
 
 const AFTER_HELP: &str = "\
 Uptime and job rate: 99 % and over earn the whole rate, 95 % half, 90 % a tenth, below nothing.
@@ -94,16 +95,59 @@ pub enum Task {
 }
 
 impl Cli {
-    /// What was typed. `AGENT_MODE=true` without arguments means the agent (CONTRACT.md section 3).
-    #[must_use]
-    pub fn typed() -> Self {
+    /// What was typed, with what environment and file say beside it. `AGENT_MODE=true` without arguments
+    /// means the agent (CONTRACT.md section 3). Ends the program where the command line is wrong, or
+    /// asks for help.
+    ///
+    /// # Errors
+    /// Bad input in environment or file, in a message that names the variable or the line.
+    pub fn typed() -> anyhow::Result<Self> {
         let agent_mode =
             std::env::var("AGENT_MODE").is_ok_and(|mode| mode == "true" || mode == "1");
-        let mut arguments: Vec<_> = std::env::args_os().collect();
+        let mut arguments: Vec<OsString> = std::env::args_os().collect();
         if agent_mode && arguments.len() <= 1 {
             arguments = vec!["uptime-runner".into(), "agent".into()];
         }
-        Self::parse_from(arguments)
+        let command = Self::command();
+        let matches = command.clone().get_matches_from(&arguments);
+        match matches.subcommand() {
+            None => Self::with_layers(&command, &matches, arguments, None),
+            Some((CHECK, typed)) => Self::with_layers(&command, typed, arguments, Some(CHECK)),
+            Some((PING_SYSTEM, _)) => {
+                let variables = UnitVariables::read()?;
+                let command =
+                    command.mut_subcommand(PING_SYSTEM, |command| variables.prepare(command));
+                Self::read(&command.get_matches_from(arguments))
+            }
+            Some(_) => Self::read(&matches),
+        }
+    }
+
+    fn read(matches: &ArgMatches) -> anyhow::Result<Self> {
+        Self::from_arg_matches(matches).context("the command line cannot be read")
+    }
+
+    /// Reads the command line again, with the runner's options from environment and file.
+    fn with_layers(
+        command: &clap::Command,
+        typed: &ArgMatches,
+        mut arguments: Vec<OsString>,
+        subcommand: Option<&'static str>,
+    ) -> anyhow::Result<Self> {
+        let runner = subcommand.and_then(|name| command.find_subcommand(name));
+        let layers = Layers::read(runner.unwrap_or(command), typed)?;
+        arguments.extend(layers.flags().cloned());
+        let command = command.clone();
+        let command = match subcommand {
+            Some(name) => command.mut_subcommand(name, |runner| layers.prepare(runner)),
+            None => layers.prepare(command),
+        };
+        let mut cli = Self::read(&command.get_matches_from(arguments))?;
+        match &mut cli.command {
+            Some(Command::Check(runner)) => runner.add_file(layers),
+            _ => cli.runner.add_file(layers),
+        }
+        Ok(cli)
     }
 
     /// Checks everything before anything is done.
@@ -146,28 +190,4 @@ fn manual(of: Option<&str>) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     clap_mangen::Man::new(command).render(&mut text)?;
     Ok(text)
-}
-
-/// The job runner's command line.
-#[derive(Debug, Args)]
-pub struct RunnerArgs {
-    /// TOML file with any of these options, further capabilities and agents
-    #[arg(long, value_name = "FILE", env = "UPTIME_RUNNER_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// What can stand in the file, too.
-    #[command(flatten)]
-    pub options: RunnerOptions,
-}
-
-impl RunnerArgs {
-    /// Reads the file, where there is one, and checks everything.
-    ///
-    /// # Errors
-    /// Bad input, in a message that names the option or the file's line.
-    pub fn resolve(self) -> anyhow::Result<RunnerConfig> {
-        match &self.config {
-            Some(file) => self.options.resolve_with_file(file),
-            None => self.options.resolve(),
-        }
-    }
 }

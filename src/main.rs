@@ -13,7 +13,7 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let cli = Cli::typed();
-    let task = match telemetry::start_log().and_then(|()| cli.resolve()) {
+    let task = match telemetry::start_log().and(cli).and_then(Cli::resolve) {
         Ok(task) => task,
         Err(error) => return complain(&format!("{error:#}"), BAD_INPUT),
     };

@@ -43,9 +43,9 @@ pub struct PingSystemOptions {
         hide_env_values = true
     )]
     database: String,
-    /// Time between pings of an agent with good uptime [env: PING_BASE_INTERVAL_MINUTES=] [default: 15m]
-    #[arg(long, value_name = "T")]
-    base_interval: Option<Span>,
+    /// Time between pings of an agent with good uptime [env: PING_BASE_INTERVAL_MINUTES=]
+    #[arg(long, value_name = "T", default_value = "15m")]
+    base_interval: Span,
     /// Uptime at or over this many percent is good
     #[arg(
         long,
@@ -62,9 +62,9 @@ pub struct PingSystemOptions {
         default_value = "2.0"
     )]
     escalation_multiplier: Multiplier,
-    /// The longest time between pings [env: PING_MAX_INTERVAL_HOURS=] [default: 24h]
-    #[arg(long, value_name = "T")]
-    max_interval: Option<Span>,
+    /// The longest time between pings [env: PING_MAX_INTERVAL_HOURS=]
+    #[arg(long, value_name = "T", default_value = "24h")]
+    max_interval: Span,
     /// Good pings in a row that make all poor ones good
     #[arg(
         long,
@@ -81,9 +81,9 @@ pub struct PingSystemOptions {
         default_value = "true"
     )]
     first_ping_grace: Switch,
-    /// The longest wait for an agent's answer [env: PING_RESPONSE_TIMEOUT_SECONDS=] [default: 10s]
-    #[arg(long, value_name = "T")]
-    response_timeout: Option<Span>,
+    /// The longest wait for an agent's answer [env: PING_RESPONSE_TIMEOUT_SECONDS=]
+    #[arg(long, value_name = "T", default_value = "10s")]
+    response_timeout: Span,
     /// Agents that are asked at once
     #[arg(
         long,
@@ -134,16 +134,8 @@ impl PingSystemOptions {
             tokens.write.is_some() || self.allow_unauthenticated,
             "PING_TOKEN",
         )?;
-        let base = length(
-            self.base_interval,
-            ("PING_BASE_INTERVAL_MINUTES", MINUTE),
-            15 * MINUTE,
-        )?;
-        let max = length(
-            self.max_interval,
-            ("PING_MAX_INTERVAL_HOURS", HOUR),
-            24 * HOUR,
-        )?;
+        let base = self.base_interval.get();
+        let max = self.max_interval.get();
         ensure!(
             base <= max,
             "--base-interval {base:?} (PING_BASE_INTERVAL_MINUTES) is over --max-interval {max:?} (PING_MAX_INTERVAL_HOURS): expected at most that"
@@ -172,11 +164,7 @@ impl PingSystemOptions {
                 },
                 first_ping_grace: self.first_ping_grace.0,
             },
-            response_timeout: length(
-                self.response_timeout,
-                ("PING_RESPONSE_TIMEOUT_SECONDS", SECOND),
-                10 * SECOND,
-            )?,
+            response_timeout: self.response_timeout.get(),
             max_concurrent,
             retention: self.retention.get(),
             tokens,
@@ -200,24 +188,46 @@ fn token(option: &str, file: Option<PathBuf>, variable: &str) -> anyhow::Result<
     Ok(secret(option, file, variable)?.as_deref().map(Token::new))
 }
 
-/// A length of time from a flag, or from a variable whose name says the unit of a bare number.
-fn length(
-    flag: Option<Span>,
-    (variable, unit): (&str, Duration),
-    default: Duration,
-) -> anyhow::Result<Duration> {
-    if let Some(flag) = flag {
-        return Ok(flag.get());
+/// The options whose variable names the unit of a bare number.
+const UNIT_VARIABLES: [(&str, &str, Duration); 3] = [
+    ("base_interval", "PING_BASE_INTERVAL_MINUTES", MINUTE),
+    ("max_interval", "PING_MAX_INTERVAL_HOURS", HOUR),
+    ("response_timeout", "PING_RESPONSE_TIMEOUT_SECONDS", SECOND),
+];
+
+/// What these variables are set to: they take the place of their options' defaults.
+#[derive(Debug)]
+pub struct UnitVariables(Vec<(&'static str, String)>);
+
+impl UnitVariables {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// One that is no length of time, in a message that names it.
+    pub fn read() -> anyhow::Result<Self> {
+        let mut values = Vec::new();
+        for (option, variable, unit) in UNIT_VARIABLES {
+            let Ok(text) = std::env::var(variable) else {
+                continue;
+            };
+            let span = in_unit(&text, unit).with_context(|| {
+                format!(
+                    "{variable}='{}': expected a number over 0, as in 0.5, or a length of time, as in 90s",
+                    text.escape_debug()
+                )
+            })?;
+            values.push((option, span.get().as_secs_f64().to_string()));
+        }
+        Ok(Self(values))
     }
-    let Ok(text) = std::env::var(variable) else {
-        return Ok(default);
-    };
-    in_unit(&text, unit).map(Span::get).with_context(|| {
-        format!(
-            "{variable}='{}': expected a number over 0, as in 0.5, or a length of time, as in 90s",
-            text.escape_debug()
-        )
-    })
+
+    /// The command with these defaults.
+    #[must_use]
+    pub fn prepare(&self, command: clap::Command) -> clap::Command {
+        self.0.iter().fold(command, |command, (option, value)| {
+            command.mut_arg(option, |arg| arg.default_value(value.clone()))
+        })
+    }
 }
 
 fn in_unit(text: &str, unit: Duration) -> Option<Span> {

@@ -57,9 +57,9 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Ended> {
                 system.url,
                 agents.len()
             )));
-            let listed = agents.keys().filter(|id| config.all_agents && config.is_ours(id));
-            let listed = listed.map(|id| config.agent(id));
-            let wanted = config.agents_at_start().iter().cloned().chain(listed);
+            let listed = agents.keys().filter(|id| config.agents.all && config.agents.is_ours(id));
+            let listed = listed.map(|id| config.agents.agent(id));
+            let wanted = config.agents.at_start().iter().cloned().chain(listed);
             for wanted in wanted {
                 let known = agents.get(&wanted.id);
                 findings.push(uptime(&config, &system, &wanted.id, &agents).await);
@@ -72,7 +72,7 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Ended> {
             "ping system: {error}. Start it (uptime-runner ping-system), or name another (--ping-url)"
         ))),
     }
-    findings.push(gateway(&config.gateway.url).await);
+    findings.push(gateway(&config.gateway.endpoint.url).await);
 
     let lines = findings.iter().map(Finding::line);
     terminal::print(lines.collect::<String>().as_bytes())?;
@@ -107,18 +107,15 @@ async fn uptime(
     }
     match answer {
         Ok(picture) => {
-            let reading = picture.reading(Utc::now(), config.uptime_window);
+            let reading = picture.reading(Utc::now(), config.ping.window);
             let Some(uptime) = reading.uptime else {
                 return Finding::Fails(format!(
                     "{agent_id}: registered, but no ping covers now: no job would be sent. \
                      Is the ping system asking it? Its dashboard and log tell"
                 ));
             };
-            let wanted = config.agents.iter().find(|wanted| wanted.id == agent_id);
-            let base_rate = wanted
-                .and_then(|wanted| wanted.base_rate)
-                .unwrap_or(config.base_rate);
-            let rate = config.policy.rate(base_rate, uptime);
+            let base_rate = config.base_rate(&config.agents.agent(agent_id));
+            let rate = config.rate.policy.rate(base_rate, uptime);
             let what = format!(
                 "{agent_id}: uptime {} % of {} pings, which earns {rate} of {base_rate} jobs/min",
                 uptime.floored(2),

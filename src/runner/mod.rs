@@ -122,6 +122,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
     }
     let missed = run
         .config
+        .output
         .requirements
         .iter()
         .filter_map(|required| required.missed(&total));
@@ -148,7 +149,7 @@ impl Run {
         stop: CancellationToken,
         output_failed: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let metrics_listener = match config.metrics_listen {
+        let metrics_listener = match config.output.metrics_listen {
             Some(address) => Some(net::server::listen("--metrics-listen", address).await?),
             None => None,
         };
@@ -162,37 +163,44 @@ impl Run {
         warn_of_short_timeouts(&config);
         warn_of_empty_tiers(&config);
 
-        let routes = config.capabilities.iter().map(|capability| {
+        let routes = config.gateway.capabilities.iter().map(|capability| {
             let path = format!(
                 "process/request/{}",
                 capability.route.trim_start_matches('/')
             );
-            with_path(&config.gateway.url, &path)
+            with_path(&config.gateway.endpoint.url, &path)
         });
-        let rates = Arc::new(RateController::new(config.policy.clone(), config.sharing));
+        let rates = Arc::new(RateController::new(
+            config.rate.policy.clone(),
+            config.rate.sharing,
+        ));
         let shared = Arc::new(Shared {
             gateway: Gateway::new(
                 client.clone(),
                 routes.collect(),
-                config.gateway.authorization.clone(),
+                config.gateway.endpoint.authorization.clone(),
             ),
             timeouts: config
+                .gateway
                 .capabilities
                 .iter()
-                .map(|capability| config.timeout.unwrap_or(capability.patience()))
+                .map(|capability| config.gateway.timeout.unwrap_or(capability.patience()))
                 .collect(),
-            places: Arc::new(Places::new(config.max_in_flight)),
-            job_count: JobCount::new(config.max_jobs),
+            places: Arc::new(Places::new(config.limits.max_in_flight)),
+            job_count: JobCount::new(config.limits.max_jobs),
             budgets: config
                 .has_budgets()
-                .then(|| Budgets::new(config.budget.clone())),
+                .then(|| Budgets::new(config.limits.budget.clone())),
             recorder: Arc::clone(&recorder),
             rates: Arc::clone(&rates),
             jobs: TaskTracker::new(),
             stop: stop.clone(),
         });
         let ping_system = Arc::new(ping_system(&config, client));
-        let ends_at = config.duration.map(|duration| Instant::now() + duration);
+        let ends_at = config
+            .limits
+            .duration
+            .map(|duration| Instant::now() + duration);
         let config = Arc::new(config);
 
         let mut helpers = JoinSet::new();
@@ -209,17 +217,17 @@ impl Run {
                 CancellationToken::new(),
             ));
         }
-        if config.output == OutputFormat::Text && terminal::columns().is_some() {
+        if config.output.format == OutputFormat::Text && terminal::columns().is_some() {
             helpers.spawn(show_status(Arc::clone(&recorder), text, in_flight, ends_at));
         }
-        if config.sharing != Sharing::Own {
+        if config.rate.sharing != Sharing::Own {
             helpers.spawn(agents::fleet::rebalance(
                 Arc::clone(&rates),
                 Arc::clone(&config),
             ));
         }
         let (sender, listed) = mpsc::channel(1);
-        if config.all_agents {
+        if config.agents.all {
             let (ping_system, config) = (Arc::clone(&ping_system), Arc::clone(&config));
             helpers.spawn(agents::fleet::watch_list(ping_system, config, sender));
         }
@@ -245,7 +253,7 @@ impl Run {
 }
 
 fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
-    let with_tls = [&config.ping.url, &config.gateway.url]
+    let with_tls = [&config.ping.endpoint.url, &config.gateway.endpoint.url]
         .iter()
         .any(|u| u.scheme() == "https");
     net::client::new(with_tls, config.extra_roots.clone())
@@ -255,10 +263,10 @@ fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
 fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
     PingSystem {
         client,
-        url: config.ping.url.clone(),
-        authorization: config.ping.authorization.clone(),
-        window: config.uptime_window,
-        patience: config.uptime_interval.min(LONGEST_QUESTION),
+        url: config.ping.endpoint.url.clone(),
+        authorization: config.ping.endpoint.authorization.clone(),
+        window: config.ping.window,
+        patience: config.ping.interval.min(LONGEST_QUESTION),
         places: Semaphore::new(QUESTIONS_AT_ONCE),
         last_look: Mutex::default(),
     }
@@ -269,25 +277,28 @@ fn recorder(
     text: TextOutput,
     output_failed: CancellationToken,
 ) -> anyhow::Result<Recorder> {
-    let output = match config.output {
+    let output = match config.output.format {
         OutputFormat::Text => Output::Text(text),
         OutputFormat::Json => Output::Json(JsonOutput),
     };
     let roster = Roster {
         agents: config
-            .agents_at_start()
+            .agents
+            .at_start()
             .iter()
             .map(|agent| agent.id.as_str().into())
             .collect(),
         capabilities: config
+            .gateway
             .capabilities
             .iter()
             .map(|c| c.name.as_str().into())
             .collect(),
-        base_rate: config.base_rate,
+        base_rate: config.rate.base,
     };
     let recording = config
         .record
+        .file
         .as_deref()
         .map(|file| Recording::start(file, &description(config)))
         .transpose()?;
@@ -296,7 +307,7 @@ fn recorder(
     Ok(Recorder::new(
         roster,
         output,
-        config.stats_every,
+        config.output.stats_every,
         writer,
         recording,
     )?)
@@ -304,30 +315,31 @@ fn recorder(
 
 /// What is recorded of the run itself.
 fn description(config: &RunnerConfig) -> RunDescription {
-    let agents = config.agents_at_start().iter();
-    let capabilities = config.capabilities.iter();
+    let agents = config.agents.at_start().iter();
+    let capabilities = config.gateway.capabilities.iter();
     RunDescription {
         agents: agents.map(|agent| terms(agent, config)).collect(),
         capabilities: capabilities.map(|c| c.name.as_str().into()).collect(),
-        policy: config.policy.to_string(),
+        policy: config.rate.policy.to_string(),
     }
 }
 
 fn warn_of_empty_tiers(config: &RunnerConfig) {
-    let rates = match config.sharing {
+    let rates = match config.rate.sharing {
         Sharing::Own => config
-            .agents_at_start()
+            .agents
+            .at_start()
             .iter()
-            .map(|agent| agent.base_rate.unwrap_or(config.base_rate))
+            .map(|agent| agent.base_rate.unwrap_or(config.rate.base))
             .collect(),
         Sharing::Total { rate, split, .. } => {
-            let weights = vec![None; config.agents_at_start().len()];
+            let weights = vec![None; config.agents.at_start().len()];
             rate::allocation::base_rates(rate, split, &weights)
         }
     };
     let rates: BTreeSet<JobsPerMinute> = rates.into_iter().collect();
     for base_rate in rates {
-        for uptime in config.policy.tiers_without_jobs(base_rate) {
+        for uptime in config.rate.policy.tiers_without_jobs(base_rate) {
             tracing::warn!(
                 "--policy: the share of {base_rate} jobs/min that an uptime of {} % earns is less than one job a minute: nothing is sent",
                 uptime.get()
@@ -337,10 +349,11 @@ fn warn_of_empty_tiers(config: &RunnerConfig) {
 }
 
 fn warn_of_short_timeouts(config: &RunnerConfig) {
-    let Some(timeout) = config.timeout else {
+    let Some(timeout) = config.gateway.timeout else {
         return;
     };
     for capability in config
+        .gateway
         .capabilities
         .iter()
         .filter(|c| timeout < c.patience())

@@ -23,7 +23,7 @@ use crate::ping_system::api::Tokens;
 use crate::ping_system::evaluate::Rules;
 use crate::ping_system::interval::IntervalRules;
 use crate::ping_system::{self, Database, PingSystemConfig};
-use crate::runner::config::options::RunnerOptions;
+use crate::runner::config::RunnerConfig;
 use crate::runner::{self, Ended};
 use crate::shutdown::Shutdown;
 use crate::units::{JobsPerMinute, Span};
@@ -80,23 +80,23 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     let (at_agent, agent_url) = listen().await?;
     let (at_ping_system, ping_url) = listen().await?;
 
-    let mut config = RunnerOptions::for_agent(AGENT).resolve()?;
-    config.ping.url = ping_url.clone();
+    let mut config = RunnerConfig::for_agent(AGENT)?;
+    config.ping.endpoint.url = ping_url.clone();
     let gateway_url = format!("http://{gateway_address}").parse();
-    config.gateway.url = with_path(
+    config.gateway.endpoint.url = with_path(
         &gateway_url.context("an address is a valid host")?,
         "gateway",
     );
-    config.duration = Some(duration);
-    config.base_rate = base_rate(duration);
-    config.uptime_window = duration.mul_f64(WINDOW);
+    config.limits.duration = Some(duration);
+    config.rate.base = base_rate(duration);
+    config.ping.window = duration.mul_f64(WINDOW);
     // A look a second in a demo of a minute, in case that listening to the ping system fails.
-    config.uptime_interval = (duration / 60).max(Duration::from_millis(20));
+    config.ping.interval = (duration / 60).max(Duration::from_millis(20));
     writeln!(
         io::stdout(),
         "demo: {AGENT}'s GPU is lost three times for a moment within {duration:?}; the whole rate is {} jobs/min\n\
          demo: the ping system's dashboard is at {ping_url} until the end\n",
-        config.base_rate
+        config.rate.base
     )
     .context("standard output takes no more")?;
 

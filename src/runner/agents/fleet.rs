@@ -49,7 +49,10 @@ impl Fleet {
         ping_system: Arc<PingSystem>,
     ) -> Self {
         Self {
-            seed: config.random_seed.unwrap_or_else(|| fastrand::u64(..)),
+            seed: config
+                .gateway
+                .random_seed
+                .unwrap_or_else(|| fastrand::u64(..)),
             config,
             shared,
             ping_system,
@@ -62,7 +65,7 @@ impl Fleet {
     /// Follows the agents that the roster began with.
     pub fn follow_configured(&mut self) {
         let config = Arc::clone(&self.config);
-        for agent in config.agents_at_start() {
+        for agent in config.agents.at_start() {
             self.follow(agent);
         }
         self.shared.rates.rebalance();
@@ -71,7 +74,7 @@ impl Fleet {
     /// Follows whoever is listed, and nobody else.
     pub fn follow_listed(&mut self, listed: &Listed) {
         let config = Arc::clone(&self.config);
-        let is_wanted = |id: &str| listed.contains_key(id) && config.is_ours(id);
+        let is_wanted = |id: &str| listed.contains_key(id) && config.agents.is_ours(id);
         let gone: Vec<String> = self.followed.keys().cloned().collect();
         for id in gone.into_iter().filter(|id| !is_wanted(id)) {
             self.let_go(&id);
@@ -80,7 +83,7 @@ impl Fleet {
             if self.followed.contains_key(id) {
                 continue;
             }
-            let agent = config.agent(id);
+            let agent = config.agents.agent(id);
             let index = self.next_index(id);
             self.shared.recorder.admit(index, terms(&agent, &config));
             self.follow(&agent);
@@ -118,14 +121,14 @@ impl Fleet {
             .map(|address| same_orchestrator_form(address))
             .collect();
         let own = own_orchestrators(agent);
-        let track_record = Arc::new(TrackRecord::new(own, self.config.uptime_window));
-        let base_rate = agent.base_rate.unwrap_or(self.config.base_rate);
+        let track_record = Arc::new(TrackRecord::new(own, self.config.ping.window));
+        let base_rate = self.config.base_rate(agent);
         let target = self
             .shared
             .rates
             .add(index, base_rate, Arc::clone(&track_record));
 
-        let weights = self.config.capabilities.iter().map(|capability| {
+        let weights = self.config.gateway.capabilities.iter().map(|capability| {
             if agent.does(&capability.name) {
                 capability.weight
             } else {
@@ -138,6 +141,7 @@ impl Fleet {
             agent_id: Arc::clone(&agent_id),
             forms: self
                 .config
+                .gateway
                 .capabilities
                 .iter()
                 .map(|capability| capability.prepare(&parameters))
@@ -189,9 +193,9 @@ async fn monitor(
     let monitor = Monitor {
         agent,
         agent_id: &agent_id,
-        uptime_interval: config.uptime_interval,
-        uptime_window: config.uptime_window,
-        stale_after: config.stale_after,
+        uptime_interval: config.ping.interval,
+        uptime_window: config.ping.window,
+        stale_after: config.ping.stale_after,
         recorder: &shared.recorder,
         rates: &shared.rates,
     };
@@ -204,7 +208,7 @@ pub async fn watch_list(
     config: Arc<RunnerConfig>,
     listed: mpsc::Sender<Listed>,
 ) {
-    let mut ticks = tokio::time::interval(config.uptime_interval);
+    let mut ticks = tokio::time::interval(config.ping.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -226,7 +230,7 @@ pub async fn watch_list(
 
 /// Shares out a total rate anew from time to time.
 pub async fn rebalance(rates: Arc<RateController>, config: Arc<RunnerConfig>) {
-    let mut ticks = tokio::time::interval(config.uptime_interval);
+    let mut ticks = tokio::time::interval(config.ping.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, bail, ensure};
 
 use super::file::{AgentEntry, CapabilityEntry, FileCapabilities, Source};
+use super::options::RateOptions;
 use super::{AgentConfig, RunnerConfig};
 use crate::option_values::{BaseRate, Budget, HttpUrl, Weight};
-use crate::runner::rate::allocation::Split;
 use crate::runner::rate::controller::Sharing;
 use crate::runner::send::capability::{self, Capability};
 use crate::wire::agent::AgentId;
@@ -94,14 +94,10 @@ fn tie(agents: &mut [AgentConfig]) {
 }
 
 /// Whether each agent has its own rate, or all share one.
-pub(super) fn sharing(
-    total: Option<BaseRate>,
-    split: Option<Split>,
-    redistribute: bool,
-    own: Option<BaseRate>,
-    agents: &[AgentConfig],
-) -> anyhow::Result<Sharing> {
-    let Some(BaseRate(rate)) = total else {
+pub(super) fn sharing(options: &RateOptions, agents: &[AgentConfig]) -> anyhow::Result<Sharing> {
+    let split = options.split;
+    let redistribute = options.redistribute.unwrap_or(false);
+    let Some(BaseRate(rate)) = options.total_rate else {
         ensure!(
             split.is_none() && !redistribute,
             "{} says how a total is shared out: expected --total-rate N with it",
@@ -114,7 +110,7 @@ pub(super) fn sharing(
         return Ok(Sharing::Own);
     };
     ensure!(
-        own.is_none() && agents.iter().all(|agent| agent.base_rate.is_none()),
+        options.rate.is_none() && agents.iter().all(|agent| agent.base_rate.is_none()),
         "--total-rate and --rate (or rate in [[agents]]): expected one of them, a rate that all share or one for each"
     );
     Ok(Sharing::Total {
@@ -126,11 +122,11 @@ pub(super) fn sharing(
 
 /// Whether there is a price for whatever a budget bounds.
 pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
-    let agents = config.agents.iter();
+    let agents = config.agents.configured.iter();
     let mut unpriced = agents.filter(|agent| config.price(agent).is_none());
-    let missing = if config.budget.is_some() {
-        let anybody =
-            (config.all_agents && config.price.is_none()).then(|| "whoever is listed".to_owned());
+    let missing = if config.limits.budget.is_some() {
+        let anybody = (config.agents.all && config.limits.price.is_none())
+            .then(|| "whoever is listed".to_owned());
         unpriced.next().map(|agent| agent.id.clone()).or(anybody)
     } else {
         unpriced

@@ -53,7 +53,15 @@ pub(super) struct CapabilityEntry {
     pub(super) payload: Option<Map<String, Value>>,
 }
 
-/// A file's options and what is needed to tell where in it something stands.
+/// The tables of a file; its other keys are options ([`super::layers`]).
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct FileTables {
+    pub(super) agents: Option<Vec<AgentEntry>>,
+    pub(super) capabilities: FileCapabilities,
+}
+
+/// A file's text, and what is needed to tell where in it something stands.
 #[derive(Debug, Default)]
 pub(super) struct Source {
     pub(super) name: String,

@@ -1,95 +1,187 @@
-//! Options from flags, environment and the TOML file to one checked value. Flag beats environment
-//! beats file beats default (CONTRACT.md section 1).
+//! The job runner's options, environment and TOML file, as one checked value.
 
 mod checks;
 mod file;
-pub mod options;
+mod layers;
+mod options;
 pub mod shard;
+#[cfg(test)]
+mod tests;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 use reqwest::Certificate;
 
-use crate::net::endpoint::Endpoint;
-
+use self::checks::{agents, agents_capabilities, capabilities, prices, sharing};
+use self::file::{FileTables, Source};
+use self::layers::{GATEWAY_TOKEN, PING_TOKEN};
+use self::options::{DEFAULT_RATE, EndpointOptions, RunnerOptions};
 use self::shard::Shard;
 use crate::money::{Wei, WeiPerSecond};
-use crate::option_values::OutputFormat;
+use crate::net::credentials::{bearer, roots};
+use crate::net::endpoint::{Endpoint, with_path};
+use crate::open_files;
+use crate::option_values::{BaseRate, Budget, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use crate::runner::events::require::Requirement;
 use crate::runner::rate::controller::Sharing;
 use crate::runner::rate::policy::Policy;
 use crate::runner::send::capability::Capability;
-use crate::units::JobsPerMinute;
+use crate::units::{JobsPerMinute, Span};
+
+/// Agents of `--all-agents` for whose streams of pings there is room, where the limits allow it.
+const LISTENED_TO: usize = 1000;
 
 /// Everything that a run of the job runner needs, checked.
 #[derive(Debug, Clone)]
 pub struct RunnerConfig {
-    /// Whom to follow, each once; none where all fall to other shards. With `all_agents`, how to follow
-    /// them if they are listed.
-    pub agents: Vec<AgentConfig>,
-    /// Whether whoever the ping system lists is followed.
-    pub all_agents: bool,
-    /// Which agents fall to this runner; all of them where there is only one.
-    pub shard: Option<Shard>,
-    /// Whether each agent has its own rate, or all share one.
-    pub sharing: Sharing,
-    /// What a second of compute costs, where an agent has no price of its own.
-    pub price: Option<WeiPerSecond>,
-    /// What all agents' jobs may cost together.
-    pub budget: Option<Wei>,
-    /// Each agent's rate at full uptime.
-    pub base_rate: JobsPerMinute,
-    /// What to ask for; at least one.
-    pub capabilities: Vec<Capability>,
-    /// The ping system.
-    pub ping: Endpoint,
-    /// The gateway, prefix included.
-    pub gateway: Endpoint,
+    /// Whom to follow.
+    pub agents: AgentsConfig,
+    /// Where and how uptimes are asked for.
+    pub ping: PingConfig,
+    /// Where and which jobs are sent.
+    pub gateway: GatewayConfig,
+    /// How many.
+    pub rate: RateConfig,
+    /// What bounds them.
+    pub limits: LimitsConfig,
+    /// What is printed and served.
+    pub output: OutputConfig,
+    /// What is recorded.
+    pub record: RecordConfig,
     /// Further roots for https.
     pub extra_roots: Vec<Certificate>,
-    /// How often to ask for the uptime.
-    pub uptime_interval: Duration,
+}
+
+/// Whom to follow.
+#[derive(Debug, Clone)]
+pub struct AgentsConfig {
+    /// Each once; none where all fall to other shards. With `all`, how to follow them if they are listed.
+    pub configured: Vec<AgentConfig>,
+    /// Whether whoever the ping system lists is followed.
+    pub all: bool,
+    /// Which agents fall to this runner; all of them where there is only one.
+    pub shard: Option<Shard>,
+}
+
+/// Where and how uptimes are asked for.
+#[derive(Debug, Clone)]
+pub struct PingConfig {
+    /// The ping system.
+    pub endpoint: Endpoint,
+    /// The time between questions.
+    pub interval: Duration,
     /// How much history counts.
-    pub uptime_window: Duration,
-    /// How the rate follows from it.
-    pub policy: Policy,
+    pub window: Duration,
     /// How long the last known uptime may be acted on.
     pub stale_after: Duration,
+}
+
+/// Where and which jobs are sent.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// The gateway, prefix included.
+    pub endpoint: Endpoint,
+    /// What to ask for; at least one.
+    pub capabilities: Vec<Capability>,
     /// The longest wait for one job's answer, in place of the capability's own.
     pub timeout: Option<Duration>,
-    /// The bound on jobs waiting for an answer.
+    /// What makes the random choices repeatable.
+    pub random_seed: Option<u64>,
+}
+
+/// How many jobs are sent.
+#[derive(Debug, Clone)]
+pub struct RateConfig {
+    /// How the rate follows from the uptime.
+    pub policy: Policy,
+    /// Each agent's rate at full uptime.
+    pub base: JobsPerMinute,
+    /// Whether each agent has its own, or all share one.
+    pub sharing: Sharing,
+}
+
+/// What bounds a run.
+#[derive(Debug, Clone)]
+pub struct LimitsConfig {
+    /// Jobs waiting for an answer at once.
     pub max_in_flight: usize,
     /// When to stop.
     pub duration: Option<Duration>,
     /// After how many jobs to stop.
     pub max_jobs: Option<u64>,
+    /// What a second of compute costs, where an agent has no price of its own.
+    pub price: Option<WeiPerSecond>,
+    /// What all agents' jobs may cost together.
+    pub budget: Option<Wei>,
+}
+
+/// What is printed and served.
+#[derive(Debug, Clone)]
+pub struct OutputConfig {
     /// The form of the results.
-    pub output: OutputFormat,
+    pub format: OutputFormat,
     /// Jobs between blocks of statistics; 0 for none.
     pub stats_every: u64,
-    /// What makes the random choices repeatable.
-    pub random_seed: Option<u64>,
     /// What must hold at the end.
     pub requirements: Vec<Requirement>,
     /// Where metrics are served.
     pub metrics_listen: Option<SocketAddr>,
+}
+
+/// What is recorded.
+#[derive(Debug, Clone)]
+pub struct RecordConfig {
     /// The file in which everything is recorded.
-    pub record: Option<PathBuf>,
+    pub file: Option<PathBuf>,
 }
 
 impl RunnerConfig {
+    /// The defaults for one agent.
+    ///
+    /// # Errors
+    /// An id that cannot be one, or a token variable that cannot be used.
+    pub fn for_agent(id: &str) -> anyhow::Result<Self> {
+        let command = RunnerArgs::augment_args(Command::new("uptime-runner"));
+        let matches = command.try_get_matches_from(["uptime-runner", "--agent", id])?;
+        RunnerArgs::from_arg_matches(&matches)?.resolve()
+    }
+
+    /// What a second of an agent's compute costs, where that is known.
+    #[must_use]
+    pub fn price<'a>(&'a self, agent: &'a AgentConfig) -> Option<&'a WeiPerSecond> {
+        agent.price.as_ref().or(self.limits.price.as_ref())
+    }
+
+    /// An agent's own rate at full uptime.
+    #[must_use]
+    pub fn base_rate(&self, agent: &AgentConfig) -> JobsPerMinute {
+        agent.base_rate.unwrap_or(self.rate.base)
+    }
+
+    /// Whether spending is bounded.
+    #[must_use]
+    pub fn has_budgets(&self) -> bool {
+        let mut agents = self.agents.configured.iter();
+        self.limits.budget.is_some() || agents.any(|agent| agent.budget.is_some())
+    }
+}
+
+impl AgentsConfig {
     /// Whom to follow from the start.
     #[must_use]
-    pub fn agents_at_start(&self) -> &[AgentConfig] {
-        if self.all_agents { &[] } else { &self.agents }
+    pub fn at_start(&self) -> &[AgentConfig] {
+        if self.all { &[] } else { &self.configured }
     }
 
     /// How to follow an agent that is listed.
     #[must_use]
     pub fn agent(&self, id: &str) -> AgentConfig {
-        let configured = self.agents.iter().find(|agent| agent.id == id);
+        let configured = self.configured.iter().find(|agent| agent.id == id);
         configured.cloned().unwrap_or_else(|| AgentConfig {
             id: id.to_owned(),
             ..AgentConfig::default()
@@ -100,18 +192,6 @@ impl RunnerConfig {
     #[must_use]
     pub fn is_ours(&self, id: &str) -> bool {
         self.shard.is_none_or(|shard| shard.holds(id))
-    }
-
-    /// What a second of an agent's compute costs, where that is known.
-    #[must_use]
-    pub fn price<'a>(&'a self, agent: &'a AgentConfig) -> Option<&'a WeiPerSecond> {
-        agent.price.as_ref().or(self.price.as_ref())
-    }
-
-    /// Whether spending is bounded.
-    #[must_use]
-    pub fn has_budgets(&self) -> bool {
-        self.budget.is_some() || self.agents.iter().any(|agent| agent.budget.is_some())
     }
 }
 
@@ -142,4 +222,202 @@ impl AgentConfig {
         let names = self.capabilities.as_ref();
         names.is_none_or(|names| names.iter().any(|name| name == capability))
     }
+}
+
+/// The job runner's command line.
+#[derive(Debug, Args)]
+pub struct RunnerArgs {
+    /// TOML file with any of these options, further capabilities and agents
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: RunnerOptions,
+    #[arg(skip)]
+    file: ConfigFile,
+}
+
+/// What only the file of `--config` holds.
+#[derive(Debug, Default)]
+pub struct ConfigFile {
+    source: Source,
+    tables: FileTables,
+}
+
+impl ConfigFile {
+    fn read(file: &Path) -> anyhow::Result<Self> {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("--config {name}: cannot be read"))?;
+        Self::parse(name, text)
+    }
+
+    fn parse(name: String, text: String) -> anyhow::Result<Self> {
+        let tables = toml::from_str(&text).map_err(|error| {
+            anyhow::anyhow!("--config {name}: {}", error.to_string().trim_end())
+        })?;
+        let source = Source { name, text };
+        Ok(Self { source, tables })
+    }
+}
+
+/// What environment and file add to a command line.
+#[derive(Debug)]
+pub struct Layers {
+    environment: Vec<OsString>,
+    from_file: Vec<OsString>,
+    file: ConfigFile,
+}
+
+impl Layers {
+    /// Reads both for the command line `typed` of `command`, which is the runner's or has its options.
+    ///
+    /// # Errors
+    /// Bad input, in a message that names the variable or the file's line.
+    pub fn read(command: &Command, typed: &ArgMatches) -> anyhow::Result<Self> {
+        let environment = |name: &str| std::env::var_os(name);
+        layers::check_variables(command, std::env::vars_os().map(|(name, _)| name))?;
+        let file = match layers::config_file(typed, environment) {
+            Some(file) => ConfigFile::read(Path::new(&file))?,
+            None => ConfigFile::default(),
+        };
+        Self::of(command, typed, environment, file)
+    }
+
+    fn of(
+        command: &Command,
+        typed: &ArgMatches,
+        environment: impl Fn(&str) -> Option<OsString> + Copy,
+        file: ConfigFile,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            environment: layers::environment_flags(command, typed, environment)?,
+            from_file: layers::file_flags(command, typed, &file.source, environment)?,
+            file,
+        })
+    }
+
+    /// The flags to be appended to the command line.
+    pub fn flags(&self) -> impl Iterator<Item = &OsString> {
+        self.environment.iter().chain(&self.from_file)
+    }
+
+    /// The command that reads a command line with [`Self::flags`].
+    #[must_use]
+    pub fn prepare(&self, command: Command) -> Command {
+        layers::without_delimiters(command, &self.from_file)
+    }
+}
+
+impl RunnerArgs {
+    /// What only the file holds goes with the options that were read with its flags.
+    pub fn add_file(&mut self, layers: Layers) {
+        self.file = layers.file;
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// Bad input, in a message that names the option or the file's line and what would be accepted.
+    pub fn resolve(self) -> anyhow::Result<RunnerConfig> {
+        let ConfigFile { source, tables } = self.file;
+        let RunnerOptions {
+            agents: whom,
+            rate,
+            jobs,
+            money,
+            endpoints,
+            uptime,
+            end,
+            output,
+        } = self.options;
+        let all = whom.all_agents.unwrap_or(false);
+        let mut configured = agents(whom.agent, all, tables.agents, &source)?;
+        let sharing = sharing(&rate, &configured)?;
+        let capabilities = capabilities(jobs.capabilities, tables.capabilities, &source)?;
+        agents_capabilities(&configured, &capabilities, &source)?;
+        if let Some(shard) = whom.shard {
+            configured.retain(|agent| shard.holds(&agent.id));
+        }
+        let Count(max_in_flight) = jobs.max_in_flight;
+        let max_in_flight = usize::try_from(max_in_flight.get()).unwrap_or(usize::MAX);
+        allow_open_files(max_in_flight, configured.len(), all)?;
+        let extra_roots = endpoints.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?;
+        let (ping_system, gateway) = resolve_endpoints(endpoints)?;
+        let base = rate.rate.map_or_else(|| DEFAULT_RATE.parse(), Ok);
+        let BaseRate(base) = base.map_err(anyhow::Error::msg)?;
+        let config = RunnerConfig {
+            agents: AgentsConfig {
+                configured,
+                all,
+                shard: whom.shard,
+            },
+            ping: PingConfig {
+                endpoint: ping_system,
+                interval: uptime.uptime_interval.get(),
+                window: uptime.uptime_window.get(),
+                stale_after: uptime.stale_after.get(),
+            },
+            gateway: GatewayConfig {
+                endpoint: gateway,
+                capabilities,
+                timeout: jobs.timeout.map(Span::get),
+                random_seed: jobs.random_seed.map(|Whole(seed)| seed),
+            },
+            rate: RateConfig {
+                policy: uptime.policy,
+                base,
+                sharing,
+            },
+            limits: LimitsConfig {
+                max_in_flight,
+                duration: end.duration.map(Span::get),
+                max_jobs: end.max_jobs.map(|Count(jobs)| jobs.get()),
+                price: money.price,
+                budget: money.budget_wei.map(|Budget(budget)| budget),
+            },
+            output: OutputConfig {
+                format: output.output,
+                stats_every: output.stats_every.0,
+                requirements: end.require.unwrap_or_default(),
+                metrics_listen: output.metrics_listen.map(|ListenAddress(address)| address),
+            },
+            record: RecordConfig {
+                file: output.record,
+            },
+            extra_roots,
+        };
+        prices(&config)?;
+        Ok(config)
+    }
+}
+
+/// Ping system and gateway.
+fn resolve_endpoints(options: EndpointOptions) -> anyhow::Result<(Endpoint, Endpoint)> {
+    let (HttpUrl(ping_url), HttpUrl(gateway_url)) = (options.ping_url, options.gateway_url);
+    let ping_system = Endpoint {
+        url: ping_url,
+        authorization: bearer("--ping-token-file", options.ping_token_file, PING_TOKEN)?,
+    };
+    let gateway = Endpoint {
+        url: with_path(&gateway_url, &options.gateway_prefix),
+        authorization: bearer(
+            "--gateway-token-file",
+            options.gateway_token_file,
+            GATEWAY_TOKEN,
+        )?,
+    };
+    Ok((ping_system, gateway))
+}
+
+/// One connection that polls and one that listens, for each agent, beside those of jobs.
+fn allow_open_files(max_in_flight: usize, agents: usize, all: bool) -> anyhow::Result<()> {
+    let allow =
+        |agents: usize| open_files::allow("--max-in-flight", max_in_flight, 2 * agents as u64);
+    if all {
+        // How many there will be is not known; whoever cannot be listened to is asked.
+        allow(LISTENED_TO).or_else(|_| allow(agents))?;
+    } else {
+        allow(agents)?;
+    }
+    Ok(())
 }
