@@ -26,6 +26,8 @@ use ipnet::IpNet;
 use reqwest::header::HeaderValue;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::address_policy::Reach;
@@ -37,6 +39,7 @@ use self::feed::Feed;
 use self::metrics::Metrics;
 use self::pinger::Pinger;
 use self::store::{Store, postgres, sqlite};
+use self::writer::Journal;
 use crate::net;
 use crate::shutdown::Shutdown;
 
@@ -102,71 +105,24 @@ pub async fn run_at(
     let address = listener.local_addr()?;
     let feed = Arc::new(Feed::default());
     let helpers_stop = shutdown.gently.child_token();
-    let mut helpers = tokio::task::JoinSet::new();
+    let mut helpers = JoinSet::new();
 
-    let mut _owner = None;
-    let store: Arc<dyn Store> = match &config.database {
-        Database::Sqlite(url) => {
-            let (store, owner) = sqlite::open(url)
-                .await
-                .context("--database: the SQLite file cannot be used")?;
-            _owner = Some(owner);
-            Arc::new(store)
-        }
-        Database::Postgres(url) => {
-            let store = postgres::open(url)
-                .await
-                .context("--database: PostgreSQL cannot be used")?;
-            let (url, origin) = (url.clone(), store.origin());
-            let (feed, stop) = (Arc::clone(&feed), helpers_stop.clone());
-            helpers.spawn(async move { postgres::follow(&url, origin, &feed, stop).await });
-            Arc::new(store)
-        }
-    };
-
-    let reach = Reach::new(&config.allowed, address);
-    let caller = Caller::new(
-        reach.clone(),
-        config.agent_authorization,
-        config.response_timeout,
-    )
-    .context("the HTTP client cannot be set up")?;
-    let metrics = Arc::new(Metrics::new()?);
+    let (store, _owner) = open_store(&config.database, &feed, &helpers_stop, &mut helpers).await?;
     let (journal, entries) = writer::new();
     // It ends when the last ping is stored, not before.
     let stored = tokio::spawn(entries.run(Arc::clone(&store), Arc::clone(&feed)));
-    let pinger = Arc::new(Pinger {
-        store: Arc::clone(&store),
-        caller,
-        journal,
-        feed: Arc::clone(&feed),
-        rules: config.rules,
-        patience: config.response_timeout,
-        places: Arc::new(Semaphore::new(config.max_concurrent)),
-        under_way: TaskTracker::new(),
-        wake: Notify::new(),
-        metrics: Arc::clone(&metrics),
-    });
     helpers.spawn(retention::run(
         Arc::clone(&store),
         config.retention,
         helpers_stop,
     ));
-
-    let core = Arc::new(Core {
-        store,
-        pinger: Arc::clone(&pinger),
-        feed,
-        reach,
-        metrics,
-        rules: config.rules,
-        retention: config.retention,
-        streams: Arc::new(Semaphore::new(api::MAX_STREAMS)),
-    });
+    let tokens = config.tokens.clone();
+    let core = Arc::new(core(config, address, store, feed, journal)?);
+    let pinger = Arc::clone(&core.pinger);
     tracing::info!("the ping system answers at http://{address}");
     let served = net::server::serve(
         listener,
-        api::routes(core, config.tokens),
+        api::routes(core, tokens),
         shutdown.at_once.clone(),
     );
     let asked = async {
@@ -186,4 +142,71 @@ pub async fn run_at(
     // The routes, which hold the other end of the journal, are dropped by now.
     let _ = stored.await;
     Ok(())
+}
+
+/// Pinger and routes' state, on a database and what follows it.
+fn core(
+    config: PingSystemConfig,
+    address: SocketAddr,
+    store: Arc<dyn Store>,
+    feed: Arc<Feed>,
+    journal: Journal,
+) -> anyhow::Result<Core> {
+    let reach = Reach::new(&config.allowed, address);
+    let caller = Caller::new(
+        reach.clone(),
+        config.agent_authorization,
+        config.response_timeout,
+    )
+    .context("the HTTP client cannot be set up")?;
+    let metrics = Arc::new(Metrics::new()?);
+    let pinger = Arc::new(Pinger {
+        store: Arc::clone(&store),
+        caller,
+        journal,
+        feed: Arc::clone(&feed),
+        rules: config.rules,
+        patience: config.response_timeout,
+        places: Arc::new(Semaphore::new(config.max_concurrent)),
+        under_way: TaskTracker::new(),
+        wake: Notify::new(),
+        metrics: Arc::clone(&metrics),
+    });
+    Ok(Core {
+        store,
+        pinger,
+        feed,
+        reach,
+        metrics,
+        rules: config.rules,
+        retention: config.retention,
+        streams: Arc::new(Semaphore::new(api::MAX_STREAMS)),
+    })
+}
+
+/// Opens the database. A file is ours for as long as its owner lives; of a server, `helpers` follows what
+/// other ping systems store there.
+async fn open_store(
+    database: &Database,
+    feed: &Arc<Feed>,
+    stop: &CancellationToken,
+    helpers: &mut JoinSet<()>,
+) -> anyhow::Result<(Arc<dyn Store>, Option<sqlite::Owner>)> {
+    match database {
+        Database::Sqlite(url) => {
+            let (store, owner) = sqlite::open(url)
+                .await
+                .context("--database: the SQLite file cannot be used")?;
+            Ok((Arc::new(store), Some(owner)))
+        }
+        Database::Postgres(url) => {
+            let store = postgres::open(url)
+                .await
+                .context("--database: PostgreSQL cannot be used")?;
+            let (url, origin) = (url.clone(), store.origin());
+            let (feed, stop) = (Arc::clone(feed), stop.clone());
+            helpers.spawn(async move { postgres::follow(&url, origin, &feed, stop).await });
+            Ok((Arc::new(store), None))
+        }
+    }
 }

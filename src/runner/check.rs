@@ -9,8 +9,9 @@ use reqwest::{Client, Url};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use super::Ended;
+use super::agents::setup::{client, ping_system};
 use super::config::RunnerConfig;
-use super::{Ended, client, ping_system};
 use crate::net::client::root_cause;
 use crate::net::endpoint::with_path;
 use crate::runner::uptime::client::{AskError, AskUptime, PingSystem};

@@ -4,6 +4,7 @@
 pub mod agents;
 pub mod check;
 pub mod config;
+mod deadline;
 pub mod events;
 pub mod rate;
 pub mod roster;
@@ -12,21 +13,20 @@ pub mod send;
 mod testing;
 pub mod uptime;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use chrono::Utc;
-use reqwest::Client;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::agents::fleet::{Fleet, terms};
-use self::agents::submitter::{JobCount, Shared};
+use self::agents::setup;
 use self::config::RunnerConfig;
 use self::events::database::{Recording, RunDescription};
 use self::events::event::Event;
@@ -36,22 +36,12 @@ use self::events::output::text::TextOutput;
 use self::events::output::writer::Writer;
 use self::events::recorder::Recorder;
 use self::events::require::Missed;
-use self::rate::controller::{RateController, Sharing};
-use self::send::budget::Budgets;
-use self::send::gateway::Gateway;
-use self::send::in_flight::Places;
-use self::uptime::client::PingSystem;
-use crate::net::endpoint::with_path;
+use self::rate::controller::Sharing;
 use crate::option_values::OutputFormat;
 use crate::runner::roster::Roster;
 use crate::shutdown::Shutdown;
-use crate::units::JobsPerMinute;
 use crate::{net, terminal};
 
-/// The longest wait for an answer of the ping system (CONTRACT.md section 1).
-const LONGEST_QUESTION: Duration = Duration::from_secs(10);
-/// Questions to the ping system at once, over all agents.
-const QUESTIONS_AT_ONCE: usize = 8;
 /// The time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a second signal waits for standard output to take the final accounts.
@@ -87,7 +77,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
         tokio::select! {
             () = stop.cancelled() => break,
             () = output_failed.cancelled() => break,
-            () = until(run.ends_at) => break,
+            () = deadline::reached(run.ends_at) => break,
             panic = first_panic(&mut run.fleet.tasks) => {
                 broken = Some(panic);
                 break;
@@ -149,54 +139,18 @@ impl Run {
         stop: CancellationToken,
         output_failed: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let metrics_listener = match config.output.metrics_listen {
-            Some(address) => Some(net::server::listen("--metrics-listen", address).await?),
-            None => None,
-        };
-        let client = client(&config)?;
+        let metrics_listener = listen_for_metrics(&config).await?;
+        let client = setup::client(&config)?;
 
         let text = TextOutput {
             colour: terminal::wants_colour(&std::io::stdout()),
         };
         let recorder = Arc::new(recorder(&config, text, output_failed)?);
         recorder.record(&Event::Started { ts: Utc::now() });
-        warn_of_short_timeouts(&config);
-        warn_of_empty_tiers(&config);
+        config.warn();
 
-        let routes = config.gateway.capabilities.iter().map(|capability| {
-            let path = format!(
-                "process/request/{}",
-                capability.route.trim_start_matches('/')
-            );
-            with_path(&config.gateway.endpoint.url, &path)
-        });
-        let rates = Arc::new(RateController::new(
-            config.rate.policy.clone(),
-            config.rate.sharing,
-        ));
-        let shared = Arc::new(Shared {
-            gateway: Gateway::new(
-                client.clone(),
-                routes.collect(),
-                config.gateway.endpoint.authorization.clone(),
-            ),
-            timeouts: config
-                .gateway
-                .capabilities
-                .iter()
-                .map(|capability| config.gateway.timeout.unwrap_or(capability.patience()))
-                .collect(),
-            places: Arc::new(Places::new(config.limits.max_in_flight)),
-            job_count: JobCount::new(config.limits.max_jobs),
-            budgets: config
-                .has_budgets()
-                .then(|| Budgets::new(config.limits.budget.clone())),
-            recorder: Arc::clone(&recorder),
-            rates: Arc::clone(&rates),
-            jobs: TaskTracker::new(),
-            stop: stop.clone(),
-        });
-        let ping_system = Arc::new(ping_system(&config, client));
+        let shared = Arc::new(setup::shared(&config, client.clone(), &recorder, stop));
+        let ping_system = Arc::new(setup::ping_system(&config, client));
         let ends_at = config
             .limits
             .duration
@@ -207,29 +161,23 @@ impl Run {
         let places = Arc::clone(&shared.places);
         let in_flight = move || places.in_flight();
         if let Some(listener) = metrics_listener {
-            tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
-            let (recorder, in_flight) = (Arc::clone(&recorder), in_flight.clone());
-            let routes = net::metrics::metrics_routes(move || recorder.metrics_text(in_flight()));
-            // Until the helpers are dropped: the last figures can be had while answers are awaited.
-            helpers.spawn(net::server::serve(
-                listener,
-                routes,
-                CancellationToken::new(),
-            ));
+            let metrics = serve_metrics(listener, Arc::clone(&recorder), in_flight.clone())?;
+            helpers.spawn(metrics);
         }
         if config.output.format == OutputFormat::Text && terminal::columns().is_some() {
             helpers.spawn(show_status(Arc::clone(&recorder), text, in_flight, ends_at));
         }
+        let interval = config.ping.interval;
         if config.rate.sharing != Sharing::Own {
             helpers.spawn(agents::fleet::rebalance(
-                Arc::clone(&rates),
-                Arc::clone(&config),
+                Arc::clone(&shared.rates),
+                interval,
             ));
         }
         let (sender, listed) = mpsc::channel(1);
         if config.agents.all {
-            let (ping_system, config) = (Arc::clone(&ping_system), Arc::clone(&config));
-            helpers.spawn(agents::fleet::watch_list(ping_system, config, sender));
+            let ping_system = Arc::clone(&ping_system);
+            helpers.spawn(agents::fleet::watch_list(ping_system, interval, sender));
         }
         let tracker = shared.jobs.clone();
         let mut fleet = Fleet::new(Arc::clone(&config), shared, ping_system);
@@ -249,26 +197,6 @@ impl Run {
     async fn finished(&mut self) {
         while self.fleet.tasks.join_next().await.is_some() {}
         self.tracker.wait().await;
-    }
-}
-
-fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
-    let with_tls = [&config.ping.endpoint.url, &config.gateway.endpoint.url]
-        .iter()
-        .any(|u| u.scheme() == "https");
-    net::client::new(with_tls, config.extra_roots.clone())
-        .context("the HTTP client cannot be set up")
-}
-
-fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
-    PingSystem {
-        client,
-        url: config.ping.endpoint.url.clone(),
-        authorization: config.ping.endpoint.authorization.clone(),
-        window: config.ping.window,
-        patience: config.ping.interval.min(LONGEST_QUESTION),
-        places: Semaphore::new(QUESTIONS_AT_ONCE),
-        last_look: Mutex::default(),
     }
 }
 
@@ -324,46 +252,26 @@ fn description(config: &RunnerConfig) -> RunDescription {
     }
 }
 
-fn warn_of_empty_tiers(config: &RunnerConfig) {
-    let rates = match config.rate.sharing {
-        Sharing::Own => config
-            .agents
-            .at_start()
-            .iter()
-            .map(|agent| agent.base_rate.unwrap_or(config.rate.base))
-            .collect(),
-        Sharing::Total { rate, split, .. } => {
-            let weights = vec![None; config.agents.at_start().len()];
-            rate::allocation::base_rates(rate, split, &weights)
-        }
-    };
-    let rates: BTreeSet<JobsPerMinute> = rates.into_iter().collect();
-    for base_rate in rates {
-        for uptime in config.rate.policy.tiers_without_jobs(base_rate) {
-            tracing::warn!(
-                "--policy: the share of {base_rate} jobs/min that an uptime of {} % earns is less than one job a minute: nothing is sent",
-                uptime.get()
-            );
-        }
-    }
+async fn listen_for_metrics(config: &RunnerConfig) -> anyhow::Result<Option<TcpListener>> {
+    Ok(match config.output.metrics_listen {
+        Some(address) => Some(net::server::listen("--metrics-listen", address).await?),
+        None => None,
+    })
 }
 
-fn warn_of_short_timeouts(config: &RunnerConfig) {
-    let Some(timeout) = config.gateway.timeout else {
-        return;
-    };
-    for capability in config
-        .gateway
-        .capabilities
-        .iter()
-        .filter(|c| timeout < c.patience())
-    {
-        tracing::warn!(
-            capability = capability.name,
-            "--timeout {timeout:?} is shorter than the job's timeout_seconds + 10 s ({:?}): a job given up early never frees its place at the orchestrator",
-            capability.patience(),
-        );
-    }
+/// Serves metrics until it is dropped: the last figures can be had while answers are awaited.
+fn serve_metrics(
+    listener: TcpListener,
+    recorder: Arc<Recorder>,
+    in_flight: impl Fn() -> usize + Send + Sync + 'static,
+) -> anyhow::Result<impl Future<Output = ()>> {
+    tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+    let routes = net::metrics::metrics_routes(move || recorder.metrics_text(in_flight()));
+    Ok(net::server::serve(
+        listener,
+        routes,
+        CancellationToken::new(),
+    ))
 }
 
 async fn show_status(
@@ -389,13 +297,6 @@ async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
         }
     }
     std::future::pending().await
-}
-
-async fn until(end: Option<Instant>) {
-    match end {
-        Some(end) => tokio::time::sleep_until(end).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Returns when no more can be waited for standard output.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -202,13 +203,13 @@ async fn monitor(
     monitor.run(source.as_ref(), stop).await;
 }
 
-/// Tells `listed` who is listed, as often as uptimes are asked for.
+/// Tells `listed` who is listed, at each `interval`.
 pub async fn watch_list(
     ping_system: Arc<PingSystem>,
-    config: Arc<RunnerConfig>,
+    interval: Duration,
     listed: mpsc::Sender<Listed>,
 ) {
-    let mut ticks = tokio::time::interval(config.ping.interval);
+    let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -228,9 +229,9 @@ pub async fn watch_list(
     }
 }
 
-/// Shares out a total rate anew from time to time.
-pub async fn rebalance(rates: Arc<RateController>, config: Arc<RunnerConfig>) {
-    let mut ticks = tokio::time::interval(config.ping.interval);
+/// Shares out a total rate anew at each `interval`.
+pub async fn rebalance(rates: Arc<RateController>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

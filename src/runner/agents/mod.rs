@@ -2,4 +2,5 @@
 
 pub mod fleet;
 pub mod monitor;
+pub mod setup;
 pub mod submitter;

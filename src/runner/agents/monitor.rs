@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::runner::deadline;
 use crate::runner::events::event::{ClaimChecked, Event, Standing, State, UptimePolled};
 use crate::runner::events::recorder::Recorder;
 use crate::runner::rate::controller::RateController;
@@ -116,8 +117,8 @@ impl Monitor<'_> {
                     }
                 },
                 // While a question is still waiting for its answer, too.
-                () = until(stale_at) => {}
-                () = until(observe_again_at) => {}
+                () = deadline::reached(stale_at.map(Instant::from_std)) => {}
+                () = deadline::reached(observe_again_at) => {}
             }
             observe_again_at = self.observe(&known.knowledge);
         }
@@ -210,7 +211,7 @@ impl Monitor<'_> {
     }
 
     /// Tells the controller what is known now, and returns when it wants to be told again.
-    fn observe(&self, knowledge: &Knowledge) -> Option<std::time::Instant> {
+    fn observe(&self, knowledge: &Knowledge) -> Option<Instant> {
         let now = Instant::now().into_std();
         let (state, uptime) = knowledge.at(now);
         let observed = self.rates.observe(self.agent, state, uptime, now);
@@ -226,7 +227,7 @@ impl Monitor<'_> {
                 contradiction,
             }));
         }
-        observed.again_at
+        observed.again_at.map(Instant::from_std)
     }
 }
 
@@ -236,13 +237,6 @@ async fn answer_to<Q: Future<Output = Result<Picture, AskError>>>(
 ) -> Result<Picture, AskError> {
     match question {
         Some(question) => question.as_mut().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(instant: Option<std::time::Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
         None => std::future::pending().await,
     }
 }

@@ -50,29 +50,28 @@ pub(super) fn agents(
             },
         );
         let entry = entries.iter().find(|entry| entry.id.0 == id);
-        let orchestrators = entry
-            .and_then(|entry| entry.orchestrators.clone())
-            .unwrap_or_default();
-        agents.push(AgentConfig {
-            id,
-            // Without the slash that parsing adds, as operators write it and nodes announce it.
-            orchestrators: orchestrators
-                .iter()
-                .map(|HttpUrl(url)| url.as_str().trim_end_matches('/').to_owned())
-                .collect(),
-            base_rate: entry
-                .and_then(|entry| entry.rate)
-                .map(|BaseRate(rate)| rate),
-            capabilities: entry.and_then(|entry| entry.capabilities.clone()),
-            price: entry.and_then(|entry| entry.price.clone()),
-            budget: entry
-                .and_then(|entry| entry.budget_wei.clone())
-                .map(|Budget(budget)| budget),
-            is_tied: false,
-        });
+        agents.push(entry.map_or_else(|| AgentConfig::named(&id), agent));
     }
     tie(&mut agents);
     Ok(agents)
+}
+
+/// An agent as the file describes it, not yet known to be tied.
+fn agent(entry: &AgentEntry) -> AgentConfig {
+    let AgentId(id) = entry.id.clone();
+    let orchestrators = entry.orchestrators.iter().flatten();
+    AgentConfig {
+        id,
+        // Without the slash that parsing adds, as operators write it and nodes announce it.
+        orchestrators: orchestrators
+            .map(|HttpUrl(url)| url.as_str().trim_end_matches('/').to_owned())
+            .collect(),
+        base_rate: entry.rate.map(|BaseRate(rate)| rate),
+        capabilities: entry.capabilities.clone(),
+        price: entry.price.clone(),
+        budget: entry.budget_wei.clone().map(|Budget(budget)| budget),
+        is_tied: false,
+    }
 }
 
 /// Finds the agents whose orchestrators are nobody else's.

@@ -7,6 +7,7 @@ mod options;
 pub mod shard;
 #[cfg(test)]
 mod tests;
+mod warnings;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -182,10 +183,9 @@ impl AgentsConfig {
     #[must_use]
     pub fn agent(&self, id: &str) -> AgentConfig {
         let configured = self.configured.iter().find(|agent| agent.id == id);
-        configured.cloned().unwrap_or_else(|| AgentConfig {
-            id: id.to_owned(),
-            ..AgentConfig::default()
-        })
+        configured
+            .cloned()
+            .unwrap_or_else(|| AgentConfig::named(id))
     }
 
     /// Whether an agent falls to this runner.
@@ -216,6 +216,15 @@ pub struct AgentConfig {
 }
 
 impl AgentConfig {
+    /// One that is followed on the common terms.
+    #[must_use]
+    pub fn named(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Whether it is asked for this.
     #[must_use]
     pub fn does(&self, capability: &str) -> bool {

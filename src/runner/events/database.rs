@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use chrono::Utc;
 use parking_lot::{Condvar, Mutex};
-use rusqlite::{Connection, named_params, params};
+use rusqlite::{Connection, Transaction, named_params, params};
 
 use super::event::{Event, JobDone, RateChanged, UptimePolled};
 use super::worker::Worker;
@@ -244,55 +244,13 @@ impl Keeper {
         let transaction = self.connection.transaction()?;
         // Not kept before the commit: a batch that fails is tried again.
         let mut agents = self.agents.clone();
-        {
-            let mut jobs = transaction.prepare(INSERT_JOB)?;
-            let mut polls = transaction.prepare(INSERT_POLL)?;
-            let mut rates = transaction.prepare(INSERT_RATE)?;
-            let capability = |CapabilityIndex(index): CapabilityIndex| self.capabilities[index];
-            for record in batch {
-                let agent = |AgentIndex(index): AgentIndex| agents[index];
-                match record {
-                    Record::Agent(terms) => {
-                        agents.push(agent_row(&transaction, self.run, terms)?);
-                        continue;
-                    }
-                    Record::Job(job) => jobs.execute(named_params! {
-                        ":run": self.run,
-                        ":sent_at": job.ts.timestamp_micros(),
-                        ":agent": agent(job.agent),
-                        ":capability": capability(job.capability),
-                        ":job_id": job.job_id.as_bytes(),
-                        ":outcome": job.answer.outcome.name(),
-                        ":status": job.answer.status,
-                        ":latency_us": micros(job.latency),
-                        ":send_lag_us": micros(job.send_lag),
-                        ":rate": job.rate.get(),
-                        ":uptime_percent": job.uptime.get(),
-                        ":orchestrator": job.answer.orchestrator,
-                        ":balance_wei": job.answer.balance_wei,
-                        ":error": job.answer.error,
-                    })?,
-                    Record::Poll(polled) => polls.execute(named_params! {
-                        ":run": self.run,
-                        ":at": polled.ts.timestamp_micros(),
-                        ":agent": agent(polled.agent),
-                        ":state": polled.state.name(),
-                        ":uptime_percent": polled.uptime.map(f64::from),
-                        ":pings": i64::try_from(polled.pings).unwrap_or(i64::MAX),
-                    })?,
-                    Record::Rate(changed) => rates.execute(named_params! {
-                        ":run": self.run,
-                        ":at": changed.ts.timestamp_micros(),
-                        ":agent": agent(changed.agent),
-                        ":rate_before": changed.from.get(),
-                        ":rate": changed.to.get(),
-                        ":base_rate": changed.base.get(),
-                        ":uptime_percent": changed.uptime.map(f64::from),
-                        ":reason": changed.reason.name(),
-                    })?,
-                };
-            }
-        }
+        insert_all(
+            &transaction,
+            self.run,
+            batch,
+            &mut agents,
+            &self.capabilities,
+        )?;
         transaction.execute(
             "UPDATE runs SET records_dropped = ?1, ended_at = ?2 WHERE run = ?3",
             params![
@@ -305,6 +263,64 @@ impl Keeper {
         self.agents = agents;
         Ok(())
     }
+}
+
+/// Inserts the records of a batch; the rows of agents that join are added to `agents`.
+fn insert_all(
+    transaction: &Transaction<'_>,
+    run: i64,
+    batch: &[Record],
+    agents: &mut Vec<i64>,
+    capabilities: &[i64],
+) -> rusqlite::Result<()> {
+    let mut jobs = transaction.prepare(INSERT_JOB)?;
+    let mut polls = transaction.prepare(INSERT_POLL)?;
+    let mut rates = transaction.prepare(INSERT_RATE)?;
+    let capability = |CapabilityIndex(index): CapabilityIndex| capabilities[index];
+    for record in batch {
+        let agent = |AgentIndex(index): AgentIndex| agents[index];
+        match record {
+            Record::Agent(terms) => {
+                agents.push(agent_row(transaction, run, terms)?);
+                continue;
+            }
+            Record::Job(job) => jobs.execute(named_params! {
+                ":run": run,
+                ":sent_at": job.ts.timestamp_micros(),
+                ":agent": agent(job.agent),
+                ":capability": capability(job.capability),
+                ":job_id": job.job_id.as_bytes(),
+                ":outcome": job.answer.outcome.name(),
+                ":status": job.answer.status,
+                ":latency_us": micros(job.latency),
+                ":send_lag_us": micros(job.send_lag),
+                ":rate": job.rate.get(),
+                ":uptime_percent": job.uptime.get(),
+                ":orchestrator": job.answer.orchestrator,
+                ":balance_wei": job.answer.balance_wei,
+                ":error": job.answer.error,
+            })?,
+            Record::Poll(polled) => polls.execute(named_params! {
+                ":run": run,
+                ":at": polled.ts.timestamp_micros(),
+                ":agent": agent(polled.agent),
+                ":state": polled.state.name(),
+                ":uptime_percent": polled.uptime.map(f64::from),
+                ":pings": i64::try_from(polled.pings).unwrap_or(i64::MAX),
+            })?,
+            Record::Rate(changed) => rates.execute(named_params! {
+                ":run": run,
+                ":at": changed.ts.timestamp_micros(),
+                ":agent": agent(changed.agent),
+                ":rate_before": changed.from.get(),
+                ":rate": changed.to.get(),
+                ":base_rate": changed.base.get(),
+                ":uptime_percent": changed.uptime.map(f64::from),
+                ":reason": changed.reason.name(),
+            })?,
+        };
+    }
+    Ok(())
 }
 
 /// The number of an agent, who takes part in a run.

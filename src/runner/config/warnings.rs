@@ -1,0 +1,58 @@
+//! What is accepted, but hardly meant.
+
+use std::collections::BTreeSet;
+
+use super::RunnerConfig;
+use crate::runner::rate::allocation;
+use crate::runner::rate::controller::Sharing;
+use crate::units::JobsPerMinute;
+
+impl RunnerConfig {
+    /// Logs what will surprise.
+    pub fn warn(&self) {
+        warn_of_short_timeouts(self);
+        warn_of_empty_tiers(self);
+    }
+}
+
+fn warn_of_short_timeouts(config: &RunnerConfig) {
+    let Some(timeout) = config.gateway.timeout else {
+        return;
+    };
+    for capability in config
+        .gateway
+        .capabilities
+        .iter()
+        .filter(|c| timeout < c.patience())
+    {
+        tracing::warn!(
+            capability = capability.name,
+            "--timeout {timeout:?} is shorter than the job's timeout_seconds + 10 s ({:?}): a job given up early never frees its place at the orchestrator",
+            capability.patience(),
+        );
+    }
+}
+
+fn warn_of_empty_tiers(config: &RunnerConfig) {
+    let rates = match config.rate.sharing {
+        Sharing::Own => config
+            .agents
+            .at_start()
+            .iter()
+            .map(|agent| config.base_rate(agent))
+            .collect(),
+        Sharing::Total { rate, split, .. } => {
+            let weights = vec![None; config.agents.at_start().len()];
+            allocation::base_rates(rate, split, &weights)
+        }
+    };
+    let rates: BTreeSet<JobsPerMinute> = rates.into_iter().collect();
+    for base_rate in rates {
+        for uptime in config.rate.policy.tiers_without_jobs(base_rate) {
+            tracing::warn!(
+                "--policy: the share of {base_rate} jobs/min that an uptime of {} % earns is less than one job a minute: nothing is sent",
+                uptime.get()
+            );
+        }
+    }
+}
