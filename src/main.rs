@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use uptime_runner::cli::{Cli, Task};
-use uptime_runner::runner::Ended;
+use uptime_runner::runner::Exit;
 use uptime_runner::shutdown::Shutdown;
 use uptime_runner::{agent, ping_system, report, runner, sim, telemetry, terminal};
 
@@ -18,19 +18,19 @@ fn main() -> ExitCode {
         Err(error) => return complain(&format!("{error:#}"), BAD_INPUT),
     };
     match run(task) {
-        Ok(Ended::AsAsked(missed)) if missed.is_empty() => ExitCode::SUCCESS,
-        Ok(Ended::AsAsked(missed)) => {
+        Ok(Exit::Completed(missed)) if missed.is_empty() => ExitCode::SUCCESS,
+        Ok(Exit::Completed(missed)) => {
             let missed: Vec<String> = missed.iter().map(ToString::to_string).collect();
             complain(&missed.join("\nerror: "), FAILED)
         }
-        Ok(Ended::AtOnce) => ExitCode::from(INTERRUPTED),
+        Ok(Exit::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => complain(&format!("{error:#}"), FAILED),
     }
 }
 
 /// One thread does everything but write the output: at the rates that matter a second one would
 /// cost more in waking and stealing than it gives, and jobs would leave less exactly.
-fn run(task: Task) -> anyhow::Result<Ended> {
+fn run(task: Task) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -38,13 +38,13 @@ fn run(task: Task) -> anyhow::Result<Ended> {
         let shutdown = Shutdown::on_signals()?;
         match task {
             Task::Run(config) => runner::run(*config, &shutdown).await,
-            Task::Agent(config) => agent::run(*config, &shutdown).await.map(Ended::from),
-            Task::PingSystem(config) => ping_system::run(*config, &shutdown).await.map(Ended::from),
+            Task::Agent(config) => agent::run(*config, &shutdown).await.map(Exit::from),
+            Task::PingSystem(config) => ping_system::run(*config, &shutdown).await.map(Exit::from),
             Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,
             Task::Demo(options) => sim::demo::run(&options, &shutdown).await,
             Task::Check(config) => runner::check::run(*config).await,
-            Task::Report(options) => report::run(&options).map(Ended::from),
-            Task::Print(text) => terminal::print(&text).map(Ended::from),
+            Task::Report(options) => report::run(&options).map(Exit::from),
+            Task::Print(text) => terminal::print(&text).map(Exit::from),
         }
     });
     // An output that stalls, or a name that is being looked up, must not hold up the end.

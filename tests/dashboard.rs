@@ -10,7 +10,7 @@ use common::agents::Agents;
 use common::browser::Browser;
 use common::ping_system::PingSystemProcess;
 use serde_json::{Value, json};
-use uptime_runner::ping_system::evaluate::{Asked, Rules};
+use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
 use uptime_runner::ping_system::store::{Claimed, Lease, Registration, Store, sqlite};
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
@@ -25,7 +25,7 @@ type Life = fn(i64) -> Option<f64>;
 async fn live_through_two_days(folder: &Path, agents: &Agents) {
     let url = format!("sqlite:{}", folder.join("ping-system.db").display());
     let (store, _owner) = sqlite::open(&url).await.unwrap();
-    let rules = Rules::default();
+    let rules = PingPolicy::default();
     let begin = Utc::now() - TimeDelta::hours(48);
     let always: Life = |_| Some(100.0);
     let nearly: Life = |hour| Some(if hour % 9 == 4 { 98.7 } else { 99.8 });
@@ -65,12 +65,12 @@ async fn live_through_two_days(folder: &Path, agents: &Agents) {
                 window_seconds: Some(claim.known.agent.ping_interval_minutes * 60.0),
                 gpu_available: Some(true),
             });
-            let asked = Asked {
+            let asked = PingAttempt {
                 at,
                 took: Duration::from_millis(23),
                 answer: answer.ok_or("no whole answer in 10s".to_owned()),
             };
-            let new = rules.judge(&claim.known, asked, 0.5);
+            let new = rules.evaluate(&claim.known, asked, 0.5);
             at = new.after.agent.next_ping_at;
             store.record(&[(*claim, new)]).await.unwrap();
         }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 use uptime_runner::money::Wei;
 use uptime_runner::records::{open_to_read, open_to_write};
-use uptime_runner::report::history::{History, Reading};
+use uptime_runner::report::history::{ReadOptions, RecordedRuns};
 use uptime_runner::report::period::Period;
 use uptime_runner::report::statement::{Statement, statements};
-use uptime_runner::report::summary::{Questions, Report};
+use uptime_runner::report::summary::{Queries, Report};
 use uptime_runner::wire::gateway::Outcome;
 
 /// The length of a run in seconds; everything happens at whole seconds.
@@ -247,10 +247,10 @@ proptest! {
         record(&file, &lives);
         let connection = open_to_read(&file).unwrap();
         let report_of = |period| {
-            let reading = Reading { period, pictures: Some((7, 2)) };
-            let history = History::read(&connection, reading).unwrap();
-            let questions = Questions { policies: &[], value: None, forecast: true };
-            (Report::of(&history, &questions), statements(&history))
+            let reading = ReadOptions { period, pictures: Some((7, 2)) };
+            let history = RecordedRuns::read(&connection, reading).unwrap();
+            let queries = Queries { policies: &[], value: None, forecast: true };
+            (Report::of(&history, &queries), statements(&history))
         };
         let (whole, _) = report_of(Period::default());
         for (n, life) in (1_i64..).zip(&lives) {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use common::postgres::Postgres;
 use serde_json::json;
-use uptime_runner::ping_system::evaluate::{Asked, Rules};
+use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
 use uptime_runner::ping_system::store::{
-    Claim, Claimed, Known, Lease, NewPing, Place, PruneFrom, Registration, Store, Sum, postgres,
-    sqlite,
+    AgentRecord, Claim, Claimed, Cursor, Lease, PingRecord, PruneCursor, Registration, Store, Sum,
+    postgres, sqlite,
 };
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
@@ -56,19 +56,19 @@ fn lease(now: DateTime<Utc>) -> Lease {
     }
 }
 
-fn judged(claim: &Claim, at: DateTime<Utc>, uptime: Option<f64>) -> NewPing {
-    let rules = Rules::default();
+fn judged(claim: &Claim, at: DateTime<Utc>, uptime: Option<f64>) -> PingRecord {
+    let rules = PingPolicy::default();
     let answer = uptime.map(|uptime| Reported {
         uptime_percent: Percent::new(uptime).ok(),
         window_seconds: Some(900.5),
         gpu_available: Some(true),
     });
-    let asked = Asked {
+    let asked = PingAttempt {
         at,
         took: Duration::from_millis(12),
         answer: answer.ok_or("no answer, \"said\" 'they'".to_owned()),
     };
-    rules.judge(&claim.known, asked, 0.5)
+    rules.evaluate(&claim.known, asked, 0.5)
 }
 
 async fn claimed(store: &dyn Store, agent_id: &str, now: DateTime<Utc>) -> Claim {
@@ -83,21 +83,21 @@ async fn ping(
     agent_id: &str,
     at: DateTime<Utc>,
     uptime: Option<f64>,
-) -> NewPing {
+) -> PingRecord {
     let claim = claimed(store, agent_id, at).await;
     let new = judged(&claim, at, uptime);
     assert_eq!(store.record(&[(claim, new.clone())]).await.unwrap(), [true]);
     new
 }
 
-async fn known(store: &dyn Store, agent_id: &str) -> Known {
+async fn known(store: &dyn Store, agent_id: &str) -> AgentRecord {
     store.agent(agent_id).await.unwrap().unwrap()
 }
 
 async fn history(store: &dyn Store, agent_id: &str, since: DateTime<Utc>) -> Vec<Ping> {
     let key = known(store, agent_id).await.key;
     let pings = store
-        .history(key, Place::before(since), 1000)
+        .history(key, Cursor::before(since), 1000)
         .await
         .unwrap();
     pings.into_iter().map(|(_, ping)| ping).collect()
@@ -177,12 +177,12 @@ async fn pings_are_kept_as_they_were(store: &dyn Store) {
     assert_eq!(history(store, "b", at(3)).await, pings[3..]);
     let after = known(store, "b").await;
     assert_eq!(after, kept.last().unwrap().after);
-    assert_eq!(after.behaviour.good_in_a_row, 1);
+    assert_eq!(after.streak.good_in_a_row, 1);
     assert_eq!(store.latest(after.key, 2).await.unwrap(), pings[3..]);
 
     // Page by page, and with two pings of one instant.
     let twice = ping(store, "b", at(4), Some(50.0)).await.ping;
-    let mut place = Place::before(noon());
+    let mut place = Cursor::before(noon());
     let mut paged = Vec::new();
     loop {
         let page = store.history(after.key, place, 2).await.unwrap();
@@ -317,7 +317,7 @@ async fn sums_are_exact(store: &dyn Store) {
 async fn what_is_old_or_removed_is_pruned(store: &dyn Store) {
     let before = noon() + minutes(130);
     let mut deleted = 0;
-    let mut from = Some(PruneFrom::default());
+    let mut from = Some(PruneCursor::default());
     while let Some(here) = from {
         let pruned = store.prune(before, here).await.unwrap();
         deleted += pruned.pings;
@@ -337,7 +337,7 @@ async fn what_is_old_or_removed_is_pruned(store: &dyn Store) {
     assert!(history(store, "d", noon()).await.is_empty());
     assert_eq!(
         store
-            .prune(before, PruneFrom::default())
+            .prune(before, PruneCursor::default())
             .await
             .unwrap()
             .pings,
@@ -345,7 +345,7 @@ async fn what_is_old_or_removed_is_pruned(store: &dyn Store) {
     );
     assert_eq!(
         store
-            .prune(before, PruneFrom::default())
+            .prune(before, PruneCursor::default())
             .await
             .unwrap()
             .pings,
@@ -357,10 +357,13 @@ async fn what_is_old_or_removed_is_pruned(store: &dyn Store) {
 /// Goes on with them.
 async fn a_clock_that_was_set_back_delays_nobody(store: &dyn Store) {
     let before = known(store, "e").await.agent.next_ping_at;
-    store.pull_in(before - minutes(15)).await.unwrap();
+    store
+        .reschedule_overdue(before - minutes(15))
+        .await
+        .unwrap();
     assert_eq!(known(store, "e").await.agent.next_ping_at, before);
     let now = before - minutes(24 * 60 * 3);
-    store.pull_in(now).await.unwrap();
+    store.reschedule_overdue(now).await.unwrap();
     assert_eq!(known(store, "e").await.agent.next_ping_at, now);
 }
 

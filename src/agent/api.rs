@@ -14,7 +14,7 @@ use prometheus::{Gauge, GaugeVec, IntGauge, Opts, Registry, TextEncoder};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::monitor::Shared;
+use super::monitor::AgentState;
 use crate::net::credentials::Token;
 use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
@@ -23,7 +23,7 @@ use crate::wire::agent::{GpuHealth, GpuStatus};
 const HOUR: Duration = Duration::from_hours(1);
 
 /// All routes; all but `/agent/health` ask for the token, where there is one.
-pub fn routes(shared: Arc<Shared>, agent_id: String, token: Option<Token>) -> Router {
+pub fn routes(shared: Arc<AgentState>, agent_id: String, token: Option<Token>) -> Router {
     let guarded = Router::new()
         .route("/agent/uptime-since-last-ping", get(uptime))
         .route("/agent/gpu-status", get(gpu_status))
@@ -37,18 +37,21 @@ pub fn routes(shared: Arc<Shared>, agent_id: String, token: Option<Token>) -> Ro
 }
 
 #[derive(Deserialize)]
-struct Question {
+struct UptimeQuery {
     since: Option<String>,
     peek: Option<bool>,
 }
 
-async fn uptime(State(shared): State<Arc<Shared>>, Query(question): Query<Question>) -> Response {
-    let since = match question.since.map(|since| parse_since(&since)).transpose() {
+async fn uptime(
+    State(shared): State<Arc<AgentState>>,
+    Query(query): Query<UptimeQuery>,
+) -> Response {
+    let since = match query.since.map(|since| parse_since(&since)).transpose() {
         Ok(since) => since,
         Err(wrong) => return error(StatusCode::BAD_REQUEST, &wrong),
     };
-    let peek = question.peek.unwrap_or(false);
-    let report = shared.watch().report(shared.now(), since, peek);
+    let peek = query.peek.unwrap_or(false);
+    let report = shared.tracker().report(shared.now(), since, peek);
     match report {
         Ok(report) => {
             if since.is_none() && !peek {
@@ -71,11 +74,11 @@ fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
     })
 }
 
-async fn gpu_status(State(shared): State<Arc<Shared>>) -> Json<GpuStatus> {
-    Json(shared.watch().gpu_status(shared.now()))
+async fn gpu_status(State(shared): State<Arc<AgentState>>) -> Json<GpuStatus> {
+    Json(shared.tracker().gpu_status(shared.now()))
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+async fn metrics(State(shared): State<Arc<AgentState>>) -> Response {
     metrics_answer(metrics_text(&shared))
 }
 
@@ -84,7 +87,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     clippy::cast_precision_loss,
     reason = "counts of GPUs and checks"
 )]
-fn metrics_text(shared: &Shared) -> prometheus::Result<String> {
+fn metrics_text(shared: &AgentState) -> prometheus::Result<String> {
     let registry = Registry::new();
     let gauge = |name: &str, help: &str| -> prometheus::Result<Gauge> {
         let gauge = Gauge::new(name, help)?;
@@ -92,12 +95,12 @@ fn metrics_text(shared: &Shared) -> prometheus::Result<String> {
         Ok(gauge)
     };
     let (status, hour, up) = {
-        let watch = shared.watch();
+        let tracker = shared.tracker();
         let now = shared.now();
         (
-            watch.gpu_status(now),
-            watch.window(HOUR, now),
-            watch.is_up(now),
+            tracker.gpu_status(now),
+            tracker.window(HOUR, now),
+            tracker.is_up(now),
         )
     };
     gauge("uptime_agent_up", "1 while enough GPUs are healthy.")?.set(f64::from(u8::from(up)));

@@ -1,6 +1,5 @@
-//! What of an agent survives its restart: a checkpoint, written whole and safe from power loss, and
-//! beside it a note of how far the watch has come, written at every check without waiting for the
-//! disk.
+//! What survives a restart of the agent: a checkpoint, replaced atomically and synced to disk, and beside
+//! it a watermark of how far the GPUs were watched, written at every check without waiting for the disk.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -23,13 +22,14 @@ pub struct Checkpoint {
     version: u32,
     agent_id: String,
     ledger: Ledger,
-    /// How far the watch had come when this was written.
-    note: Note,
+    /// How far the GPUs had been watched when this was written.
+    #[serde(rename = "note")]
+    watermark: Watermark,
 }
 
 /// How far the watch has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Note {
+pub struct Watermark {
     /// The start of the agent to which this belongs.
     pub boot_id: Uuid,
     /// Until when the GPU was watched, since the agent's first start.
@@ -47,10 +47,10 @@ pub struct Note {
 /// What a restart begins with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Restored {
-    /// The history, up to the note.
+    /// The history, up to the watermark.
     pub ledger: Ledger,
     /// How far the watch had come.
-    pub note: Note,
+    pub watermark: Watermark,
 }
 
 /// Why a checkpoint cannot be used.
@@ -101,12 +101,12 @@ impl CheckpointFile {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn write(&self, ledger: &Ledger, note: &Note) -> io::Result<()> {
+    pub fn write(&self, ledger: &Ledger, watermark: &Watermark) -> io::Result<()> {
         let checkpoint = Checkpoint {
             version: VERSION,
             agent_id: self.agent_id.clone(),
             ledger: ledger.clone(),
-            note: note.clone(),
+            watermark: watermark.clone(),
         };
         let json = serde_json::to_vec(&checkpoint)?;
         replace(&self.path, &json, true)?;
@@ -123,8 +123,12 @@ impl CheckpointFile {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn write_note(&self, note: &Note) -> io::Result<()> {
-        replace(&self.note_path(), &serde_json::to_vec(note)?, false)
+    pub fn write_watermark(&self, watermark: &Watermark) -> io::Result<()> {
+        replace(
+            &self.watermark_path(),
+            &serde_json::to_vec(watermark)?,
+            false,
+        )
     }
 
     /// Reads what was written last; `None` on the first start. A file that cannot be used is set
@@ -134,7 +138,7 @@ impl CheckpointFile {
     /// When it cannot be used and cannot be set aside either.
     pub fn read(&self) -> io::Result<Option<Restored>> {
         match self.read_checkpoint() {
-            Ok(checkpoint) => Ok(checkpoint.map(|checkpoint| self.with_note(checkpoint))),
+            Ok(checkpoint) => Ok(checkpoint.map(|checkpoint| self.with_watermark(checkpoint))),
             Err(unusable) => {
                 let aside = self.free_name();
                 tracing::warn!(
@@ -170,24 +174,26 @@ impl CheckpointFile {
         Ok(Some(checkpoint))
     }
 
-    /// Continues a checkpoint up to the note, if that belongs to it and can be read. A checkpoint is
-    /// written at every transition, so until the note its last state held.
-    fn with_note(&self, checkpoint: Checkpoint) -> Restored {
+    /// Continues a checkpoint up to the watermark, if that belongs to it and can be read. A checkpoint is
+    /// written at every transition, so until the watermark its last state held.
+    fn with_watermark(&self, checkpoint: Checkpoint) -> Restored {
         let Checkpoint {
-            mut ledger, note, ..
+            mut ledger,
+            watermark,
+            ..
         } = checkpoint;
-        let later = fs::read(self.note_path())
+        let later = fs::read(self.watermark_path())
             .ok()
             .and_then(|json| serde_json::from_slice(&json).ok());
-        let later = later.filter(|later: &Note| {
-            later.boot_id == note.boot_id && later.watched_until >= note.watched_until
+        let later = later.filter(|later: &Watermark| {
+            later.boot_id == watermark.boot_id && later.watched_until >= watermark.watched_until
         });
-        let note = later.unwrap_or(note);
-        ledger.continue_until(note.watched_until, note.checks_so_far);
-        Restored { ledger, note }
+        let watermark = later.unwrap_or(watermark);
+        ledger.continue_until(watermark.watched_until, watermark.checks_so_far);
+        Restored { ledger, watermark }
     }
 
-    fn note_path(&self) -> PathBuf {
+    fn watermark_path(&self) -> PathBuf {
         with_suffix(&self.path, ".watched")
     }
 
@@ -217,7 +223,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ledger::State;
+    use super::super::ledger::GpuState;
     use super::*;
     use proptest::prelude::*;
     use proptest::sample::Index;
@@ -228,8 +234,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn note(watched_until: u64) -> Note {
-        Note {
+    fn watermark(watched_until: u64) -> Watermark {
+        Watermark {
             boot_id: Uuid::from_u128(7),
             watched_until: s(watched_until),
             wall: DateTime::UNIX_EPOCH,
@@ -246,50 +252,76 @@ mod tests {
     fn ledger() -> Ledger {
         let mut ledger = Ledger::default();
         for at in [0, 5, 10] {
-            ledger.observe(s(at), State::Up, GAP, 100);
+            ledger.observe(s(at), GpuState::Up, GAP, 100);
         }
         ledger
     }
 
     #[test]
-    fn what_is_written_is_read_and_continued_up_to_the_note() {
+    fn a_checkpoint_of_an_earlier_release_is_read() {
         let folder = tempfile::tempdir().unwrap();
-        let file = file(&folder);
-        assert_eq!(file.read().unwrap(), None);
-        file.write(&ledger(), &note(10)).unwrap();
+        let file = CheckpointFile::new(folder.path().join("a.json"), "a".to_owned());
+        let written = r#"{"version":1,"agent_id":"a","ledger":{"folded":{"until":{"secs":10,"nanos":0},
+            "up":{"secs":9,"nanos":0},"checks":2,"available":2},"spans":[{"until":{"secs":60,"nanos":0},
+            "state":"up","checks":10}],"seen":"up","watched_until":{"secs":60,"nanos":0}},
+            "note":{"boot_id":"6d9bcdb1-8d5e-4d1a-9d4c-1a2b3c4d5e6f","watched_until":{"secs":60,"nanos":0},
+            "wall":"2026-11-01T00:00:00Z","checks_so_far":10,"window_begin":{"secs":5,"nanos":0},
+            "pinged":true}}"#;
+        fs::write(file.path(), written).unwrap();
         let restored = file.read().unwrap().unwrap();
-        assert_eq!((restored.ledger, restored.note), (ledger(), note(10)));
-        file.write_note(&note(25)).unwrap();
-        let restored = file.read().unwrap().unwrap();
-        let window = restored.ledger.window(s(25), s(25), GAP);
-        assert_eq!((window.up, window.checks_total), (s(25), 6));
-        assert_eq!(restored.note, note(25));
+        let minute = Duration::from_secs(60);
+        let window = restored.ledger.window(minute, minute, minute);
+        assert_eq!(window.up, Duration::from_secs(59));
+        assert_eq!(restored.watermark.window_begin, Duration::from_secs(5));
+        // What is written now is read by that release, too.
+        file.write(&restored.ledger, &restored.watermark).unwrap();
+        let value = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
+        let again = fs::read_to_string(file.path()).unwrap();
+        assert_eq!(value(&again), value(written));
     }
 
     #[test]
-    fn a_note_that_does_not_belong_to_the_checkpoint_is_left_alone() {
+    fn what_is_written_is_read_and_continued_up_to_the_watermark() {
         let folder = tempfile::tempdir().unwrap();
         let file = file(&folder);
-        file.write(&ledger(), &note(10)).unwrap();
+        assert_eq!(file.read().unwrap(), None);
+        file.write(&ledger(), &watermark(10)).unwrap();
+        let restored = file.read().unwrap().unwrap();
+        assert_eq!(
+            (restored.ledger, restored.watermark),
+            (ledger(), watermark(10))
+        );
+        file.write_watermark(&watermark(25)).unwrap();
+        let restored = file.read().unwrap().unwrap();
+        let window = restored.ledger.window(s(25), s(25), GAP);
+        assert_eq!((window.up, window.checks_total), (s(25), 6));
+        assert_eq!(restored.watermark, watermark(25));
+    }
+
+    #[test]
+    fn a_watermark_that_does_not_belong_to_the_checkpoint_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file(&folder);
+        file.write(&ledger(), &watermark(10)).unwrap();
         for other in [
-            Note {
+            Watermark {
                 boot_id: Uuid::nil(),
-                ..note(25)
+                ..watermark(25)
             },
-            note(5),
+            watermark(5),
         ] {
-            file.write_note(&other).unwrap();
-            assert_eq!(file.read().unwrap().unwrap().note, note(10));
+            file.write_watermark(&other).unwrap();
+            assert_eq!(file.read().unwrap().unwrap().watermark, watermark(10));
         }
-        fs::write(file.note_path(), "{").unwrap();
-        assert_eq!(file.read().unwrap().unwrap().note, note(10));
+        fs::write(file.watermark_path(), "{").unwrap();
+        assert_eq!(file.read().unwrap().unwrap().watermark, watermark(10));
     }
 
     #[test]
     fn an_unusable_file_is_set_aside_and_never_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let file = file(&folder);
-        file.write(&ledger(), &note(10)).unwrap();
+        file.write(&ledger(), &watermark(10)).unwrap();
         let good = fs::read_to_string(file.path()).unwrap();
         let half = &good[..good.len() / 2];
         let foreign = good.replace("agent-001", "agent-002");
@@ -315,15 +347,15 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_checkpoint_and_note_are_read_or_set_aside(
+        fn a_damaged_checkpoint_and_watermark_are_read_or_set_aside(
             damage in prop::collection::vec((any::<Index>(), any::<u8>()), 1..4),
-            of_the_note in any::<bool>(),
+            of_the_watermark in any::<bool>(),
         ) {
             let folder = tempfile::tempdir().unwrap();
             let file = file(&folder);
-            file.write(&ledger(), &note(10)).unwrap();
-            file.write_note(&note(25)).unwrap();
-            let damaged = if of_the_note { file.note_path() } else { file.path().to_owned() };
+            file.write(&ledger(), &watermark(10)).unwrap();
+            file.write_watermark(&watermark(25)).unwrap();
+            let damaged = if of_the_watermark { file.watermark_path() } else { file.path().to_owned() };
             let mut bytes = fs::read(&damaged).unwrap();
             for (place, byte) in damage {
                 let place = place.index(bytes.len());

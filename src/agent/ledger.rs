@@ -14,7 +14,7 @@ use crate::units::Percent;
 /// What a stretch of time was like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum GpuState {
     /// Enough GPUs were seen healthy.
     Up,
     /// They were seen not to be.
@@ -26,28 +26,30 @@ pub enum State {
 /// The history of one agent's GPUs. Its form in JSON is what a checkpoint keeps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
-    folded: Folded,
-    spans: VecDeque<Span>,
+    #[serde(rename = "folded")]
+    compacted: Compacted,
+    #[serde(rename = "spans")]
+    segments: VecDeque<Segment>,
     /// What the last check saw; holds until the next.
-    seen: Option<State>,
+    seen: Option<GpuState>,
     /// When that was: nothing is known of later.
     watched_until: Duration,
 }
 
-/// Everything before the first span, of which only the sum is known.
+/// Everything before the first segment, of which only the sum is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct Folded {
+struct Compacted {
     until: Duration,
     up: Duration,
     checks: u64,
     available: u64,
 }
 
-/// A stretch of one state, from the end of the one before. A day of steady uptime is one span.
+/// A stretch of one state, from the end of the one before. A day of steady uptime is one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Span {
+struct Segment {
     until: Duration,
-    state: State,
+    state: GpuState,
     checks: u64,
 }
 
@@ -84,8 +86,8 @@ pub struct OutOfOrder;
 impl Default for Ledger {
     fn default() -> Self {
         Self {
-            folded: Folded::default(),
-            spans: VecDeque::new(),
+            compacted: Compacted::default(),
+            segments: VecDeque::new(),
             seen: None,
             watched_until: Duration::ZERO,
         }
@@ -101,22 +103,22 @@ impl Ledger {
 
     #[cfg(test)]
     fn transitions(&self) -> usize {
-        self.spans.len()
+        self.segments.len()
     }
 
     /// What the last check saw.
     #[must_use]
-    pub fn seen(&self) -> Option<State> {
+    pub fn seen(&self) -> Option<GpuState> {
         self.seen
     }
 
     /// A check at `at` saw `state`. After more than `longest_gap` since the last one, the time
-    /// between was unwatched. Keeps at most `max_transitions` spans, the oldest are folded into a
+    /// between was unwatched. Keeps at most `max_transitions` segments, the oldest are folded into a
     /// sum. Returns whether the state is another than before.
     pub fn observe(
         &mut self,
         at: Duration,
-        state: State,
+        state: GpuState,
         longest_gap: Duration,
         max_transitions: usize,
     ) -> bool {
@@ -126,8 +128,8 @@ impl Ledger {
         self.watched_until = at;
         let changed = self.seen != Some(state);
         self.seen = Some(state);
-        while self.spans.len() > max_transitions.max(1) {
-            self.fold_oldest();
+        while self.segments.len() > max_transitions.max(1) {
+            self.compact_oldest();
         }
         changed
     }
@@ -135,7 +137,7 @@ impl Ledger {
     /// Checks that the stretch which still goes on has seen.
     #[must_use]
     pub fn checks_so_far(&self) -> u64 {
-        match self.spans.back() {
+        match self.segments.back() {
             Some(last) if self.seen == Some(last.state) => last.checks,
             _ => 0,
         }
@@ -155,7 +157,7 @@ impl Ledger {
     /// holds no more.
     pub fn resume(&mut self, at: Duration) {
         let at = at.max(self.watched_until);
-        self.extend(at, State::Unwatched, 0);
+        self.extend(at, GpuState::Unwatched, 0);
         self.watched_until = at;
         self.seen = None;
     }
@@ -169,16 +171,16 @@ impl Ledger {
             length,
             ..Window::default()
         };
-        window.add_folded(self.folded, from, to);
-        let mut begin = self.folded.until;
-        for span in &self.spans {
-            window.add(span.state, begin, *span, from, to);
-            begin = span.until;
+        window.add_compacted(self.compacted, from, to);
+        let mut begin = self.compacted.until;
+        for segment in &self.segments {
+            window.add(segment.state, begin, *segment, from, to);
+            begin = segment.until;
         }
         // What the last check saw holds until now, unless the next one is overdue.
-        let open = Span {
+        let open = Segment {
             until: to,
-            state: State::Unwatched,
+            state: GpuState::Unwatched,
             checks: 1,
         };
         if self.seen.is_some() {
@@ -192,29 +194,29 @@ impl Ledger {
     /// # Errors
     /// When they are not in order.
     pub fn check_order(&self) -> Result<(), OutOfOrder> {
-        let ends = self.spans.iter().map(|span| span.until);
-        let all: Vec<Duration> = std::iter::once(self.folded.until).chain(ends).collect();
+        let ends = self.segments.iter().map(|segment| segment.until);
+        let all: Vec<Duration> = std::iter::once(self.compacted.until).chain(ends).collect();
         let in_order = all.is_sorted()
-            && self.folded.up <= self.folded.until
+            && self.compacted.up <= self.compacted.until
             && all.last() == Some(&self.watched_until);
         in_order.then_some(()).ok_or(OutOfOrder)
     }
 
-    fn state_until(&self, to: Duration, longest_gap: Duration) -> State {
+    fn state_until(&self, to: Duration, longest_gap: Duration) -> GpuState {
         match self.seen {
             Some(state) if to.saturating_sub(self.watched_until) <= longest_gap => state,
-            _ => State::Unwatched,
+            _ => GpuState::Unwatched,
         }
     }
 
-    fn extend(&mut self, until: Duration, state: State, checks: u64) {
-        match self.spans.back_mut() {
+    fn extend(&mut self, until: Duration, state: GpuState, checks: u64) {
+        match self.segments.back_mut() {
             Some(last) if last.state == state => {
                 last.until = until;
                 last.checks += checks;
             }
             _ if until > self.watched_until || checks > 0 => {
-                self.spans.push_back(Span {
+                self.segments.push_back(Segment {
                     until,
                     state,
                     checks,
@@ -224,33 +226,40 @@ impl Ledger {
         }
     }
 
-    fn fold_oldest(&mut self) {
-        let Some(oldest) = self.spans.pop_front() else {
+    fn compact_oldest(&mut self) {
+        let Some(oldest) = self.segments.pop_front() else {
             return;
         };
-        if oldest.state == State::Up {
-            self.folded.up += oldest.until.saturating_sub(self.folded.until);
-            self.folded.available += oldest.checks;
+        if oldest.state == GpuState::Up {
+            self.compacted.up += oldest.until.saturating_sub(self.compacted.until);
+            self.compacted.available += oldest.checks;
         }
-        self.folded.checks += oldest.checks;
-        self.folded.until = oldest.until;
+        self.compacted.checks += oldest.checks;
+        self.compacted.until = oldest.until;
     }
 }
 
 impl Window {
-    /// Adds the part of a span, which began at `begin`, that lies between `from` and `to`.
-    fn add(&mut self, state: State, begin: Duration, span: Span, from: Duration, to: Duration) {
-        let part = span.until.min(to).saturating_sub(begin.max(from));
-        let checks = share_of(span.checks, part, span.until.saturating_sub(begin));
+    /// Adds the part of a segment, which began at `begin`, that lies between `from` and `to`.
+    fn add(
+        &mut self,
+        state: GpuState,
+        begin: Duration,
+        segment: Segment,
+        from: Duration,
+        to: Duration,
+    ) {
+        let part = segment.until.min(to).saturating_sub(begin.max(from));
+        let checks = share_of(segment.checks, part, segment.until.saturating_sub(begin));
         self.checks_total += checks;
-        if state == State::Up {
+        if state == GpuState::Up {
             self.up += part;
             self.checks_available += checks;
         }
     }
 
     /// Of what is folded only the sum is known: its uptime counts as evenly spread.
-    fn add_folded(&mut self, folded: Folded, from: Duration, to: Duration) {
+    fn add_compacted(&mut self, folded: Compacted, from: Duration, to: Duration) {
         let part = folded.until.min(to).saturating_sub(from);
         if !part.is_zero() {
             let share = part.as_secs_f64() / folded.until.as_secs_f64();
@@ -287,7 +296,7 @@ mod tests {
     }
 
     /// Checks every five seconds, `script` being (state, checks).
-    fn checked(script: &[(State, u64)], max_transitions: usize) -> (Ledger, u64) {
+    fn checked(script: &[(GpuState, u64)], max_transitions: usize) -> (Ledger, u64) {
         let mut ledger = Ledger::default();
         let mut at = 0;
         for &(state, checks) in script {
@@ -303,10 +312,10 @@ mod tests {
     fn a_state_holds_until_the_next_check_says_otherwise() {
         let (ledger, end) = checked(
             &[
-                (State::Up, 10),
-                (State::Down, 2),
-                (State::Up, 10),
-                (State::Down, 2),
+                (GpuState::Up, 10),
+                (GpuState::Down, 2),
+                (GpuState::Up, 10),
+                (GpuState::Down, 2),
             ],
             100,
         );
@@ -321,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_day_of_steady_uptime_is_one_span() {
-        let (ledger, end) = checked(&[(State::Up, 17_280)], 100);
+        let (ledger, end) = checked(&[(GpuState::Up, 17_280)], 100);
         assert_eq!((ledger.transitions(), end), (1, 86_400));
         assert_eq!(percent(&ledger, 86_400, 86_400), 100.0);
     }
@@ -329,10 +338,10 @@ mod tests {
     #[test]
     fn a_gap_between_checks_is_unwatched_and_counts_as_down() {
         let mut ledger = Ledger::default();
-        ledger.observe(s(0), State::Up, GAP, 100);
-        ledger.observe(s(10), State::Up, GAP, 100);
-        ledger.observe(s(21), State::Up, GAP, 100);
-        ledger.observe(s(25), State::Up, GAP, 100);
+        ledger.observe(s(0), GpuState::Up, GAP, 100);
+        ledger.observe(s(10), GpuState::Up, GAP, 100);
+        ledger.observe(s(21), GpuState::Up, GAP, 100);
+        ledger.observe(s(25), GpuState::Up, GAP, 100);
         assert_eq!(ledger.window(s(25), s(25), GAP).up, s(14));
         assert_eq!(ledger.window(s(30), s(30), GAP).up, s(19));
         assert_eq!(
@@ -344,17 +353,17 @@ mod tests {
 
     #[test]
     fn time_when_the_agent_did_not_run_is_unwatched() {
-        let (mut ledger, _) = checked(&[(State::Up, 11)], 100);
+        let (mut ledger, _) = checked(&[(GpuState::Up, 11)], 100);
         ledger.resume(s(100));
         assert_eq!(percent(&ledger, 100, 100), 50.0);
-        ledger.observe(s(100), State::Up, GAP, 100);
-        ledger.observe(s(110), State::Up, GAP, 100);
+        ledger.observe(s(100), GpuState::Up, GAP, 100);
+        ledger.observe(s(110), GpuState::Up, GAP, 100);
         assert_eq!(ledger.window(s(110), s(110), GAP).up, s(60));
     }
 
     #[test]
     fn time_before_the_first_start_is_unwatched() {
-        let (ledger, _) = checked(&[(State::Up, 11)], 100);
+        let (ledger, _) = checked(&[(GpuState::Up, 11)], 100);
         assert_eq!(percent(&ledger, 200, 50), 25.0);
     }
 
@@ -366,16 +375,16 @@ mod tests {
 
     #[test]
     fn a_clock_that_runs_back_changes_nothing() {
-        let (mut ledger, _) = checked(&[(State::Up, 11)], 100);
-        ledger.observe(s(20), State::Down, GAP, 100);
+        let (mut ledger, _) = checked(&[(GpuState::Up, 11)], 100);
+        ledger.observe(s(20), GpuState::Down, GAP, 100);
         assert_eq!(ledger.window(s(50), s(50), GAP).up, s(50));
         assert_eq!(ledger.check_order(), Ok(()));
     }
 
     #[test]
     fn a_ledger_out_of_order_is_told() {
-        let (mut ledger, _) = checked(&[(State::Up, 3), (State::Down, 3)], 100);
-        ledger.spans[0].until = s(1000);
+        let (mut ledger, _) = checked(&[(GpuState::Up, 3), (GpuState::Down, 3)], 100);
+        ledger.segments[0].until = s(1000);
         assert_eq!(ledger.check_order(), Err(OutOfOrder));
     }
 
@@ -395,10 +404,10 @@ mod tests {
                     ledger.resume(at);
                     last = None;
                 }
-                if last == Some(State::Up) && step <= GAP {
+                if last == Some(GpuState::Up) && step <= GAP {
                     up += step;
                 }
-                let state = if is_up { State::Up } else { State::Down };
+                let state = if is_up { GpuState::Up } else { GpuState::Down };
                 ledger.observe(at, state, GAP, max_transitions);
                 last = Some(state);
             }
@@ -440,7 +449,7 @@ mod tests {
         fn history_is_bounded((ledger, _, _) in any_ledger(), max in 1..10_usize) {
             let mut bounded = ledger;
             let at = bounded.watched_until();
-            bounded.observe(at, State::Up, GAP, max);
+            bounded.observe(at, GpuState::Up, GAP, max);
             prop_assert!(bounded.transitions() <= max);
         }
     }

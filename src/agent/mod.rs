@@ -20,21 +20,21 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::checkpoint::CheckpointFile;
-use self::monitor::Shared;
+use self::monitor::AgentState;
 use self::probe::prober::Prober;
 use self::probe::source::GpuSource;
-use self::tracker::{Rules, Watch};
+use self::tracker::{TrackerConfig, UptimeTracker};
 use crate::net::{self, credentials::Token};
 use crate::shutdown::Shutdown;
 
 /// How long a driver may take for the first look before questions are answered without it.
-const LONGEST_FIRST_LOOK: Duration = Duration::from_secs(2);
+const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Everything that an agent needs, checked.
+/// The checked configuration of an agent.
 #[derive(Debug)]
 pub struct AgentConfig {
     /// How it watches.
-    pub rules: Rules,
+    pub rules: TrackerConfig,
     /// What it watches.
     pub gpu: GpuSource,
     /// Where it answers.
@@ -72,9 +72,9 @@ pub async fn run_at(
         .with_context(|| format!("--checkpoint {path}: cannot be set aside"))?;
     let agent_id = config.rules.agent_id.clone();
     let check_interval = config.rules.check_interval;
-    let (watch, since_first_start) =
-        Watch::begin(config.rules, Uuid::new_v4(), Utc::now(), restored);
-    let shared = Arc::new(Shared::new(watch, since_first_start));
+    let (tracker, since_first_start) =
+        UptimeTracker::begin(config.rules, Uuid::new_v4(), Utc::now(), restored);
+    let shared = Arc::new(AgentState::new(tracker, since_first_start));
     tracing::info!(
         "agent {agent_id} answers at http://{}",
         listener.local_addr()?
@@ -84,7 +84,7 @@ pub async fn run_at(
     // The routes answer until the last checkpoint is written, and not before the first look: a ping that
     // comes with the start must not read as if there were no GPU.
     let served = async {
-        let _ = timeout(LONGEST_FIRST_LOOK, shared.first_look.notified()).await;
+        let _ = timeout(FIRST_PROBE_TIMEOUT, shared.first_probe.notified()).await;
         net::server::serve(listener, routes, shutdown.at_once.clone()).await;
     };
     let watched = monitor::run(

@@ -8,9 +8,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::checkpoint::{CheckpointFile, Note};
+use super::checkpoint::{CheckpointFile, Watermark};
 use super::ledger::Ledger;
-use super::tracker::Watch;
+use super::tracker::UptimeTracker;
 use crate::agent::probe::prober::Prober;
 
 /// The longest wait for a disk at the end.
@@ -18,26 +18,26 @@ const LAST_WRITE: Duration = Duration::from_secs(5);
 
 /// What the loop and the routes share.
 #[derive(Debug)]
-pub struct Shared {
-    watch: Mutex<Watch>,
+pub struct AgentState {
+    tracker: Mutex<UptimeTracker>,
     started: Instant,
     started_at: Duration,
-    /// A ping has begun a new window, which the note must keep.
+    /// Notified when a ping has begun a new window: the watermark must be written.
     pub window_begun: Notify,
     /// The first look at the GPUs is over.
-    pub first_look: Notify,
+    pub first_probe: Notify,
 }
 
-impl Shared {
+impl AgentState {
     /// `started_at` is the time since the agent's first start now.
     #[must_use]
-    pub fn new(watch: Watch, started_at: Duration) -> Self {
+    pub fn new(tracker: UptimeTracker, started_at: Duration) -> Self {
         Self {
-            watch: Mutex::new(watch),
+            tracker: Mutex::new(tracker),
             started: Instant::now(),
             started_at,
             window_begun: Notify::new(),
-            first_look: Notify::new(),
+            first_probe: Notify::new(),
         }
     }
 
@@ -48,22 +48,22 @@ impl Shared {
     }
 
     /// What is known.
-    pub fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock()
+    pub fn tracker(&self) -> MutexGuard<'_, UptimeTracker> {
+        self.tracker.lock()
     }
 }
 
 /// Checks at each interval until `stop`, and has everything written that must survive.
 pub async fn run(
-    shared: &Shared,
+    shared: &AgentState,
     mut prober: Prober,
     check_interval: Duration,
     checkpoint_every: u64,
     file: CheckpointFile,
     stop: CancellationToken,
 ) {
-    let desk = Arc::new(Desk::default());
-    let clerk = tokio::spawn(Arc::clone(&desk).write_all_to(file));
+    let writer = Arc::new(CheckpointWriter::default());
+    let writer_task = tokio::spawn(Arc::clone(&writer).run(file));
     let mut ticks = tokio::time::interval(check_interval);
     // A look that hung does not lead to several at once: the next one is at the next whole
     // interval.
@@ -72,99 +72,104 @@ pub async fn run(
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = shared.window_begun.notified() => desk.put(None, shared.watch().note()),
+            () = shared.window_begun.notified() => writer.put(None, shared.tracker().watermark()),
             _ = ticks.tick() => {
                 // A look that misses its deadline says something of when it began.
                 let at = shared.now();
-                let sighting = tokio::select! {
+                let snapshot = tokio::select! {
                     () = stop.cancelled() => break,
-                    sighting = prober.look(check_interval) => sighting,
+                    snapshot = prober.probe(check_interval) => snapshot,
                 };
-                let said = sighting.to_string();
-                let mut watch = shared.watch();
-                let changed = watch.checked(at, sighting);
+                let said = snapshot.to_string();
+                let mut tracker = shared.tracker();
+                let changed = tracker.record_probe(at, snapshot);
                 if changed {
-                    tracing::info!("GPU {}: {said}", if watch.is_up(at) { "up" } else { "down" });
+                    tracing::info!("GPU {}: {said}", if tracker.is_up(at) { "up" } else { "down" });
                 }
                 checks += 1;
                 if checks == 1 {
-                    shared.first_look.notify_one();
+                    shared.first_probe.notify_one();
                 }
                 let whole = changed || checks.is_multiple_of(checkpoint_every);
-                desk.put(whole.then(|| watch.ledger().clone()), watch.note());
+                writer.put(whole.then(|| tracker.ledger().clone()), tracker.watermark());
             }
         }
     }
-    let (ledger, note) = {
-        let watch = shared.watch();
-        (watch.ledger().clone(), watch.note())
+    let (ledger, watermark) = {
+        let tracker = shared.tracker();
+        (tracker.ledger().clone(), tracker.watermark())
     };
-    desk.put(Some(ledger), note);
-    desk.close();
-    if tokio::time::timeout(LAST_WRITE, clerk).await.is_err() {
+    writer.put(Some(ledger), watermark);
+    writer.close();
+    if tokio::time::timeout(LAST_WRITE, writer_task).await.is_err() {
         tracing::error!("the disk takes no checkpoint: what came after the last one is lost");
     }
 }
 
 /// What waits to be written: a slow disk delays no check, and only the latest counts.
 #[derive(Debug, Default)]
-struct Desk {
-    papers: Mutex<Papers>,
+struct CheckpointWriter {
+    pending: Mutex<Pending>,
     filled: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Papers {
-    ledger: Option<(Ledger, Note)>,
-    note: Option<Note>,
+struct Pending {
+    ledger: Option<(Ledger, Watermark)>,
+    watermark: Option<Watermark>,
     closed: bool,
 }
 
-impl Desk {
-    fn put(&self, ledger: Option<Ledger>, note: Note) {
-        let mut papers = self.papers.lock();
+impl CheckpointWriter {
+    fn put(&self, ledger: Option<Ledger>, watermark: Watermark) {
+        let mut pending = self.pending.lock();
         if let Some(ledger) = ledger {
-            papers.ledger = Some((ledger, note.clone()));
+            pending.ledger = Some((ledger, watermark.clone()));
         }
-        papers.note = Some(note);
+        pending.watermark = Some(watermark);
         self.filled.notify_one();
     }
 
     fn close(&self) {
-        self.papers.lock().closed = true;
+        self.pending.lock().closed = true;
         self.filled.notify_one();
     }
 
-    async fn write_all_to(self: Arc<Self>, file: CheckpointFile) {
+    async fn run(self: Arc<Self>, file: CheckpointFile) {
         let file = Arc::new(file);
-        let mut complained = false;
+        let mut failing = false;
         loop {
             self.filled.notified().await;
-            let (ledger, note, closed) = {
-                let mut papers = self.papers.lock();
-                (papers.ledger.take(), papers.note.take(), papers.closed)
+            let (ledger, watermark, closed) = {
+                let mut pending = self.pending.lock();
+                (
+                    pending.ledger.take(),
+                    pending.watermark.take(),
+                    pending.closed,
+                )
             };
             let path = Arc::clone(&file);
             let written = tokio::task::spawn_blocking(move || {
-                // The note belongs to a checkpoint that is written already.
+                // The order matters: a watermark refers to a checkpoint that is on disk.
                 let whole = ledger
                     .as_ref()
                     .map_or(Ok(()), |(ledger, of)| path.write(ledger, of));
-                let written =
-                    whole.and_then(|()| note.map_or(Ok(()), |note| path.write_note(&note)));
+                let written = whole.and_then(|()| {
+                    watermark.map_or(Ok(()), |watermark| path.write_watermark(&watermark))
+                });
                 (written, ledger)
             });
             match written.await {
-                Ok((Ok(()), _)) if complained => {
-                    complained = false;
+                Ok((Ok(()), _)) if failing => {
+                    failing = false;
                     tracing::info!("checkpoint {} is written again", file.path().display());
                 }
                 Ok((Err(error), unwritten)) => {
-                    // Goes with the next note, unless a newer one is there by then.
-                    let mut papers = self.papers.lock();
-                    papers.ledger = papers.ledger.take().or(unwritten);
-                    drop(papers);
-                    if !std::mem::replace(&mut complained, true) {
+                    // Retried with the next watermark, unless a newer ledger is pending by then.
+                    let mut pending = self.pending.lock();
+                    pending.ledger = pending.ledger.take().or(unwritten);
+                    drop(pending);
+                    if !std::mem::replace(&mut failing, true) {
                         tracing::error!(
                             "checkpoint {} cannot be written: {error}; after a restart, what is not written counts as unwatched",
                             file.path().display()

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::AgentConfig;
 use super::checkpoint::CheckpointFile;
-use super::tracker::Rules;
+use super::tracker::TrackerConfig;
 use crate::agent::probe::simulated::GpuScript;
 use crate::agent::probe::source::GpuSource;
 use crate::net::credentials::Token;
@@ -129,7 +129,7 @@ impl AgentOptions {
             token: token.as_deref().map(Token::new),
             checkpoint: CheckpointFile::new(checkpoint, agent_id.clone()),
             checkpoint_every: self.checkpoint_every.0.get(),
-            rules: Rules {
+            rules: TrackerConfig {
                 agent_id,
                 check_interval: self.check_interval.get(),
                 max_transitions: count(self.max_history),

@@ -5,9 +5,9 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::checkpoint::{Note, Restored};
-use super::ledger::{Ledger, State, Window};
-use crate::agent::probe::gpu::Sighting;
+use super::checkpoint::{Restored, Watermark};
+use super::ledger::{GpuState, Ledger, Window};
+use crate::agent::probe::gpu::GpuSnapshot;
 use crate::units::{Percent, saturating_add, saturating_sub};
 use crate::wire::agent::{GpuStatus, UptimeReport};
 
@@ -16,7 +16,7 @@ const CLOCK_SKEW: TimeDelta = TimeDelta::minutes(5);
 
 /// How an agent watches.
 #[derive(Debug, Clone)]
-pub struct Rules {
+pub struct TrackerConfig {
     /// Who it is.
     pub agent_id: String,
     /// The time between checks.
@@ -27,7 +27,7 @@ pub struct Rules {
     pub require_gpus: Option<usize>,
 }
 
-impl Rules {
+impl TrackerConfig {
     /// The longest time between two checks that still counts as watched.
     #[must_use]
     pub fn longest_gap(&self) -> Duration {
@@ -37,8 +37,8 @@ impl Rules {
 
 /// What an agent knows.
 #[derive(Debug)]
-pub struct Watch {
-    rules: Rules,
+pub struct UptimeTracker {
+    rules: TrackerConfig,
     boot_id: Uuid,
     ledger: Ledger,
     /// The wall time of the agent's first start, as it follows from the wall time of this one: the
@@ -47,7 +47,7 @@ pub struct Watch {
     window_begin: Duration,
     pinged: bool,
     required: Option<usize>,
-    last: Option<(Sighting, Duration)>,
+    last: Option<(GpuSnapshot, Duration)>,
 }
 
 /// A window that begins in the future, further than clocks differ.
@@ -58,12 +58,12 @@ pub struct SinceInFuture {
     now: DateTime<Utc>,
 }
 
-impl Watch {
+impl UptimeTracker {
     /// Begins at `wall`, or goes on with what was restored. Returns it with the time since the
     /// agent's first start.
     #[must_use]
     pub fn begin(
-        rules: Rules,
+        rules: TrackerConfig,
         boot_id: Uuid,
         wall: DateTime<Utc>,
         restored: Option<Restored>,
@@ -72,17 +72,20 @@ impl Watch {
         let (mut window_begin, mut pinged) = (Duration::ZERO, false);
         let mut since_first_start = Duration::ZERO;
         if let Some(restored) = restored {
-            let note = restored.note;
+            let watermark = restored.watermark;
             // A clock that was set back meanwhile: no time has passed.
-            let away = (wall - note.wall).to_std().unwrap_or_default();
-            since_first_start = note.watched_until.saturating_add(away);
+            let away = (wall - watermark.wall).to_std().unwrap_or_default();
+            since_first_start = watermark.watched_until.saturating_add(away);
             ledger = restored.ledger;
             ledger.resume(since_first_start);
-            (window_begin, pinged) = (note.window_begin.min(since_first_start), note.pinged);
+            (window_begin, pinged) = (
+                watermark.window_begin.min(since_first_start),
+                watermark.pinged,
+            );
         }
         let first_start = saturating_sub(wall, since_first_start);
         let required = rules.require_gpus;
-        let watch = Self {
+        let tracker = Self {
             rules,
             boot_id,
             ledger,
@@ -92,25 +95,25 @@ impl Watch {
             required,
             last: None,
         };
-        (watch, since_first_start)
+        (tracker, since_first_start)
     }
 
     /// A check that began at `at` found this. Returns whether the state is another than before.
-    pub fn checked(&mut self, at: Duration, sighting: Sighting) -> bool {
-        let healthy = sighting.healthy();
-        if self.required.is_none() && !sighting.devices.is_empty() {
-            self.required = Some(sighting.devices.len());
+    pub fn record_probe(&mut self, at: Duration, snapshot: GpuSnapshot) -> bool {
+        let healthy = snapshot.healthy();
+        if self.required.is_none() && !snapshot.devices.is_empty() {
+            self.required = Some(snapshot.devices.len());
         }
         let state = if healthy >= self.required.unwrap_or(1).max(1) {
-            State::Up
+            GpuState::Up
         } else {
-            State::Down
+            GpuState::Down
         };
         let gap = self.rules.longest_gap();
         let changed = self
             .ledger
             .observe(at, state, gap, self.rules.max_transitions);
-        self.last = Some((sighting, at));
+        self.last = Some((snapshot, at));
         changed
     }
 
@@ -157,7 +160,7 @@ impl Watch {
             gpu_count: self
                 .last
                 .as_ref()
-                .map_or(0, |(sighting, _)| sighting.healthy()),
+                .map_or(0, |(snapshot, _)| snapshot.healthy()),
             checks_total: window.checks_total,
             checks_available: window.checks_available,
             boot_id: self.boot_id,
@@ -173,7 +176,7 @@ impl Watch {
     /// All GPUs at the last check.
     #[must_use]
     pub fn gpu_status(&self, now: Duration) -> GpuStatus {
-        let Some((sighting, at)) = &self.last else {
+        let Some((snapshot, at)) = &self.last else {
             return GpuStatus {
                 status: "not checked yet".to_owned(),
                 timestamp: self.wall(now),
@@ -181,28 +184,28 @@ impl Watch {
                 devices: std::collections::BTreeMap::new(),
             };
         };
-        let devices = sighting
+        let devices = snapshot
             .devices
             .iter()
             .map(|device| (device.device_id, device.clone()));
         GpuStatus {
-            status: self.describe(sighting, now),
+            status: self.describe(snapshot, now),
             timestamp: self.wall(*at),
-            gpu_count: sighting.healthy(),
+            gpu_count: snapshot.healthy(),
             devices: devices.collect(),
         }
     }
 
-    fn describe(&self, sighting: &Sighting, now: Duration) -> String {
+    fn describe(&self, snapshot: &GpuSnapshot, now: Duration) -> String {
         let required = self.required.unwrap_or(1);
         if self.is_up(now) {
             "available".to_owned()
-        } else if self.ledger.seen() == Some(State::Up) {
+        } else if self.ledger.seen() == Some(GpuState::Up) {
             "the next check is overdue".to_owned()
-        } else if sighting.problem.is_none() && sighting.devices.len() < required {
-            format!("{sighting}, {required} required")
+        } else if snapshot.problem.is_none() && snapshot.devices.len() < required {
+            format!("{snapshot}, {required} required")
         } else {
-            sighting.to_string()
+            snapshot.to_string()
         }
     }
 
@@ -210,7 +213,7 @@ impl Watch {
     #[must_use]
     pub fn is_up(&self, now: Duration) -> bool {
         let overdue = now.saturating_sub(self.ledger.watched_until()) > self.rules.longest_gap();
-        self.ledger.seen() == Some(State::Up) && !overdue
+        self.ledger.seen() == Some(GpuState::Up) && !overdue
     }
 
     /// What a checkpoint keeps.
@@ -219,11 +222,11 @@ impl Watch {
         &self.ledger
     }
 
-    /// How far the watch has come.
+    /// How far the GPUs were watched.
     #[must_use]
-    pub fn note(&self) -> Note {
+    pub fn watermark(&self) -> Watermark {
         let watched_until = self.ledger.watched_until();
-        Note {
+        Watermark {
             boot_id: self.boot_id,
             watched_until,
             wall: self.wall(watched_until),
@@ -254,8 +257,8 @@ mod tests {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
     }
 
-    fn rules(require_gpus: Option<usize>) -> Rules {
-        Rules {
+    fn rules(require_gpus: Option<usize>) -> TrackerConfig {
+        TrackerConfig {
             agent_id: "agent-001".into(),
             check_interval: INTERVAL,
             max_transitions: 100,
@@ -263,51 +266,51 @@ mod tests {
         }
     }
 
-    fn sighting(healths: &[GpuHealth]) -> Sighting {
+    fn snapshot(healths: &[GpuHealth]) -> GpuSnapshot {
         let device = |(index, health): (usize, &GpuHealth)| GpuDevice {
             device_id: index as u32,
             health: health.clone(),
             ..GpuDevice::default()
         };
-        Sighting {
+        GpuSnapshot {
             devices: healths.iter().enumerate().map(device).collect(),
             problem: None,
         }
     }
 
-    fn begin(restored: Option<Restored>, at: i64) -> (Watch, Duration) {
-        Watch::begin(rules(None), Uuid::from_u128(7), wall(at), restored)
+    fn begin(restored: Option<Restored>, at: i64) -> (UptimeTracker, Duration) {
+        UptimeTracker::begin(rules(None), Uuid::from_u128(7), wall(at), restored)
     }
 
     /// Checks at each interval from `from` until before `to`.
-    fn watch_over(watch: &mut Watch, from: u64, to: u64, health: &GpuHealth) {
+    fn track(tracker: &mut UptimeTracker, from: u64, to: u64, health: &GpuHealth) {
         for at in (from..to).step_by(5) {
-            watch.checked(s(at), sighting(std::slice::from_ref(health)));
+            tracker.record_probe(s(at), snapshot(std::slice::from_ref(health)));
         }
     }
 
     /// The process ends and is started again at this wall time.
-    fn restart(watch: &Watch, at: i64) -> (Watch, Duration) {
+    fn restart(tracker: &UptimeTracker, at: i64) -> (UptimeTracker, Duration) {
         let restored = Restored {
-            ledger: watch.ledger().clone(),
-            note: watch.note(),
+            ledger: tracker.ledger().clone(),
+            watermark: tracker.watermark(),
         };
         begin(Some(restored), at)
     }
 
     #[test]
     fn a_ping_answers_for_the_time_since_the_last_one() {
-        let (mut watch, start) = begin(None, 0);
+        let (mut tracker, start) = begin(None, 0);
         assert_eq!(start, Duration::ZERO);
-        watch_over(&mut watch, 0, 50, &GpuHealth::Ok);
-        watch_over(&mut watch, 50, 60, &GpuHealth::Lost);
-        watch_over(&mut watch, 60, 120, &GpuHealth::Ok);
-        let first = watch.report(s(60), None, false).unwrap();
+        track(&mut tracker, 0, 50, &GpuHealth::Ok);
+        track(&mut tracker, 50, 60, &GpuHealth::Lost);
+        track(&mut tracker, 60, 120, &GpuHealth::Ok);
+        let first = tracker.report(s(60), None, false).unwrap();
         assert!(first.first_ping);
         assert_eq!((first.since, first.timestamp), (wall(0), wall(60)));
         assert!((first.uptime_percent.get() - 50.0 / 0.6).abs() < 1e-9);
-        let peeked = watch.report(s(119), None, true).unwrap();
-        let second = watch.report(s(119), None, false).unwrap();
+        let peeked = tracker.report(s(119), None, true).unwrap();
+        let second = tracker.report(s(119), None, false).unwrap();
         assert_eq!(peeked, second);
         assert!(!second.first_ping);
         assert_eq!(
@@ -315,45 +318,48 @@ mod tests {
             (59.0, 100.0)
         );
         assert_eq!(
-            watch.report(s(120), None, false).unwrap().window_seconds,
+            tracker.report(s(120), None, false).unwrap().window_seconds,
             1.0
         );
     }
 
     #[test]
     fn since_answers_out_of_the_ledger_and_disturbs_nobody() {
-        let (mut watch, _) = begin(None, 0);
-        watch_over(&mut watch, 0, 50, &GpuHealth::Ok);
-        watch_over(&mut watch, 50, 100, &GpuHealth::Lost);
-        let report = watch.report(s(100), Some(wall(40)), false).unwrap();
+        let (mut tracker, _) = begin(None, 0);
+        track(&mut tracker, 0, 50, &GpuHealth::Ok);
+        track(&mut tracker, 50, 100, &GpuHealth::Lost);
+        let report = tracker.report(s(100), Some(wall(40)), false).unwrap();
         assert_eq!((report.window_seconds, report.since), (60.0, wall(40)));
         assert!((report.uptime_percent.get() - 10.0 / 0.6).abs() < 1e-9);
-        assert_eq!(watch.report(s(100), Some(wall(40)), false).unwrap(), report);
-        let before_the_start = watch.report(s(100), Some(wall(-100)), false).unwrap();
+        assert_eq!(
+            tracker.report(s(100), Some(wall(40)), false).unwrap(),
+            report
+        );
+        let before_the_start = tracker.report(s(100), Some(wall(-100)), false).unwrap();
         assert_eq!(before_the_start.uptime_percent.get(), 25.0);
-        let ahead = watch.report(s(100), Some(wall(130)), false).unwrap();
+        let ahead = tracker.report(s(100), Some(wall(130)), false).unwrap();
         assert_eq!(
             (ahead.window_seconds, ahead.uptime_percent.get()),
             (0.0, 0.0)
         );
-        assert!(watch.report(s(100), Some(wall(401)), false).is_err());
-        assert!(watch.report(s(100), None, false).unwrap().first_ping);
+        assert!(tracker.report(s(100), Some(wall(401)), false).is_err());
+        assert!(tracker.report(s(100), None, false).unwrap().first_ping);
     }
 
     #[test]
     fn a_restart_continues_and_its_gap_is_unwatched() {
-        let (mut watch, _) = begin(None, 0);
-        watch_over(&mut watch, 0, 100, &GpuHealth::Ok);
-        let _ = watch.report(s(90), None, false);
+        let (mut tracker, _) = begin(None, 0);
+        track(&mut tracker, 0, 100, &GpuHealth::Ok);
+        let _ = tracker.report(s(90), None, false);
         // Killed at 97, back at 195: the last check was at 95.
-        let (mut watch, start) = restart(&watch, 195);
+        let (mut tracker, start) = restart(&tracker, 195);
         assert_eq!(start, s(195));
         for at in (195..=295).step_by(5) {
-            watch.checked(s(at), sighting(&[GpuHealth::Ok]));
+            tracker.record_probe(s(at), snapshot(&[GpuHealth::Ok]));
         }
-        let whole = watch.report(s(295), Some(wall(0)), false).unwrap();
+        let whole = tracker.report(s(295), Some(wall(0)), false).unwrap();
         assert!((whole.uptime_percent.get() - 195.0 / 2.95).abs() < 1e-9);
-        let window = watch.report(s(295), None, false).unwrap();
+        let window = tracker.report(s(295), None, false).unwrap();
         assert!(!window.first_ping, "the window of the last ping goes on");
         assert_eq!((window.since, window.window_seconds), (wall(90), 205.0));
     }
@@ -361,13 +367,13 @@ mod tests {
     #[test]
     fn a_wall_clock_that_jumps_between_starts_creates_no_uptime() {
         for (back_at, start) in [(-3600, 95), (3695, 3695)] {
-            let (mut watch, _) = begin(None, 0);
-            watch_over(&mut watch, 0, 100, &GpuHealth::Ok);
-            let (mut watch, began) = restart(&watch, back_at);
+            let (mut tracker, _) = begin(None, 0);
+            track(&mut tracker, 0, 100, &GpuHealth::Ok);
+            let (mut tracker, began) = restart(&tracker, back_at);
             assert_eq!(began, s(start));
-            watch.checked(began, sighting(&[GpuHealth::Ok]));
-            watch.checked(began + s(5), sighting(&[GpuHealth::Ok]));
-            let report = watch.report(began + s(5), None, false).unwrap();
+            tracker.record_probe(began, snapshot(&[GpuHealth::Ok]));
+            tracker.record_probe(began + s(5), snapshot(&[GpuHealth::Ok]));
+            let report = tracker.report(began + s(5), None, false).unwrap();
             let up = report.uptime_percent.get() / 100.0 * report.window_seconds;
             assert!((up - 100.0).abs() < 1e-6, "{up}");
             assert_eq!(report.timestamp, wall(back_at + 5));
@@ -376,25 +382,25 @@ mod tests {
 
     #[test]
     fn as_many_gpus_must_be_healthy_as_were_seen_first() {
-        let (mut watch, _) = begin(None, 0);
-        watch.checked(s(0), Sighting::nothing("no driver"));
-        assert!(!watch.is_up(s(0)));
-        watch.checked(s(5), sighting(&[GpuHealth::Ok, GpuHealth::Ok]));
-        assert!(watch.is_up(s(5)));
-        watch.checked(s(10), sighting(&[GpuHealth::Ok, GpuHealth::Xid(79)]));
-        assert!(!watch.is_up(s(10)));
+        let (mut tracker, _) = begin(None, 0);
+        tracker.record_probe(s(0), GpuSnapshot::nothing("no driver"));
+        assert!(!tracker.is_up(s(0)));
+        tracker.record_probe(s(5), snapshot(&[GpuHealth::Ok, GpuHealth::Ok]));
+        assert!(tracker.is_up(s(5)));
+        tracker.record_probe(s(10), snapshot(&[GpuHealth::Ok, GpuHealth::Xid(79)]));
+        assert!(!tracker.is_up(s(10)));
         assert_eq!(
-            watch.gpu_status(s(10)).status,
+            tracker.gpu_status(s(10)).status,
             "1 of 2 GPUs ok, GPU 1 xid 79"
         );
-        assert_eq!(watch.gpu_status(s(10)).gpu_count, 1);
-        watch.checked(s(15), sighting(&[GpuHealth::Ok]));
-        assert!(!watch.is_up(s(15)), "one fell off the bus");
+        assert_eq!(tracker.gpu_status(s(10)).gpu_count, 1);
+        tracker.record_probe(s(15), snapshot(&[GpuHealth::Ok]));
+        assert!(!tracker.is_up(s(15)), "one fell off the bus");
 
-        let (mut watch, _) = Watch::begin(rules(Some(1)), Uuid::nil(), wall(0), None);
-        watch.checked(s(0), sighting(&[GpuHealth::Lost, GpuHealth::Ok]));
-        assert!(watch.is_up(s(0)));
-        assert!(!watch.is_up(s(11)), "the next check is overdue");
+        let (mut tracker, _) = UptimeTracker::begin(rules(Some(1)), Uuid::nil(), wall(0), None);
+        tracker.record_probe(s(0), snapshot(&[GpuHealth::Lost, GpuHealth::Ok]));
+        assert!(tracker.is_up(s(0)));
+        assert!(!tracker.is_up(s(11)), "the next check is overdue");
     }
 
     proptest! {
@@ -403,28 +409,28 @@ mod tests {
         fn scripts_are_measured_exactly(
             script in prop::collection::vec((1..40_u64, any::<bool>(), prop::option::weighted(0.2, 1..100_u64)), 1..30),
         ) {
-            let (mut watch, mut at) = begin(None, 0);
+            let (mut tracker, mut at) = begin(None, 0);
             let mut up = 0;
             let mut end = 0;
             for (checks, is_up, away) in script {
                 let health = if is_up { GpuHealth::Ok } else { GpuHealth::Lost };
                 for _ in 0..checks {
-                    watch.checked(at, sighting(std::slice::from_ref(&health)));
+                    tracker.record_probe(at, snapshot(std::slice::from_ref(&health)));
                     at += INTERVAL;
                     up += u64::from(is_up) * 5;
                 }
                 if let Some(away) = away {
                     // What the last check saw is known until that check only.
-                    let known = watch.note().watched_until;
+                    let known = tracker.watermark().watched_until;
                     up -= u64::from(is_up) * 5;
                     let wall_now = wall((known.as_secs() + away).cast_signed());
-                    let restored = Restored { ledger: watch.ledger().clone(), note: watch.note() };
-                    (watch, at) = Watch::begin(rules(Some(1)), Uuid::nil(), wall_now, Some(restored));
+                    let restored = Restored { ledger: tracker.ledger().clone(), watermark: tracker.watermark() };
+                    (tracker, at) = UptimeTracker::begin(rules(Some(1)), Uuid::nil(), wall_now, Some(restored));
                     prop_assert_eq!(at, known + s(away));
                 }
                 end = at.as_secs();
             }
-            let report = watch.report(s(end), Some(wall(0)), false).unwrap();
+            let report = tracker.report(s(end), Some(wall(0)), false).unwrap();
             let got = report.uptime_percent.get() / 100.0 * report.window_seconds;
             prop_assert!((got - up as f64).abs() < 1e-3, "{} of {} in {}", got, up, end);
         }

@@ -13,7 +13,7 @@ const MAX_URL_BYTES: usize = 2048;
 
 /// Why an agent's address is not called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum AddressRejected {
     /// Not an address of the wanted form.
     #[error(
         "agent_url: expected http://HOST[:PORT] or https://HOST[:PORT], with or without a path, up to 2048 bytes, without credentials, ? and #"
@@ -32,12 +32,12 @@ pub enum Refused {
 
 /// Where agents may be.
 #[derive(Debug, Clone)]
-pub struct Reach {
+pub struct AddressPolicy {
     allowed: Arc<[IpNet]>,
     own: SocketAddr,
 }
 
-impl Reach {
+impl AddressPolicy {
     /// Within `allowed`, or anywhere where that is empty; never at `own`, where we listen.
     #[must_use]
     pub fn new(allowed: &[IpNet], own: SocketAddr) -> Self {
@@ -51,10 +51,10 @@ impl Reach {
     ///
     /// # Errors
     /// Why no agent can be there.
-    pub async fn check_registration(&self, text: &str) -> Result<Url, Refused> {
+    pub async fn check_registration(&self, text: &str) -> Result<Url, AddressRejected> {
         let url = form(text)?;
         self.check(&url)?;
-        let port = url.port_or_known_default().ok_or(Refused::Form)?;
+        let port = url.port_or_known_default().ok_or(AddressRejected::Form)?;
         if port == self.own.port()
             && let Some(host) = url.host_str()
         {
@@ -62,7 +62,7 @@ impl Reach {
             // A name that cannot be looked up now may be known later.
             let addresses = tokio::net::lookup_host((host, port)).await;
             if addresses.is_ok_and(|mut found| found.any(|found| self.is_own(found))) {
-                return Err(Refused::Itself);
+                return Err(AddressRejected::Itself);
             }
         }
         Ok(url)
@@ -72,21 +72,21 @@ impl Reach {
     ///
     /// # Errors
     /// Why the address is not called.
-    pub fn check(&self, url: &Url) -> Result<(), Refused> {
+    pub fn check(&self, url: &Url) -> Result<(), AddressRejected> {
         match url.host() {
             Some(Host::Ipv4(ip)) => self.check_ip(ip.into()),
             Some(Host::Ipv6(ip)) => self.check_ip(ip.into()),
             Some(Host::Domain(_)) => Ok(()),
-            None => Err(Refused::Form),
+            None => Err(AddressRejected::Form),
         }
     }
 
-    fn check_ip(&self, ip: IpAddr) -> Result<(), Refused> {
+    fn check_ip(&self, ip: IpAddr) -> Result<(), AddressRejected> {
         let ip = ip.to_canonical();
         if self.allowed.is_empty() || self.allowed.iter().any(|net| net.contains(&ip)) {
             Ok(())
         } else {
-            Err(Refused::NotAllowed(ip))
+            Err(AddressRejected::NotAllowed(ip))
         }
     }
 
@@ -104,8 +104,8 @@ fn is_of_this_machine(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
-fn form(text: &str) -> Result<Url, Refused> {
-    let url = Url::parse(text).map_err(|_| Refused::Form)?;
+fn form(text: &str) -> Result<Url, AddressRejected> {
+    let url = Url::parse(text).map_err(|_| AddressRejected::Form)?;
     let plain = url.username().is_empty()
         && url.password().is_none()
         && url.query().is_none()
@@ -115,21 +115,21 @@ fn form(text: &str) -> Result<Url, Refused> {
     if plain && usable && text.len() <= MAX_URL_BYTES {
         Ok(url)
     } else {
-        Err(Refused::Form)
+        Err(AddressRejected::Form)
     }
 }
 
 /// Looks names up as the system does, and gives only addresses that may be called: what is checked
 /// is what is connected to, whatever the name leads to at another time.
-impl Resolve for Reach {
+impl Resolve for AddressPolicy {
     fn resolve(&self, name: Name) -> Resolving {
-        let reach = self.clone();
+        let address_policy = self.clone();
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let mut refused = Refused::NoAddress;
+            let mut refused = AddressRejected::NoAddress;
             let mut allowed = Vec::new();
             for address in found {
-                match reach.check_ip(address.ip()) {
+                match address_policy.check_ip(address.ip()) {
                     Ok(()) => allowed.push(address),
                     Err(why) => refused = why,
                 }
@@ -163,24 +163,27 @@ impl std::str::FromStr for Network {
 mod tests {
     use super::*;
 
-    fn reach(allowed: &[&str], own: &str) -> Reach {
+    fn address_policy(allowed: &[&str], own: &str) -> AddressPolicy {
         let nets: Vec<IpNet> = allowed
             .iter()
             .map(|net| net.parse::<Network>().unwrap().0)
             .collect();
-        Reach::new(&nets, own.parse().unwrap())
+        AddressPolicy::new(&nets, own.parse().unwrap())
     }
 
     #[tokio::test]
     async fn only_plain_http_addresses_are_agents() {
-        let reach = reach(&[], "127.0.0.1:8000");
+        let address_policy = address_policy(&[], "127.0.0.1:8000");
         for good in [
             "http://127.0.0.1:8001",
             "https://agent.example/behind/a/proxy/",
             "http://[::1]:8001",
             "http://10.1.2.3:8000",
         ] {
-            assert!(reach.check_registration(good).await.is_ok(), "{good}");
+            assert!(
+                address_policy.check_registration(good).await.is_ok(),
+                "{good}"
+            );
         }
         let long = format!("http://x/{}", "a".repeat(3000));
         for bad in [
@@ -198,8 +201,8 @@ mod tests {
             "gopher://agent",
             &long,
         ] {
-            let got = reach.check_registration(bad).await;
-            assert_eq!(got, Err(Refused::Form), "{bad}");
+            let got = address_policy.check_registration(bad).await;
+            assert_eq!(got, Err(AddressRejected::Form), "{bad}");
         }
     }
 
@@ -215,22 +218,23 @@ mod tests {
             ("[::]:8000", "http://[::1]:8000"),
             ("127.0.0.1:80", "http://127.0.0.1"),
         ] {
-            let got = reach(&[], own).check_registration(itself).await;
-            assert_eq!(got, Err(Refused::Itself), "{itself} at {own}");
+            let got = address_policy(&[], own).check_registration(itself).await;
+            assert_eq!(got, Err(AddressRejected::Itself), "{itself} at {own}");
         }
         for (own, other) in [
             ("127.0.0.1:8000", "http://127.0.0.2:8000"),
             ("127.0.0.1:8000", "http://127.0.0.1:8001"),
             ("0.0.0.0:8000", "http://192.0.2.7:8000"),
         ] {
-            let got = reach(&[], own).check_registration(other).await;
+            let got = address_policy(&[], own).check_registration(other).await;
             assert!(got.is_ok(), "{other} at {own}");
         }
     }
 
     #[tokio::test]
     async fn only_allowed_networks_are_called() {
-        let reach = reach(&["10.0.0.0/8", "fd00::/8", "192.0.2.7"], "127.0.0.1:8000");
+        let address_policy =
+            address_policy(&["10.0.0.0/8", "fd00::/8", "192.0.2.7"], "127.0.0.1:8000");
         for good in [
             "http://10.9.9.9",
             "http://[fd00::1]",
@@ -238,7 +242,10 @@ mod tests {
             "http://[::ffff:10.0.0.1]",
             "http://by-name.example",
         ] {
-            assert!(reach.check_registration(good).await.is_ok(), "{good}");
+            assert!(
+                address_policy.check_registration(good).await.is_ok(),
+                "{good}"
+            );
         }
         for bad in [
             "http://127.0.0.1:9000",
@@ -247,11 +254,14 @@ mod tests {
             "http://[::ffff:127.0.0.1]",
             "http://2130706433",
         ] {
-            let got = reach.check_registration(bad).await;
-            assert!(matches!(got, Err(Refused::NotAllowed(_))), "{bad}: {got:?}");
+            let got = address_policy.check_registration(bad).await;
+            assert!(
+                matches!(got, Err(AddressRejected::NotAllowed(_))),
+                "{bad}: {got:?}"
+            );
         }
         // Names are checked by what they lead to.
-        let looked_up = reach.resolve("localhost".parse().unwrap()).await;
+        let looked_up = address_policy.resolve("localhost".parse().unwrap()).await;
         let refused = looked_up.err().unwrap().to_string();
         assert!(refused.contains("--allow-agents"), "{refused}");
     }

@@ -8,8 +8,8 @@ use reqwest::{Client, Response, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
-use super::address_policy::Reach;
-use super::evaluate::Asked;
+use super::address_policy::AddressPolicy;
+use super::evaluate::PingAttempt;
 use super::store::whole_micros;
 use crate::net;
 use crate::net::client::{read_body, root_cause};
@@ -22,30 +22,31 @@ const MAX_REASON_CHARS: usize = 200;
 
 /// Asks agents.
 #[derive(Debug)]
-pub struct Caller {
+pub struct AgentClient {
     client: Client,
-    reach: Reach,
+    address_policy: AddressPolicy,
     authorization: Option<HeaderValue>,
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl Caller {
-    /// Asks whom `reach` allows, and waits for `patience`; agents see `authorization`.
+impl AgentClient {
+    /// Asks agents whose address `address_policy` allows, each for at most `timeout`, and shows them
+    /// `authorization`.
     ///
     /// # Errors
     /// When the client cannot be set up.
     pub fn new(
-        reach: Reach,
+        address_policy: AddressPolicy,
         authorization: Option<HeaderValue>,
-        patience: Duration,
+        timeout: Duration,
     ) -> reqwest::Result<Self> {
         let build = |with_tls| {
             net::client::builder(with_tls, Vec::new())
-                .dns_resolver(reach.clone())
+                .dns_resolver(address_policy.clone())
                 // Agents are asked so seldom that they would have closed the connection, and one
                 // that they are just closing would look like an agent that does not answer.
                 .pool_max_idle_per_host(0)
-                .connect_timeout(patience)
+                .connect_timeout(timeout)
                 .build()
         };
         let client = build(true).or_else(|error| {
@@ -57,25 +58,25 @@ impl Caller {
         })?;
         Ok(Self {
             client,
-            reach,
+            address_policy,
             authorization,
-            patience,
+            timeout,
         })
     }
 
     /// Asks `agent` for its uptime since the last ping that is stored.
-    pub async fn ask(&self, agent: &Agent) -> Asked {
+    pub async fn ask(&self, agent: &Agent) -> PingAttempt {
         let at = whole_micros(Utc::now());
         let begun = Instant::now();
-        let answer = tokio::time::timeout(self.patience, self.report(agent))
+        let answer = tokio::time::timeout(self.timeout, self.report(agent))
             .await
             .unwrap_or_else(|_| {
                 Err(format!(
                     "no whole answer in {}s",
-                    self.patience.as_secs_f64()
+                    self.timeout.as_secs_f64()
                 ))
             });
-        Asked {
+        PingAttempt {
             at,
             took: begun.elapsed(),
             answer: answer.map_err(|reason| one_line(&reason)),
@@ -105,7 +106,9 @@ impl Caller {
     async fn report(&self, agent: &Agent) -> Result<Reported, String> {
         let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
         // What was allowed at the registration may not be so any more.
-        self.reach.check(&base).map_err(|why| why.to_string())?;
+        self.address_policy
+            .check(&base)
+            .map_err(|why| why.to_string())?;
         let route = with_path(&base, "agent/uptime-since-last-ping");
         let answer = self.get(&route, agent.last_ping_at).await?;
         let now_there = date_of(&answer);

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::interval::{Behaviour, IntervalRules, spread};
+use super::interval::{IntervalRules, Streak, spread};
 use super::store::whole_micros;
-use super::store::{Known, NewPing};
+use super::store::{AgentRecord, PingRecord};
 use crate::units::{milliseconds, saturating_add};
 use crate::wire::agent::Reported;
 use crate::wire::coverage::{self, first_ping_uptime};
@@ -14,7 +14,7 @@ use crate::wire::ping_system::served::{Ping, Status};
 
 /// One question to an agent and its answer, or why there is none.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct PingAttempt {
     /// When it was asked.
     pub at: DateTime<Utc>,
     /// How long it took.
@@ -23,9 +23,9 @@ pub struct Asked {
     pub answer: Result<Reported, String>,
 }
 
-/// How pings are judged.
+/// How pings are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rules {
+pub struct PingPolicy {
     /// What they do to the interval.
     pub interval: IntervalRules,
     /// Whether an agent's first ping asks only whether a GPU is there.
@@ -33,7 +33,7 @@ pub struct Rules {
 }
 
 /// Those of CONTRACT.md section 2.
-impl Default for Rules {
+impl Default for PingPolicy {
     fn default() -> Self {
         Self {
             interval: IntervalRules::default(),
@@ -42,18 +42,18 @@ impl Default for Rules {
     }
 }
 
-impl Rules {
+impl PingPolicy {
     /// What is to be kept of `asked`; `random`, from 0 to 1, spreads the time of the next ping.
     #[must_use]
-    pub fn judge(&self, known: &Known, asked: Asked, random: f64) -> NewPing {
+    pub fn evaluate(&self, known: &AgentRecord, asked: PingAttempt, random: f64) -> PingRecord {
         let graced = self.first_ping_grace && known.agent.total_pings == 0;
         let ping = ping(asked, graced);
-        let behaviour = if graced {
-            Behaviour::default()
+        let streak = if graced {
+            Streak::default()
         } else {
-            self.interval.judge(known.behaviour, ping.uptime_percent)
+            self.interval.next_streak(known.streak, ping.uptime_percent)
         };
-        let interval = self.interval.interval(behaviour);
+        let interval = self.interval.interval(streak);
         let mut agent = known.agent.clone();
         agent.status = if ping.success {
             Status::Active
@@ -63,22 +63,22 @@ impl Rules {
         agent.last_ping_at = Some(ping.timestamp);
         agent.next_ping_at = whole_micros(saturating_add(ping.timestamp, spread(interval, random)));
         agent.total_pings += 1;
-        agent.consecutive_poor_uptime = behaviour.consecutive_poor;
+        agent.consecutive_poor_uptime = streak.consecutive_poor;
         agent.ping_interval_minutes = interval.as_secs_f64() / 60.0;
         agent.last_uptime_percent = ping.uptime_percent;
-        NewPing {
+        PingRecord {
             covered_seconds: covered_seconds(&ping, known.agent.last_ping_at),
             ping,
-            after: Known {
+            after: AgentRecord {
                 key: known.key,
                 agent,
-                behaviour,
+                streak,
             },
         }
     }
 }
 
-fn ping(asked: Asked, first_ping: bool) -> Ping {
+fn ping(asked: PingAttempt, first_ping: bool) -> Ping {
     let mut ping = Ping {
         timestamp: asked.at,
         success: false,
@@ -135,8 +135,8 @@ mod tests {
     use super::*;
     use crate::units::Percent;
 
-    fn answered(at: &str, uptime: f64, gpu: bool) -> Asked {
-        Asked {
+    fn answered(at: &str, uptime: f64, gpu: bool) -> PingAttempt {
+        PingAttempt {
             at: utc(at),
             took: Duration::from_millis(12),
             answer: Ok(Reported {
@@ -147,8 +147,8 @@ mod tests {
         }
     }
 
-    fn lost(at: &str) -> Asked {
-        Asked {
+    fn lost(at: &str) -> PingAttempt {
+        PingAttempt {
             at: utc(at),
             took: Duration::from_secs(10),
             answer: Err("no answer in 10s".to_owned()),
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_first_ping_asks_only_whether_a_gpu_is_there() {
         for (gpu, uptime) in [(true, Percent::FULL), (false, Percent::ZERO)] {
-            let new = Rules::default().judge(
+            let new = PingPolicy::default().evaluate(
                 &known("a"),
                 answered("2026-01-01T00:00:00Z", 12.0, gpu),
                 0.5,
@@ -167,7 +167,7 @@ mod tests {
             assert_eq!(new.ping.uptime_percent, Some(uptime));
             assert_eq!(new.ping.gpu_available, Some(gpu));
             assert_eq!(new.covered_seconds, 0.0);
-            assert_eq!(new.after.behaviour, Behaviour::default());
+            assert_eq!(new.after.streak, Streak::default());
             assert_eq!(new.after.agent.next_ping_at, utc("2026-01-01T00:15:00Z"));
             assert_eq!(new.after.agent.total_pings, 1);
         }
@@ -175,11 +175,11 @@ mod tests {
 
     #[test]
     fn without_grace_the_first_ping_is_like_any_other() {
-        let rules = Rules {
+        let rules = PingPolicy {
             first_ping_grace: false,
-            ..Rules::default()
+            ..PingPolicy::default()
         };
-        let new = rules.judge(
+        let new = rules.evaluate(
             &known("a"),
             answered("2026-01-01T00:00:00Z", 12.0, true),
             0.5,
@@ -192,12 +192,13 @@ mod tests {
 
     #[test]
     fn no_answer_is_a_poor_ping_that_covers_the_time_since_the_one_before() {
-        let first = Rules::default().judge(
+        let first = PingPolicy::default().evaluate(
             &known("a"),
             answered("2026-01-01T00:00:00Z", 99.0, true),
             0.5,
         );
-        let second = Rules::default().judge(&first.after, lost("2026-01-01T00:15:00Z"), 0.5);
+        let second =
+            PingPolicy::default().evaluate(&first.after, lost("2026-01-01T00:15:00Z"), 0.5);
         assert!(!second.ping.success && !second.ping.first_ping);
         assert_eq!(second.ping.error.as_deref(), Some("no answer in 10s"));
         assert_eq!(second.covered_seconds, 900.0);
@@ -207,7 +208,7 @@ mod tests {
         assert_eq!(agent.consecutive_poor_uptime, 1);
         assert_eq!(agent.next_ping_at, utc("2026-01-01T00:45:00Z"));
 
-        let third = Rules::default().judge(
+        let third = PingPolicy::default().evaluate(
             &second.after,
             answered("2026-01-01T00:45:00Z", 99.5, true),
             0.0,
@@ -222,10 +223,10 @@ mod tests {
     fn an_answer_without_uptime_is_none_after_the_first_ping() {
         let mut bare = answered("2026-01-01T00:00:00Z", 99.0, true);
         bare.answer.as_mut().unwrap().uptime_percent = None;
-        let first = Rules::default().judge(&known("a"), bare.clone(), 0.5);
+        let first = PingPolicy::default().evaluate(&known("a"), bare.clone(), 0.5);
         assert!(first.ping.success);
         bare.at = utc("2026-01-01T00:15:00Z");
-        let second = Rules::default().judge(&first.after, bare, 0.5);
+        let second = PingPolicy::default().evaluate(&first.after, bare, 0.5);
         assert!(!second.ping.success);
         assert_eq!(
             second.ping.error.as_deref(),
@@ -235,12 +236,13 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumped_back_makes_no_negative_time() {
-        let first = Rules::default().judge(
+        let first = PingPolicy::default().evaluate(
             &known("a"),
             answered("2026-01-01T01:00:00Z", 99.0, true),
             0.5,
         );
-        let second = Rules::default().judge(&first.after, lost("2026-01-01T00:00:00Z"), 0.5);
+        let second =
+            PingPolicy::default().evaluate(&first.after, lost("2026-01-01T00:00:00Z"), 0.5);
         assert_eq!(second.covered_seconds, 0.0);
     }
 }

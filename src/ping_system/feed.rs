@@ -21,18 +21,18 @@ pub enum Topic {
 }
 
 /// What is published, shared by all who listen.
-pub type Told = Arc<PingEvent>;
+pub type SharedPing = Arc<PingEvent>;
 
 /// Passes each new ping on to those who listen. A listener whose channel closes has missed
 /// something, and must ask anew.
 #[derive(Debug, Default)]
 pub struct Feed {
-    listeners: Mutex<HashMap<Topic, Sender<Told>>>,
+    listeners: Mutex<HashMap<Topic, Sender<SharedPing>>>,
 }
 
 impl Feed {
     /// All pings from now on.
-    pub fn listen(&self, topic: Topic) -> Receiver<Told> {
+    pub fn listen(&self, topic: Topic) -> Receiver<SharedPing> {
         let mut listeners = self.listeners.lock();
         // Here, since it is where entries are added, those are dropped that nobody listens to.
         listeners.retain(|_, sender| sender.receiver_count() > 0);

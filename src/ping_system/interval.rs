@@ -39,7 +39,7 @@ impl Default for IntervalRules {
 
 /// What an agent's pings so far say of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Behaviour {
+pub struct Streak {
     /// Poor pings that have not been made good.
     pub consecutive_poor: u32,
     /// Good pings since the last poor one.
@@ -47,17 +47,17 @@ pub struct Behaviour {
 }
 
 impl IntervalRules {
-    /// The behaviour after a further ping with this uptime; `None` where there was no answer.
+    /// The streak after a further ping with this uptime; `None` where there was no answer.
     #[must_use]
-    pub fn judge(&self, before: Behaviour, uptime: Option<Percent>) -> Behaviour {
+    pub fn next_streak(&self, before: Streak, uptime: Option<Percent>) -> Streak {
         if !uptime.is_some_and(|uptime| uptime >= self.threshold) {
-            return Behaviour {
+            return Streak {
                 consecutive_poor: before.consecutive_poor.saturating_add(1),
                 good_in_a_row: 0,
             };
         }
         let good_in_a_row = before.good_in_a_row.saturating_add(1);
-        Behaviour {
+        Streak {
             consecutive_poor: if good_in_a_row >= self.recovery_pings {
                 0
             } else {
@@ -69,8 +69,8 @@ impl IntervalRules {
 
     /// The time from an agent's last ping to its next, before it is spread.
     #[must_use]
-    pub fn interval(&self, behaviour: Behaviour) -> Duration {
-        let poor = i32::try_from(behaviour.consecutive_poor).unwrap_or(i32::MAX);
+    pub fn interval(&self, streak: Streak) -> Duration {
+        let poor = i32::try_from(streak.consecutive_poor).unwrap_or(i32::MAX);
         let seconds = self.base.as_secs_f64() * self.multiplier.powi(poor);
         // What is too long for a duration is over the maximum as well.
         Duration::try_from_secs_f64(seconds).map_or(self.max, |interval| interval.min(self.max))
@@ -90,10 +90,10 @@ mod tests {
 
     /// Minutes between pings after each of these; -1 stands for no answer.
     fn minutes(rules: &IntervalRules, uptimes: &[f64]) -> Vec<u64> {
-        let mut behaviour = Behaviour::default();
+        let mut streak = Streak::default();
         let after = uptimes.iter().map(|&uptime| {
-            behaviour = rules.judge(behaviour, Percent::new(uptime).ok());
-            rules.interval(behaviour).as_secs() / 60
+            streak = rules.next_streak(streak, Percent::new(uptime).ok());
+            rules.interval(streak).as_secs() / 60
         });
         after.collect()
     }
@@ -148,7 +148,7 @@ mod tests {
             random in any::<f64>(),
         ) {
             let rules = IntervalRules { multiplier, ..IntervalRules::default() };
-            let interval = rules.interval(Behaviour { consecutive_poor, good_in_a_row: 0 });
+            let interval = rules.interval(Streak { consecutive_poor, good_in_a_row: 0 });
             prop_assert!(interval >= rules.base && interval <= rules.max);
             if !random.is_nan() {
                 let spread = spread(interval, random);
@@ -171,9 +171,9 @@ mod tests {
             consecutive_poor in 0_u32..40, good_in_a_row in 0_u32..5, good in any::<bool>(),
         ) {
             let rules = IntervalRules::default();
-            let before = Behaviour { consecutive_poor, good_in_a_row };
+            let before = Streak { consecutive_poor, good_in_a_row };
             let uptime = Percent::new(if good { 99.5 } else { 12.0 }).ok();
-            let after = rules.interval(rules.judge(before, uptime));
+            let after = rules.interval(rules.next_streak(before, uptime));
             if good {
                 prop_assert!(after <= rules.interval(before));
             } else {

@@ -11,7 +11,7 @@ use crate::wire::ping_system::served::{Agent, Ping, Status};
 
 /// Counters and gauges of one ping system.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct PingMetrics {
     registry: Registry,
     pings: IntCounterVec,
     duration: Histogram,
@@ -21,7 +21,7 @@ pub struct Metrics {
     agents: IntGaugeVec,
 }
 
-impl Metrics {
+impl PingMetrics {
     /// All at 0.
     ///
     /// # Errors

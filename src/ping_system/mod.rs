@@ -30,16 +30,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::address_policy::Reach;
+use self::address_policy::AddressPolicy;
 use self::api::Tokens;
-use self::api::state::Core;
-use self::client::Caller;
-use self::evaluate::Rules;
+use self::api::state::AppState;
+use self::client::AgentClient;
+use self::evaluate::PingPolicy;
 use self::feed::Feed;
-use self::metrics::Metrics;
+use self::metrics::PingMetrics;
 use self::pinger::Pinger;
 use self::store::{Store, postgres, sqlite};
-use self::writer::Journal;
+use self::writer::PingWriter;
 use crate::net;
 use crate::shutdown::Shutdown;
 
@@ -51,7 +51,7 @@ pub struct PingSystemConfig {
     /// What it remembers in.
     pub database: Database,
     /// How it judges pings.
-    pub rules: Rules,
+    pub rules: PingPolicy,
     /// The longest wait for an agent's answer.
     pub response_timeout: Duration,
     /// How many agents it asks at once.
@@ -108,21 +108,21 @@ pub async fn run_at(
     let mut helpers = JoinSet::new();
 
     let (store, _owner) = open_store(&config.database, &feed, &helpers_stop, &mut helpers).await?;
-    let (journal, entries) = writer::new();
+    let (writer, writer_task) = writer::new();
     // It ends when the last ping is stored, not before.
-    let stored = tokio::spawn(entries.run(Arc::clone(&store), Arc::clone(&feed)));
+    let stored = tokio::spawn(writer_task.run(Arc::clone(&store), Arc::clone(&feed)));
     helpers.spawn(retention::run(
         Arc::clone(&store),
         config.retention,
         helpers_stop,
     ));
     let tokens = config.tokens.clone();
-    let core = Arc::new(core(config, address, store, feed, journal)?);
-    let pinger = Arc::clone(&core.pinger);
+    let state = Arc::new(state(config, address, store, feed, writer)?);
+    let pinger = Arc::clone(&state.pinger);
     tracing::info!("the ping system answers at http://{address}");
     let served = net::server::serve(
         listener,
-        api::routes(core, tokens),
+        api::routes(state, tokens),
         shutdown.at_once.clone(),
     );
     let asked = async {
@@ -139,44 +139,44 @@ pub async fn run_at(
     }
     helpers.shutdown().await;
     drop(pinger);
-    // The routes, which hold the other end of the journal, are dropped by now.
+    // The routes, which hold the other end of the writer's channel, are dropped by now.
     let _ = stored.await;
     Ok(())
 }
 
 /// Pinger and routes' state, on a database and what follows it.
-fn core(
+fn state(
     config: PingSystemConfig,
     address: SocketAddr,
     store: Arc<dyn Store>,
     feed: Arc<Feed>,
-    journal: Journal,
-) -> anyhow::Result<Core> {
-    let reach = Reach::new(&config.allowed, address);
-    let caller = Caller::new(
-        reach.clone(),
+    writer: PingWriter,
+) -> anyhow::Result<AppState> {
+    let address_policy = AddressPolicy::new(&config.allowed, address);
+    let client = AgentClient::new(
+        address_policy.clone(),
         config.agent_authorization,
         config.response_timeout,
     )
     .context("the HTTP client cannot be set up")?;
-    let metrics = Arc::new(Metrics::new()?);
+    let metrics = Arc::new(PingMetrics::new()?);
     let pinger = Arc::new(Pinger {
         store: Arc::clone(&store),
-        caller,
-        journal,
+        client,
+        writer,
         feed: Arc::clone(&feed),
         rules: config.rules,
-        patience: config.response_timeout,
-        places: Arc::new(Semaphore::new(config.max_concurrent)),
+        timeout: config.response_timeout,
+        permits: Arc::new(Semaphore::new(config.max_concurrent)),
         under_way: TaskTracker::new(),
         wake: Notify::new(),
         metrics: Arc::clone(&metrics),
     });
-    Ok(Core {
+    Ok(AppState {
         store,
         pinger,
         feed,
-        reach,
+        address_policy,
         metrics,
         rules: config.rules,
         retention: config.retention,

@@ -9,7 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::address_policy::Network;
 use super::api::Tokens;
-use super::evaluate::Rules;
+use super::evaluate::PingPolicy;
 use super::interval::IntervalRules;
 use super::{Database, PingSystemConfig};
 use crate::net::credentials::Token;
@@ -154,7 +154,7 @@ impl PingSystemOptions {
         Ok(PingSystemConfig {
             listen,
             database: database(&self.database)?,
-            rules: Rules {
+            rules: PingPolicy {
                 interval: IntervalRules {
                     base,
                     threshold: self.uptime_threshold.0,

@@ -10,22 +10,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::client::Caller;
-use super::evaluate::Rules;
+use super::client::AgentClient;
+use super::evaluate::PingPolicy;
 use super::feed::{Feed, Topic};
-use super::metrics::Metrics;
+use super::metrics::PingMetrics;
 use super::store::{Claim, Claimed, Lease, Store, StoreError};
-use super::writer::{Journal, NotStored};
+use super::writer::{NotStored, PingWriter};
 use crate::units::saturating_add;
 use crate::wire::ping_system::served::Ping;
 
 /// Agents that become due within so long are taken together: a claim is a write to the store.
 const TOGETHER: Duration = Duration::from_millis(25);
 /// How often the schedule is looked at where nothing is known to be due: others may have changed it.
-const LONGEST_NAP: Duration = Duration::from_secs(1);
+const MAX_DELAY: Duration = Duration::from_secs(1);
 /// Pauses while the store does not work.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(250);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// What a lease gives beyond the answer's deadline, for storing it.
 const TIME_TO_STORE: Duration = Duration::from_secs(5);
 /// A clock that falls behind by more than this was set back.
@@ -37,38 +37,38 @@ pub struct Pinger {
     /// Knows who is due.
     pub store: Arc<dyn Store>,
     /// Reaches agents.
-    pub caller: Caller,
+    pub client: AgentClient,
     /// Takes what came of it.
-    pub journal: Journal,
-    /// Tells of what others asked.
+    pub writer: PingWriter,
+    /// Publishes pings, also those of other ping systems on the same database.
     pub feed: Arc<Feed>,
     /// Judges it.
-    pub rules: Rules,
+    pub rules: PingPolicy,
     /// The longest wait for an answer.
-    pub patience: Duration,
-    /// How many agents can be asked at once.
-    pub places: Arc<Semaphore>,
+    pub timeout: Duration,
+    /// The bound on concurrent pings.
+    pub permits: Arc<Semaphore>,
     /// Pings under way.
     pub under_way: TaskTracker,
     /// Wakes the schedule: somebody new may be due.
     pub wake: Notify,
     /// Counts.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<PingMetrics>,
 }
 
 /// Why there is no ping now.
 #[derive(Debug, thiserror::Error)]
-pub enum NoPing {
+pub enum PingError {
     /// There is no such agent.
     #[error("no agent of that name")]
     Unknown,
     /// Somebody else asks it, and did not tell what came of it.
     #[error("the agent is being asked at this moment")]
     Taken,
-    /// The agent was removed, or taken over, while it was asked.
+    /// The agent was removed, or taken over by another ping system, during the ping.
     #[error("the agent was removed or taken over while it was asked")]
     Lost,
-    /// It was asked, but that could not be stored.
+    /// The ping could not be stored.
     #[error(transparent)]
     NotStored(#[from] NotStored),
     /// The store does not work.
@@ -79,16 +79,16 @@ pub enum NoPing {
 impl Pinger {
     /// Asks whoever is due, until `stop`; pings under way go on.
     pub async fn run(self: &Arc<Self>, stop: CancellationToken) {
-        let mut clock = Clock::start();
-        let mut backoff = SHORTEST_BACKOFF;
-        let mut pull_in = true;
+        let mut clock = WallClockCheck::start();
+        let mut backoff = MIN_BACKOFF;
+        let mut reschedule_overdue = true;
         while !stop.is_cancelled() {
-            pull_in |= clock.was_set_back();
+            reschedule_overdue |= clock.was_set_back();
             let looked_at = Instant::now();
-            let nap = match self.ask_due(&mut pull_in).await {
-                Ok(nap) => {
-                    backoff = SHORTEST_BACKOFF;
-                    nap.max(TOGETHER)
+            let delay = match self.ask_due(&mut reschedule_overdue).await {
+                Ok(delay) => {
+                    backoff = MIN_BACKOFF;
+                    delay.max(TOGETHER)
                 }
                 Err(error) => {
                     // Whoever listens must not take silence for good news.
@@ -96,45 +96,48 @@ impl Pinger {
                     tracing::warn!(
                         "the schedule cannot be read, trying again in {backoff:?}: {error}"
                     );
-                    let nap = backoff;
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
-                    nap
+                    let delay = backoff;
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                    delay
                 }
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep_until(looked_at + nap) => {}
+                () = tokio::time::sleep_until(looked_at + delay) => {}
                 () = self.wake.notified() => {}
             }
         }
     }
 
     /// Begins what is due, and tells for how long nothing more will be.
-    async fn ask_due(self: &Arc<Self>, pull_in: &mut bool) -> Result<Duration, StoreError> {
-        if *pull_in {
-            self.store.pull_in(Utc::now()).await?;
-            *pull_in = false;
+    async fn ask_due(
+        self: &Arc<Self>,
+        reschedule_overdue: &mut bool,
+    ) -> Result<Duration, StoreError> {
+        if *reschedule_overdue {
+            self.store.reschedule_overdue(Utc::now()).await?;
+            *reschedule_overdue = false;
         }
-        // With all places taken there is nothing to look for before one is free.
-        let mut places = vec![self.place().await];
+        // With all permits taken there is nothing to look for before one is free.
+        let mut permits = vec![self.permit().await];
         let Some(due_at) = self.store.next_due_at(Utc::now()).await? else {
-            return Ok(LONGEST_NAP);
+            return Ok(MAX_DELAY);
         };
         if let Ok(wait) = (due_at - Utc::now()).to_std()
             && !wait.is_zero()
         {
-            return Ok(wait.min(LONGEST_NAP));
+            return Ok(wait.min(MAX_DELAY));
         }
-        while let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            places.push(place);
+        while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            permits.push(permit);
         }
-        let claims = self.store.claim_due(self.lease(), places.len()).await?;
-        for (claim, place) in claims.into_iter().zip(places) {
+        let claims = self.store.claim_due(self.lease(), permits.len()).await?;
+        for (claim, permit) in claims.into_iter().zip(permits) {
             let pinger = Arc::clone(self);
             self.under_way.spawn(async move {
                 let stored = pinger.ping(claim).await;
-                drop(place);
-                if let Err(error @ NoPing::Lost) = stored {
+                drop(permit);
+                if let Err(error @ PingError::Lost) = stored {
                     tracing::debug!("{error}");
                 }
             });
@@ -142,67 +145,67 @@ impl Pinger {
         Ok(Duration::ZERO)
     }
 
-    /// Asks an agent now, due or not; where it is being asked at this moment, what comes of that.
+    /// Asks an agent now, due or not; if a ping of it is under way, returns that one.
     ///
     /// Cancelled, the ping goes on.
     ///
     /// # Errors
     /// When there is no such agent, or no ping of it could be stored.
-    pub async fn ping_now(self: &Arc<Self>, agent_id: &str) -> Result<Ping, NoPing> {
+    pub async fn ping_now(self: &Arc<Self>, agent_id: &str) -> Result<Ping, PingError> {
         // Before the claim is tried, so that no ping is missed between the two.
         let mut told = self.feed.listen(Topic::Agent(agent_id.to_owned()));
-        let place = self.place().await;
+        let permit = self.permit().await;
         let lease = self.lease();
         let claim = match self.store.claim(lease, agent_id).await? {
             Claimed::Ours(claim) => *claim,
-            Claimed::Unknown => return Err(NoPing::Unknown),
+            Claimed::Unknown => return Err(PingError::Unknown),
             Claimed::Taken => {
-                drop(place);
+                drop(permit);
                 let wait = (lease.until - lease.now).to_std().unwrap_or_default();
                 return match tokio::time::timeout(wait, told.recv()).await {
                     Ok(Ok(event)) => Ok(event.ping.clone()),
-                    _ => Err(NoPing::Taken),
+                    _ => Err(PingError::Taken),
                 };
             }
         };
         let pinger = Arc::clone(self);
-        let asked = self.under_way.spawn(async move {
+        let attempt = self.under_way.spawn(async move {
             let ping = pinger.ping(claim).await;
-            drop(place);
+            drop(permit);
             ping
         });
         // The runtime ends: so does everything.
-        asked.await.unwrap_or(Err(NoPing::Lost))
+        attempt.await.unwrap_or(Err(PingError::Lost))
     }
 
-    async fn ping(&self, claim: Claim) -> Result<Ping, NoPing> {
+    async fn ping(&self, claim: Claim) -> Result<Ping, PingError> {
         let agent = &claim.known.agent;
         let late = (Utc::now() - agent.next_ping_at).to_std();
         self.metrics.begin(late.unwrap_or_default());
-        let asked = self.caller.ask(agent).await;
+        let attempt = self.client.ask(agent).await;
         self.metrics.end();
-        let new = self.rules.judge(&claim.known, asked, fastrand::f64());
+        let new = self.rules.evaluate(&claim.known, attempt, fastrand::f64());
         let ping = new.ping.clone();
         if let Some(reason) = &ping.error {
             tracing::debug!(agent = agent.agent_id, reason, "no answer");
         }
-        match self.journal.store(claim, new).await {
+        match self.writer.store(claim, new).await {
             Ok(true) => {
                 self.metrics.stored(&ping);
                 Ok(ping)
             }
-            Ok(false) => Err(NoPing::Lost),
+            Ok(false) => Err(PingError::Lost),
             Err(error) => {
                 self.metrics.not_stored();
                 // Its agent is due again at once: not so fast that a full disk is all we do.
-                tokio::time::sleep(SHORTEST_BACKOFF).await;
+                tokio::time::sleep(MIN_BACKOFF).await;
                 Err(error.into())
             }
         }
     }
 
-    async fn place(&self) -> OwnedSemaphorePermit {
-        Arc::clone(&self.places)
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.permits)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed")
@@ -212,18 +215,18 @@ impl Pinger {
         let now = Utc::now();
         Lease {
             now,
-            until: saturating_add(now, self.patience.saturating_add(TIME_TO_STORE)),
+            until: saturating_add(now, self.timeout.saturating_add(TIME_TO_STORE)),
         }
     }
 }
 
 /// The wall clock, watched by one that cannot be set.
-struct Clock {
+struct WallClockCheck {
     wall: DateTime<Utc>,
     steady: Instant,
 }
 
-impl Clock {
+impl WallClockCheck {
     fn start() -> Self {
         Self {
             wall: Utc::now(),
@@ -231,7 +234,7 @@ impl Clock {
         }
     }
 
-    /// Whether the wall clock fell behind since the last time it was asked.
+    /// Whether the wall clock fell behind since the last call.
     fn was_set_back(&mut self) -> bool {
         let expected = saturating_add(self.wall, self.steady.elapsed());
         *self = Self::start();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
-use super::store::{PruneFrom, Store};
+use super::store::{PruneCursor, Store};
 use crate::units::saturating_sub;
 
 /// The pause between two steps, so that pings do not wait behind them.
@@ -24,7 +24,7 @@ pub async fn run(store: Arc<dyn Store>, retention: Duration, stop: CancellationT
         .await
         .is_some()
     {
-        let mut from = Some(PruneFrom::default());
+        let mut from = Some(PruneCursor::default());
         let mut deleted = 0;
         pause = round;
         while let Some(here) = from {

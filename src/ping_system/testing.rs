@@ -3,8 +3,8 @@
 use chrono::{DateTime, Utc};
 use serde_json::Map;
 
-use super::interval::Behaviour;
-use super::store::Known;
+use super::interval::Streak;
+use super::store::AgentRecord;
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping, PingEvent, Status};
 
@@ -13,8 +13,8 @@ pub(super) fn utc(text: &str) -> DateTime<Utc> {
 }
 
 /// An agent that was just registered.
-pub(super) fn known(agent_id: &str) -> Known {
-    Known {
+pub(super) fn known(agent_id: &str) -> AgentRecord {
+    AgentRecord {
         key: 1,
         agent: Agent {
             agent_id: agent_id.to_owned(),
@@ -30,7 +30,7 @@ pub(super) fn known(agent_id: &str) -> Known {
             ping_interval_minutes: 15.0,
             last_uptime_percent: None,
         },
-        behaviour: Behaviour::default(),
+        streak: Streak::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::feed::Feed;
-use super::store::{Claim, NewPing, Store};
+use super::store::{Claim, PingRecord, Store};
 use crate::wire::ping_system::served::PingEvent;
 
 /// Pings in one transaction at most.
@@ -18,34 +18,34 @@ const MAX_BATCH: usize = 256;
 pub struct NotStored;
 
 struct Entry {
-    ping: (Claim, NewPing),
+    ping: (Claim, PingRecord),
     stored: oneshot::Sender<Result<bool, NotStored>>,
 }
 
 /// Where pings are handed in.
 #[derive(Debug, Clone)]
-pub struct Journal {
+pub struct PingWriter {
     entries: mpsc::Sender<Entry>,
 }
 
 /// What is handed in; [`Self::run`] stores it.
-pub struct Entries(mpsc::Receiver<Entry>);
+pub struct PingWriterTask(mpsc::Receiver<Entry>);
 
 /// A journal, and its other end.
 #[must_use]
-pub fn new() -> (Journal, Entries) {
+pub fn new() -> (PingWriter, PingWriterTask) {
     let (entries, handed_in) = mpsc::channel(MAX_BATCH);
-    (Journal { entries }, Entries(handed_in))
+    (PingWriter { entries }, PingWriterTask(handed_in))
 }
 
-impl Journal {
+impl PingWriter {
     /// Stores a ping; `false` where its claim was no longer good.
     ///
     /// Cancelled, the ping may be stored all the same.
     ///
     /// # Errors
     /// When the store does not take it.
-    pub async fn store(&self, claim: Claim, new: NewPing) -> Result<bool, NotStored> {
+    pub async fn store(&self, claim: Claim, new: PingRecord) -> Result<bool, NotStored> {
         let (stored, told) = oneshot::channel();
         let ping = (claim, new);
         self.entries
@@ -56,8 +56,8 @@ impl Journal {
     }
 }
 
-impl Entries {
-    /// Stores all that is handed in and tells `feed` of it, until every [`Journal`] is dropped.
+impl PingWriterTask {
+    /// Stores all that is handed in and tells `feed` of it, until every [`PingWriter`] is dropped.
     pub async fn run(mut self, store: Arc<dyn Store>, feed: Arc<Feed>) {
         let mut batch = Vec::new();
         let mut failing = false;

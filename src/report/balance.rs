@@ -14,7 +14,7 @@ use crate::money::Wei;
 
 /// The balances with all orchestrators in a run, as last told.
 #[derive(Debug, Default)]
-pub struct Balances(HashMap<String, Lowest>);
+pub struct OrchestratorBalances(HashMap<String, Lowest>);
 
 #[derive(Debug)]
 struct Lowest {
@@ -35,7 +35,7 @@ pub enum Change {
     Late,
 }
 
-impl Balances {
+impl OrchestratorBalances {
     /// Takes in the balance that the answer of a job told, answers in the order in which they came.
     pub fn told(
         &mut self,
@@ -105,7 +105,7 @@ mod tests {
 
     /// Of jobs as (balance, sent at, answered at).
     fn sums(jobs: &[(i64, i64, i64)]) -> (String, u64, u64, String) {
-        let (mut balances, mut sums) = (Balances::default(), BalanceSums::default());
+        let (mut balances, mut sums) = (OrchestratorBalances::default(), BalanceSums::default());
         for &(balance, sent_at, answered_at) in jobs {
             sums.add(&balances.told("https://o", wei(balance), sent_at, answered_at));
         }
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn orchestrators_keep_balances_of_their_own() {
-        let mut balances = Balances::default();
+        let mut balances = OrchestratorBalances::default();
         assert_eq!(balances.told("a", wei(5), 0, 1), Change::First);
         assert_eq!(balances.told("b", wei(9), 2, 3), Change::First);
         assert_eq!(balances.told("a", wei(3), 4, 5), Change::Spent(wei(2)));

@@ -12,7 +12,7 @@ const Z: f64 = 1.959_963_985;
 /// Where it is known from what was spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum CostSource {
     /// From the price of each second begun.
     Price,
     /// From the balances that answers told.
@@ -23,7 +23,7 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cost {
     /// From what it is known.
-    pub source: Source,
+    pub source: CostSource,
     /// All of it.
     pub spent_wei: Wei,
     /// The jobs for which it was spent.
@@ -74,9 +74,9 @@ pub fn cost(jobs: &Tally, punished: Slots) -> Option<Cost> {
     let (all, good) = (jobs.all(), jobs.good());
     Some(Cost {
         source: if by_price {
-            Source::Price
+            CostSource::Price
         } else {
-            Source::Balance
+            CostSource::Balance
         },
         jobs: of_jobs,
         seconds_charged: by_price.then(|| jobs.charged.iter().map(|c| c.seconds).sum()),
@@ -125,7 +125,7 @@ pub fn wilson(good: f64, all: f64) -> Interval {
 #[cfg(test)]
 mod tests {
     use super::super::balance::BalanceSums;
-    use super::super::tally::{Charged, JobRecord, Terms};
+    use super::super::tally::{Charged, JobRecord, RunTerms};
     use super::*;
     use crate::units::JobsPerMinute;
     use crate::wire::gateway::Outcome;
@@ -139,7 +139,7 @@ mod tests {
     fn tally(jobs: &[(u64, bool)], price: Option<u64>) -> Tally {
         let mut tally = Tally::default();
         let price = price.map(|price| price.to_string().parse().unwrap());
-        let mut terms = Terms::new(price, None);
+        let mut terms = RunTerms::new(price, None);
         for &(millis, good) in jobs {
             let job = JobRecord {
                 sent_at: 0,
@@ -159,7 +159,7 @@ mod tests {
                 &job,
                 (1, &name),
                 &mut terms,
-                &mut super::super::balance::Balances::default(),
+                &mut super::super::balance::OrchestratorBalances::default(),
             );
         }
         tally
@@ -177,7 +177,7 @@ mod tests {
         let cost = cost(&jobs, punished).unwrap();
         assert_eq!(
             (cost.source, cost.seconds_charged),
-            (Source::Price, Some(7))
+            (CostSource::Price, Some(7))
         );
         assert_eq!((cost.spent_wei, cost.jobs), (wei(700), 4));
         assert_eq!(cost.per_good_job_wei, Some(wei(234)));
@@ -195,7 +195,10 @@ mod tests {
             topped_up: wei(5),
         };
         let cost = cost(&jobs, Slots::of(JobsPerMinute::new(60), 1_500_000)).unwrap();
-        assert_eq!((cost.source, cost.seconds_charged), (Source::Balance, None));
+        assert_eq!(
+            (cost.source, cost.seconds_charged),
+            (CostSource::Balance, None)
+        );
         assert_eq!((cost.spent_wei, cost.not_spent_wei), (wei(30), wei(45)));
     }
 

@@ -22,7 +22,7 @@ pub fn drops(runs: &[Timeline]) -> Vec<Micros> {
 
 /// Counts jobs in the hours around drops; each job is looked up once, however many hours overlap.
 #[derive(Debug, Default)]
-pub struct JobsAround {
+pub struct DropWindows {
     pub(super) drops: Vec<Micros>,
     /// Where hours begin and end.
     pub(super) bounds: Vec<Micros>,
@@ -30,7 +30,7 @@ pub struct JobsAround {
     counts: Vec<(u64, u64)>,
 }
 
-impl JobsAround {
+impl DropWindows {
     /// Around these drops.
     #[must_use]
     pub fn new(drops: Vec<Micros>) -> Self {

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::drops::{HOUR, HOURS_AFTER, JobsAround};
+use super::drops::{DropWindows, HOUR, HOURS_AFTER};
 use super::timeline::{Micros, Timeline, UptimeIntegral, seconds, utc};
 use crate::units::Percent;
 
@@ -48,7 +48,7 @@ pub struct Effect {
 impl Effect {
     /// What the hours around the drops say, with the uptimes that were known then.
     #[must_use]
-    pub fn of(around: &JobsAround, runs: &[Timeline]) -> Self {
+    pub fn of(around: &DropWindows, runs: &[Timeline]) -> Self {
         let (jobs, uptime) = (around.sums(), UptimeIntegral::of(runs));
         let hour = |drops: &[Micros], hour: i64| {
             let mut sum = HourSum::default();
@@ -147,7 +147,7 @@ mod tests {
             &[(0, 60, 100.0), (1800, 0, 80.0), (3600, 60, 99.0)],
             7200,
         )];
-        let mut around = JobsAround::new(drops(&runs));
+        let mut around = DropWindows::new(drops(&runs));
         for (minute, good) in [(0, true), (10, false), (61, true), (62, true), (100, false)] {
             around.job(minute * 60_000_000, good);
         }
@@ -194,7 +194,7 @@ mod tests {
             }
             let runs = [timeline(&absolute, at)];
             let dropped = drops(&runs);
-            let mut around = JobsAround::new(dropped.clone());
+            let mut around = DropWindows::new(dropped.clone());
             for &(sent, good) in &jobs {
                 around.job(sent * 1_000_000, good);
             }

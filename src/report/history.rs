@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Row};
 
-use super::balance::Balances;
+use super::balance::OrchestratorBalances;
 use super::drops::drops;
 use super::period::Period;
-use super::tally::{JobRecord, Tally, Terms};
+use super::tally::{JobRecord, RunTerms, Tally};
 use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::Policy;
@@ -17,7 +17,7 @@ use crate::wire::gateway::Outcome;
 
 /// All runs of a file.
 #[derive(Debug, Default)]
-pub struct History {
+pub struct RecordedRuns {
     /// How many runs there are.
     pub runs: u64,
     /// Records that a slow disk made them drop.
@@ -59,7 +59,7 @@ pub enum HistoryError {
 
 /// How a file is read.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Reading {
+pub struct ReadOptions {
     /// What counts.
     pub period: Period,
     /// Into how many parts of time jobs are summed up, for pictures, and of how many agents: those with
@@ -68,18 +68,18 @@ pub struct Reading {
 }
 
 /// A run, as it stands in the file.
-struct Run {
+struct RunRow {
     started_at: Micros,
     end: Micros,
     policy: Policy,
 }
 
-impl History {
+impl RecordedRuns {
     /// Reads everything.
     ///
     /// # Errors
     /// When the file cannot be read, or holds a value that was never recorded.
-    pub fn read(connection: &Connection, reading: Reading) -> Result<Self, HistoryError> {
+    pub fn read(connection: &Connection, reading: ReadOptions) -> Result<Self, HistoryError> {
         let mut history = Self::default();
         let names = names(connection, "SELECT agent, agent_id FROM agents")?;
         let runs = history.read_runs(connection, reading.period)?;
@@ -111,7 +111,7 @@ impl History {
         &mut self,
         connection: &Connection,
         period: Period,
-    ) -> Result<BTreeMap<i64, Run>, HistoryError> {
+    ) -> Result<BTreeMap<i64, RunRow>, HistoryError> {
         let last = |table: &str, column: &str| -> rusqlite::Result<BTreeMap<i64, Micros>> {
             let query = format!("SELECT run, MAX({column}) FROM {table} GROUP BY run");
             let mut statement = connection.prepare(&query)?;
@@ -152,7 +152,7 @@ impl History {
                 value: policy,
             })?;
             self.policy = policy.clone();
-            let run_of = Run {
+            let run_of = RunRow {
                 started_at,
                 end,
                 policy,
@@ -195,7 +195,7 @@ fn names(connection: &Connection, query: &str) -> rusqlite::Result<BTreeMap<i64,
 /// The timelines of each agent in each run, by the numbers of both.
 fn timelines(
     connection: &Connection,
-    runs: &BTreeMap<i64, Run>,
+    runs: &BTreeMap<i64, RunRow>,
 ) -> Result<BTreeMap<(i64, i64), Timeline>, HistoryError> {
     let mut timelines: BTreeMap<(i64, i64), Timeline> = BTreeMap::new();
     let mut timeline_of = |run: i64, agent: i64, add: &mut dyn FnMut(&mut Timeline)| {
@@ -247,7 +247,7 @@ fn timelines(
 }
 
 /// The terms on which each agent was followed in each run, by the numbers of both.
-fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), Terms>, HistoryError> {
+fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), RunTerms>, HistoryError> {
     let mut all = HashMap::new();
     let mut statement =
         connection.prepare("SELECT run, agent, price_wei, orchestrators FROM run_agents")?;
@@ -264,7 +264,7 @@ fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), Terms>, HistoryE
         let own = orchestrators.map(|own| own.lines().map(str::to_owned).collect());
         all.insert(
             (row.get(0)?, row.get(1)?),
-            Terms::new(price.transpose()?, own),
+            RunTerms::new(price.transpose()?, own),
         );
     }
     Ok(all)
@@ -278,7 +278,7 @@ fn read_jobs(
     let capabilities = names(connection, "SELECT capability, name FROM capabilities")?;
     let mut terms = terms(connection)?;
     // Each run's by itself: what happened to a balance between two runs is not known.
-    let mut balances: HashMap<i64, Balances> = HashMap::new();
+    let mut balances: HashMap<i64, OrchestratorBalances> = HashMap::new();
     // In the order in which they were answered.
     let mut statement = connection.prepare(
         "SELECT run, sent_at, agent, capability, outcome, latency_us, send_lag_us, uptime_percent, \

@@ -21,9 +21,9 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
-use self::history::{History, Reading};
+use self::history::{ReadOptions, RecordedRuns};
 use self::period::{Moment, Period};
-use self::summary::{Questions, Report};
+use self::summary::{Queries, Report};
 use crate::money::Wei;
 use crate::records;
 use crate::runner::rate::policy::Policy;
@@ -99,18 +99,18 @@ impl ReportOptions {
 pub fn run(options: &ReportOptions) -> anyhow::Result<()> {
     let file = options.file.display();
     let context = || format!("{file}: cannot be reported");
-    let reading = Reading {
+    let reading = ReadOptions {
         period: options.period(),
         pictures: options.html.is_some().then_some((SLICES, CHARTED)),
     };
     let connection = records::open_to_read(&options.file).with_context(context)?;
-    let history = History::read(&connection, reading).with_context(context)?;
+    let history = RecordedRuns::read(&connection, reading).with_context(context)?;
     if options.statement {
         return state(options, &history);
     }
     let report = Report::of(
         &history,
-        &Questions {
+        &Queries {
             policies: &options.what_if,
             value: options.suggest.as_ref(),
             forecast: options.forecast,
@@ -127,7 +127,7 @@ pub fn run(options: &ReportOptions) -> anyhow::Result<()> {
     terminal::print(render::text::lines(&report).as_bytes())
 }
 
-fn state(options: &ReportOptions, history: &History) -> anyhow::Result<()> {
+fn state(options: &ReportOptions, history: &RecordedRuns) -> anyhow::Result<()> {
     let statements = statement::statements(history);
     if options.json {
         return print_json(&statements);

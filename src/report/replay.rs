@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::timeline::{Held, Micros, RateStep, Slots, Timeline};
+use super::timeline::{Micros, RateInterval, RateStep, Slots, Timeline};
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::{Policy, Recovery};
 use crate::units::{JobsPerMinute, Percent, Share};
@@ -10,7 +10,7 @@ use crate::units::{JobsPerMinute, Percent, Share};
 /// The rates that `policy` gives for the recorded uptimes, from the first known one on, with the slots
 /// that were accounted for; while no uptime is known, nothing is sent, as it was.
 #[must_use]
-pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<Held> {
+pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<RateInterval> {
     let shares = shares(timeline, policy);
     let (Some(&(begin, _)), Some(&first)) = (shares.first(), timeline.rates.first()) else {
         return Vec::new();
@@ -26,7 +26,7 @@ pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<Held> {
         let base = bases[bases.partition_point(|&(at, _)| at <= from) - 1].1;
         let rate = share.map_or(JobsPerMinute::ZERO, |share| policy.rate_of(base, share));
         let reason = RateReason::Uptime;
-        Held {
+        RateInterval {
             from,
             until: until.max(from),
             step: RateStep {
@@ -127,7 +127,7 @@ mod tests {
         }
     }
 
-    fn seconds(held: &[Held]) -> Vec<(u32, i64)> {
+    fn seconds(held: &[RateInterval]) -> Vec<(u32, i64)> {
         let held = held.iter();
         held.map(|held| (held.step.rate.get(), held.micros() / SECOND))
             .collect()

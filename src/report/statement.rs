@@ -3,9 +3,9 @@
 
 use serde::Serialize;
 
-use super::cost::{Source, cost};
-use super::history::{AgentHistory, History};
-use super::timeline::{Held, Micros, Slots, Timeline, UptimeIntegral, cause, utc};
+use super::cost::{CostSource, cost};
+use super::history::{AgentHistory, RecordedRuns};
+use super::timeline::{Micros, RateInterval, Slots, Timeline, UptimeIntegral, cause, utc};
 use crate::money::Wei;
 use crate::units::{JobsPerMinute, Percent};
 
@@ -29,18 +29,18 @@ pub struct Statement {
     /// The slots that were withheld.
     pub slots_withheld: f64,
     /// When, and why.
-    pub withheld: Vec<Withheld>,
+    pub withheld: Vec<WithheldInterval>,
     /// What was charged by each price that there was.
     pub charged: Vec<ChargedAt>,
     /// What it earned, where that is known.
     pub amount_wei: Option<Wei>,
     /// From what.
-    pub amount_from: Option<Source>,
+    pub amount_from: Option<CostSource>,
 }
 
 /// A time in which slots were withheld.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Withheld {
+pub struct WithheldInterval {
     /// From when, in UTC.
     pub from: String,
     /// Until before when, in UTC.
@@ -70,7 +70,7 @@ pub struct ChargedAt {
 
 /// What each agent earned.
 #[must_use]
-pub fn statements(history: &History) -> Vec<Statement> {
+pub fn statements(history: &RecordedRuns) -> Vec<Statement> {
     let agents = history.agents.iter();
     agents
         .map(|(name, agent)| statement(name, agent, history.from, history.until))
@@ -107,10 +107,10 @@ fn statement(name: &str, agent: &AgentHistory, from: Micros, until: Micros) -> S
 }
 
 /// Times that follow each other at the same rates for the same reason are one.
-fn withheld(held: impl Iterator<Item = Held>) -> Vec<Withheld> {
-    let mut joined: Vec<Held> = Vec::new();
+fn withheld(held: impl Iterator<Item = RateInterval>) -> Vec<WithheldInterval> {
+    let mut joined: Vec<RateInterval> = Vec::new();
     for held in held.filter(|held| held.withheld() > Slots::default()) {
-        let terms = |held: &Held| (cause(held.step.reason), held.step.rate, held.step.base);
+        let terms = |held: &RateInterval| (cause(held.step.reason), held.step.rate, held.step.base);
         match joined.last_mut() {
             Some(last) if last.until == held.from && terms(last) == terms(&held) => {
                 last.until = held.until;
@@ -120,7 +120,7 @@ fn withheld(held: impl Iterator<Item = Held>) -> Vec<Withheld> {
     }
     let times = joined.iter();
     times
-        .map(|held| Withheld {
+        .map(|held| WithheldInterval {
             from: utc(held.from),
             until: utc(held.until),
             reason: cause(held.step.reason),

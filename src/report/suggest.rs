@@ -42,9 +42,9 @@ pub struct Suggestion {
     /// How many policies were compared, that of the last run included.
     pub policies_compared: usize,
     /// The last run's policy.
-    pub recorded: Worth,
+    pub recorded: PolicyValue,
     /// The policy that would have been worth most.
-    pub best: Worth,
+    pub best: PolicyValue,
     /// How much more that is worth than the recorded one.
     pub gain_wei: Wei,
     /// In 90 of 100 cases it is no less than this,
@@ -55,7 +55,7 @@ pub struct Suggestion {
 
 /// What a policy would have been worth.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Worth {
+pub struct PolicyValue {
     /// The policy.
     pub policy: String,
     /// Jobs that it would have sent, if shares held at once.
@@ -66,7 +66,7 @@ pub struct Worth {
 
 /// Slots and success at each uptime.
 #[derive(Debug)]
-struct Past {
+struct Observations {
     /// By tenth of a percent.
     slots: Vec<f64>,
     /// By cell: estimated success and its variance.
@@ -78,7 +78,7 @@ fn cell(tenth: usize) -> usize {
     THRESHOLDS.partition_point(|&threshold| usize::from(threshold) <= tenth)
 }
 
-impl Past {
+impl Observations {
     fn of<'a>(agents: impl Iterator<Item = (&'a [Timeline], &'a Tally)>) -> Self {
         let mut slots = vec![0.0; TENTHS];
         let mut jobs = vec![(0.0, 0.0); THRESHOLDS.len() + 1];
@@ -125,13 +125,13 @@ impl Past {
         jobs
     }
 
-    fn worth(&self, policy: &Policy) -> Worth {
+    fn worth(&self, policy: &Policy) -> PolicyValue {
         let jobs = self.jobs(policy);
         let good = jobs
             .iter()
             .zip(&self.success)
             .map(|(jobs, (mean, _))| jobs * mean);
-        Worth {
+        PolicyValue {
             policy: policy.to_string(),
             good_jobs: good.sum(),
             jobs: jobs.iter().sum(),
@@ -157,7 +157,7 @@ pub fn suggest<'a>(
     value: &Wei,
     cost: Option<Wei>,
 ) -> Suggestion {
-    let past = Past::of(agents);
+    let past = Observations::of(agents);
     let worth = |policy: &Policy| {
         let worth = past.worth(policy);
         let cost = cost.as_ref().map(|cost| amount(cost, worth.jobs));
@@ -183,7 +183,7 @@ pub fn suggest<'a>(
     let (best_wei, best_worth, best) = best;
     let gain = best_wei - &recorded_wei;
     let spread = amount(value, Z * past.deviation(&best, recorded));
-    let rounded = |worth: Worth| Worth {
+    let rounded = |worth: PolicyValue| PolicyValue {
         jobs: super::timeline::tenths(worth.jobs),
         good_jobs: super::timeline::tenths(worth.good_jobs),
         ..worth
@@ -322,7 +322,7 @@ mod tests {
         ];
         let got = suggested(&uptimes, 100, 60);
         let (runs, tally) = past(&uptimes);
-        let past = Past::of([(&runs[..], &tally)].into_iter());
+        let past = Observations::of([(&runs[..], &tally)].into_iter());
         let brute = candidates().map(|policy| {
             uptimes
                 .iter()

@@ -8,11 +8,11 @@ use super::claims::{Claims, claims};
 use super::cost::{Cost, Interval, cost};
 use super::effect::Effect;
 use super::forecast::{TierForecast, forecast};
-use super::history::{AgentHistory, History};
+use super::history::{AgentHistory, RecordedRuns};
 use super::replay::replayed;
 use super::suggest::{Suggestion, suggest};
-use super::tally::Jobs;
-use super::timeline::{Held, Slots, Timeline, UptimeIntegral, seconds, tenths, utc};
+use super::tally::JobTotals;
+use super::timeline::{RateInterval, Slots, Timeline, UptimeIntegral, seconds, tenths, utc};
 use crate::money::Wei;
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::Policy;
@@ -20,7 +20,7 @@ use crate::units::{JobsPerMinute, Percent};
 
 /// What is asked beyond what happened.
 #[derive(Debug, Clone, Copy)]
-pub struct Questions<'a> {
+pub struct Queries<'a> {
     /// What would these policies have done?
     pub policies: &'a [Policy],
     /// Which tiers are worth most, if a good job is worth so much?
@@ -118,14 +118,14 @@ pub struct JobsReport {
     /// Their share.
     pub success_rate_percent: Option<Percent>,
     /// Latencies in milliseconds, from slot to last byte.
-    pub latency_ms: Option<Latencies>,
+    pub latency_ms: Option<LatencyReport>,
     /// How many ended how.
     pub outcomes: BTreeMap<&'static str, u64>,
 }
 
 /// Latencies in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Latencies {
+pub struct LatencyReport {
     /// The mean.
     pub mean: f64,
     /// Half took at most this.
@@ -157,12 +157,12 @@ pub struct WhatIf {
 impl Report {
     /// What a history says.
     #[must_use]
-    pub fn of(history: &History, questions: &Questions<'_>) -> Self {
+    pub fn of(history: &RecordedRuns, queries: &Queries<'_>) -> Self {
         let recorded = &history.policy;
         let agents: BTreeMap<String, AgentReport> = history
             .agents
             .iter()
-            .map(|(name, agent)| (name.clone(), agent_report(agent, questions, recorded)))
+            .map(|(name, agent)| (name.clone(), agent_report(agent, queries, recorded)))
             .collect();
         let total = total(history, &agents);
         Self {
@@ -171,7 +171,7 @@ impl Report {
             from: utc(history.from),
             until: utc(history.until),
             ranking: ranking(&agents),
-            suggestion: questions.value.map(|value| {
+            suggestion: queries.value.map(|value| {
                 let pasts = history.agents.values();
                 let pasts = pasts.map(|agent| (&agent.runs[..], &agent.jobs));
                 suggest(pasts, recorded, value, mean_cost(&agents))
@@ -182,7 +182,7 @@ impl Report {
     }
 }
 
-fn total(history: &History, agents: &BTreeMap<String, AgentReport>) -> Total {
+fn total(history: &RecordedRuns, agents: &BTreeMap<String, AgentReport>) -> Total {
     let tallies = || history.agents.values().map(|agent| &agent.jobs);
     let (jobs, successful) = (
         tallies().map(super::tally::Tally::all).sum(),
@@ -222,8 +222,8 @@ fn ranking(agents: &BTreeMap<String, AgentReport>) -> Vec<Ranked> {
     ranked
 }
 
-fn agent_report(agent: &AgentHistory, questions: &Questions<'_>, recorded: &Policy) -> AgentReport {
-    let held: Vec<Held> = agent.runs.iter().flat_map(Timeline::held).collect();
+fn agent_report(agent: &AgentHistory, queries: &Queries<'_>, recorded: &Policy) -> AgentReport {
+    let held: Vec<RateInterval> = agent.runs.iter().flat_map(Timeline::held).collect();
     let followed = held
         .iter()
         .filter(|held| held.step.base > JobsPerMinute::ZERO);
@@ -244,11 +244,15 @@ fn agent_report(agent: &AgentHistory, questions: &Questions<'_>, recorded: &Poli
     let end = agent.runs.iter().map(|run| run.end).max().unwrap_or(0);
     let effect = Effect::of(&agent.jobs.around_drops, &agent.runs);
     AgentReport {
-        seconds_followed: time(followed.map(Held::micros).sum()),
-        seconds_suspended: time(suspended.map(Held::micros).sum()),
+        seconds_followed: time(followed.map(RateInterval::micros).sum()),
+        seconds_suspended: time(suspended.map(RateInterval::micros).sum()),
         uptime_percent: UptimeIntegral::of(&agent.runs).mean(begin, end),
         rate_changes: rate_changes(&agent.runs),
-        slots: held.iter().map(Held::slots).sum::<Slots>().rounded(),
+        slots: held
+            .iter()
+            .map(RateInterval::slots)
+            .sum::<Slots>()
+            .rounded(),
         slots_withheld: withheld.values().copied().sum::<Slots>().rounded(),
         withheld_by_reason: withheld
             .iter()
@@ -260,7 +264,7 @@ fn agent_report(agent: &AgentHistory, questions: &Questions<'_>, recorded: &Poli
             .values()
             .map(|(name, jobs)| (name.clone(), jobs_report(jobs)))
             .collect(),
-        what_if: questions
+        what_if: queries
             .policies
             .iter()
             .map(|policy| what_if(agent, policy, cost.as_ref()))
@@ -268,7 +272,7 @@ fn agent_report(agent: &AgentHistory, questions: &Questions<'_>, recorded: &Poli
         cost,
         punishment: (effect.drops > 0).then_some(effect),
         claims: claims(&agent.jobs.evidence, &agent.runs),
-        forecast: questions
+        forecast: queries
             .forecast
             .then(|| forecast(&agent.runs, &recorded.thresholds())),
     }
@@ -285,7 +289,7 @@ fn rate_changes(runs: &[Timeline]) -> usize {
 }
 
 fn what_if(agent: &AgentHistory, policy: &Policy, cost: Option<&Cost>) -> WhatIf {
-    let sent = |held: &Held| Slots::of(held.step.rate, held.micros());
+    let sent = |held: &RateInterval| Slots::of(held.step.rate, held.micros());
     let held: Slots = agent
         .runs
         .iter()
@@ -310,7 +314,7 @@ fn what_if(agent: &AgentHistory, policy: &Policy, cost: Option<&Cost>) -> WhatIf
     }
 }
 
-fn jobs_report(jobs: &Jobs) -> JobsReport {
+fn jobs_report(jobs: &JobTotals) -> JobsReport {
     let latencies = &jobs.latencies;
     #[expect(
         clippy::cast_precision_loss,
@@ -321,7 +325,7 @@ fn jobs_report(jobs: &Jobs) -> JobsReport {
         jobs: jobs.all(),
         successful: jobs.good(),
         success_rate_percent: share_percent(jobs.good(), jobs.all()),
-        latency_ms: (!latencies.is_empty()).then(|| Latencies {
+        latency_ms: (!latencies.is_empty()).then(|| LatencyReport {
             mean: latencies.mean() / 1e3,
             p50: at(0.5),
             p90: at(0.9),

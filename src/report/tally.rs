@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::balance::{BalanceSums, Balances};
-use super::drops::JobsAround;
+use super::balance::{BalanceSums, OrchestratorBalances};
+use super::drops::DropWindows;
 use super::timeline::Micros;
 use crate::money::{Wei, WeiPerSecond, charged_seconds};
 use crate::runner::events::event::Evidence;
@@ -38,14 +38,14 @@ pub struct JobRecord<'a> {
 
 /// On which terms an agent was followed in a run.
 #[derive(Debug, Default)]
-pub struct Terms {
+pub struct RunTerms {
     price: Option<WeiPerSecond>,
     own_orchestrators: Option<Vec<String>>,
     /// Whether an address, as answers name it, is one of its own.
     is_own: HashMap<String, bool>,
 }
 
-impl Terms {
+impl RunTerms {
     /// With a price, and tied to orchestrators, where there are such.
     #[must_use]
     pub fn new(price: Option<WeiPerSecond>, own_orchestrators: Option<Vec<String>>) -> Self {
@@ -74,7 +74,7 @@ impl Terms {
 #[derive(Debug, Default)]
 pub struct Tally {
     /// By capability's number: its name and its jobs.
-    pub capabilities: BTreeMap<i64, (String, Jobs)>,
+    pub capabilities: BTreeMap<i64, (String, JobTotals)>,
     /// What was charged by price, for each price that there was.
     pub charged: Vec<Charged>,
     /// What went from balances.
@@ -84,9 +84,9 @@ pub struct Tally {
     /// By hour since 1970: what its jobs say of it.
     pub evidence: BTreeMap<i64, Evidence>,
     /// Around the drops of its rate.
-    pub around_drops: JobsAround,
+    pub around_drops: DropWindows,
     /// In equal parts of the whole time.
-    pub slices: Slices,
+    pub slices: TimeBuckets,
 }
 
 /// Jobs that were charged by the same price.
@@ -110,13 +110,13 @@ impl Charged {
 
 /// Jobs of one kind.
 #[derive(Debug)]
-pub struct Jobs {
+pub struct JobTotals {
     outcomes: [u64; Outcome::ALL.len()],
     /// Their latencies in microseconds; no larger than the longest of them needs.
     pub latencies: Histogram<u32>,
 }
 
-impl Default for Jobs {
+impl Default for JobTotals {
     fn default() -> Self {
         Self {
             outcomes: [0; Outcome::ALL.len()],
@@ -125,7 +125,7 @@ impl Default for Jobs {
     }
 }
 
-impl Jobs {
+impl JobTotals {
     /// How many there are.
     #[must_use]
     pub fn all(&self) -> u64 {
@@ -155,8 +155,8 @@ impl Tally {
     #[must_use]
     pub fn new(drops: Vec<Micros>, (slices, from, until): (usize, Micros, Micros)) -> Self {
         Self {
-            around_drops: JobsAround::new(drops),
-            slices: Slices::new(slices, from, until),
+            around_drops: DropWindows::new(drops),
+            slices: TimeBuckets::new(slices, from, until),
             ..Self::default()
         }
     }
@@ -166,8 +166,8 @@ impl Tally {
         &mut self,
         job: &JobRecord<'_>,
         (capability, name): (i64, &dyn Fn() -> String),
-        terms: &mut Terms,
-        balances: &mut Balances,
+        terms: &mut RunTerms,
+        balances: &mut OrchestratorBalances,
     ) {
         let good = job.outcome == Outcome::Success;
         let micros = u64::try_from(job.latency.as_micros())
@@ -176,7 +176,7 @@ impl Tally {
         let (_, jobs) = self
             .capabilities
             .entry(capability)
-            .or_insert_with(|| (name(), Jobs::default()));
+            .or_insert_with(|| (name(), JobTotals::default()));
         jobs.outcomes[job.outcome as usize] += 1;
         // It grows as long as the value is one that can be had.
         let _ = jobs.latencies.record(micros.min(HOUR_MICROS));
@@ -249,7 +249,7 @@ pub fn tenth(percent: f64) -> u16 {
 
 /// Jobs in equal parts of a time.
 #[derive(Debug)]
-pub struct Slices {
+pub struct TimeBuckets {
     from: Micros,
     width: Micros,
     /// In order.
@@ -268,13 +268,13 @@ pub struct Slice {
 }
 
 /// None.
-impl Default for Slices {
+impl Default for TimeBuckets {
     fn default() -> Self {
         Self::new(0, 0, 0)
     }
 }
 
-impl Slices {
+impl TimeBuckets {
     fn new(slices: usize, from: Micros, until: Micros) -> Self {
         let parts = i64::try_from(slices).unwrap_or(i64::MAX).max(1);
         Self {
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn slices_cover_the_whole_time() {
-        let mut slices = Slices::new(4, 100, 107);
+        let mut slices = TimeBuckets::new(4, 100, 107);
         for at in 100..=107 {
             slices.job(at, true, 5);
         }

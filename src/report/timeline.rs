@@ -102,7 +102,7 @@ pub struct RateStep {
 
 /// A time in which a rate held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
+pub struct RateInterval {
     /// From when.
     pub from: Micros,
     /// Until when.
@@ -111,7 +111,7 @@ pub struct Held {
     pub step: RateStep,
 }
 
-impl Held {
+impl RateInterval {
     /// For how long.
     #[must_use]
     pub fn micros(&self) -> i64 {
@@ -133,7 +133,7 @@ impl Held {
 
 /// A time in which an uptime was known.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Known {
+pub struct UptimeInterval {
     /// From when.
     pub from: Micros,
     /// Until when.
@@ -181,10 +181,10 @@ impl Timeline {
     }
 
     /// The rates, each with its time, from the first known uptime on.
-    pub fn held(&self) -> impl Iterator<Item = Held> + '_ {
+    pub fn held(&self) -> impl Iterator<Item = RateInterval> + '_ {
         let ends = self.rates.iter().skip(1).map(|step| step.at);
         let pairs = self.rates.iter().zip(ends.chain([self.end]));
-        pairs.map(|(&step, until)| Held {
+        pairs.map(|(&step, until)| RateInterval {
             from: step.at,
             until: until.max(step.at),
             step,
@@ -192,11 +192,11 @@ impl Timeline {
     }
 
     /// The uptimes, each with its time; where none was known there is a gap.
-    pub fn known(&self) -> impl Iterator<Item = Known> + '_ {
+    pub fn known(&self) -> impl Iterator<Item = UptimeInterval> + '_ {
         let ends = self.uptimes.iter().skip(1).map(|&(at, _)| at);
         let pairs = self.uptimes.iter().zip(ends.chain([self.end]));
         pairs.filter_map(|(&(from, uptime), until)| {
-            Some(Known {
+            Some(UptimeInterval {
                 from,
                 until: until.max(from),
                 uptime: uptime?,

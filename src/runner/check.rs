@@ -9,14 +9,14 @@ use reqwest::{Client, Url};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::Ended;
+use super::Exit;
 use super::agents::setup::{client, ping_system};
 use super::config::RunnerConfig;
 use crate::net::client::root_cause;
 use crate::net::endpoint::with_path;
-use crate::runner::uptime::client::{AskError, AskUptime, PingSystem};
+use crate::runner::uptime::client::{AskError, PingSystem, UptimeSource};
 use crate::terminal;
-use crate::wire::ping_system::Agent;
+use crate::wire::ping_system::ListedAgent;
 
 /// The longest wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ impl Finding {
 ///
 /// # Errors
 /// When something does not work, so that the exit status is 1.
-pub async fn run(config: RunnerConfig) -> anyhow::Result<Ended> {
+pub async fn run(config: RunnerConfig) -> anyhow::Result<Exit> {
     let client = client(&config)?;
     let system = ping_system(&config, client.clone());
     let mut findings = Vec::new();
@@ -84,7 +84,7 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Ended> {
     if failed > 0 {
         bail!("{failed} of {} checks failed", findings.len());
     }
-    Ok(Ended::AsAsked(Vec::new()))
+    Ok(Exit::Completed(Vec::new()))
 }
 
 /// What the agent's uptime is, and what it earns.
@@ -92,24 +92,24 @@ async fn uptime(
     config: &RunnerConfig,
     system: &PingSystem,
     agent_id: &str,
-    agents: &BTreeMap<String, Agent>,
+    agents: &BTreeMap<String, ListedAgent>,
 ) -> Finding {
-    let mut answer = system.ask(agent_id).await;
+    let mut answer = system.poll(agent_id).await;
     // One that was registered a moment ago is just being asked.
     for _ in 0..FIRST_PING_LOOKS {
         if !answer
             .as_ref()
-            .is_ok_and(|picture| picture.agent.total_pings == Some(0))
+            .is_ok_and(|snapshot| snapshot.agent.total_pings == Some(0))
         {
             break;
         }
         sleep(FIRST_PING_PAUSE).await;
-        answer = system.ask(agent_id).await;
+        answer = system.poll(agent_id).await;
     }
     match answer {
-        Ok(picture) => {
-            let reading = picture.reading(Utc::now(), config.ping.window);
-            let Some(uptime) = reading.uptime else {
+        Ok(snapshot) => {
+            let estimate = snapshot.estimate(Utc::now(), config.ping.window);
+            let Some(uptime) = estimate.uptime else {
                 return Finding::Fails(format!(
                     "{agent_id}: registered, but no ping covers now: no job would be sent. \
                      Is the ping system asking it? Its dashboard and log tell"
@@ -120,7 +120,7 @@ async fn uptime(
             let what = format!(
                 "{agent_id}: uptime {} % of {} pings, which earns {rate} of {base_rate} jobs/min",
                 uptime.floored(2),
-                reading.pings
+                estimate.pings
             );
             if rate.get() > 0 {
                 Finding::Works(what)

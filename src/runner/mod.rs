@@ -28,13 +28,13 @@ use tokio_util::task::TaskTracker;
 use self::agents::fleet::{Fleet, terms};
 use self::agents::setup;
 use self::config::RunnerConfig;
-use self::events::database::{Recording, RunDescription};
+use self::events::database::{RunDescription, RunRecorder};
 use self::events::event::Event;
 use self::events::output::Output;
 use self::events::output::json::JsonOutput;
 use self::events::output::text::TextOutput;
 use self::events::output::writer::Writer;
-use self::events::recorder::Recorder;
+use self::events::recorder::EventDispatcher;
 use self::events::require::Missed;
 use self::rate::controller::Sharing;
 use crate::option_values::OutputFormat;
@@ -45,21 +45,21 @@ use crate::{net, terminal};
 /// The time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a second signal waits for standard output to take the final accounts.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How a run ended.
 #[derive(Debug)]
-pub enum Ended {
+pub enum Exit {
     /// As asked, with the requirements that were missed.
-    AsAsked(Vec<Missed>),
+    Completed(Vec<Missed>),
     /// By a second signal.
-    AtOnce,
+    Interrupted,
 }
 
 /// As asked, with nothing required.
-impl From<()> for Ended {
+impl From<()> for Exit {
     fn from((): ()) -> Self {
-        Self::AsAsked(Vec::new())
+        Self::Completed(Vec::new())
     }
 }
 
@@ -67,7 +67,7 @@ impl From<()> for Ended {
 ///
 /// # Errors
 /// What cannot be set up, standard output that takes no more, a task that panicked.
-pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ended> {
+pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Exit> {
     let stop = shutdown.gently.child_token();
     let output_failed = CancellationToken::new();
     let mut run = Run::set_up(config, stop.clone(), output_failed.clone()).await?;
@@ -102,13 +102,13 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
     }
     let total = tokio::select! {
         closed = run.recorder.close() => closed.context("standard output takes no more")?,
-        () = last_words(at_once, shutdown) => return Ok(Ended::AtOnce),
+        () = drain_timed_out(at_once, shutdown) => return Ok(Exit::Interrupted),
     };
     if let Some(panic) = broken {
         bail!("a task of the runner failed: {panic}");
     }
     if at_once {
-        return Ok(Ended::AtOnce);
+        return Ok(Exit::Interrupted);
     }
     let missed = run
         .config
@@ -116,13 +116,13 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<En
         .requirements
         .iter()
         .filter_map(|required| required.missed(&total));
-    Ok(Ended::AsAsked(missed.collect()))
+    Ok(Exit::Completed(missed.collect()))
 }
 
 /// All that lives as long as a run.
 struct Run {
     config: Arc<RunnerConfig>,
-    recorder: Arc<Recorder>,
+    recorder: Arc<EventDispatcher>,
     /// Jobs under way.
     tracker: TaskTracker,
     fleet: Fleet,
@@ -158,8 +158,8 @@ impl Run {
         let config = Arc::new(config);
 
         let mut helpers = JoinSet::new();
-        let places = Arc::clone(&shared.places);
-        let in_flight = move || places.in_flight();
+        let in_flight = Arc::clone(&shared.in_flight);
+        let in_flight = move || in_flight.in_flight();
         if let Some(listener) = metrics_listener {
             let metrics = serve_metrics(listener, Arc::clone(&recorder), in_flight.clone())?;
             helpers.spawn(metrics);
@@ -204,7 +204,7 @@ fn recorder(
     config: &RunnerConfig,
     text: TextOutput,
     output_failed: CancellationToken,
-) -> anyhow::Result<Recorder> {
+) -> anyhow::Result<EventDispatcher> {
     let output = match config.output.format {
         OutputFormat::Text => Output::Text(text),
         OutputFormat::Json => Output::Json(JsonOutput),
@@ -228,11 +228,11 @@ fn recorder(
         .record
         .file
         .as_deref()
-        .map(|file| Recording::start(file, &description(config)))
+        .map(|file| RunRecorder::start(file, &description(config)))
         .transpose()?;
     let writer = Writer::start(std::io::stdout(), output_failed)
         .context("the output thread cannot be started")?;
-    Ok(Recorder::new(
+    Ok(EventDispatcher::new(
         roster,
         output,
         config.output.stats_every,
@@ -262,7 +262,7 @@ async fn listen_for_metrics(config: &RunnerConfig) -> anyhow::Result<Option<TcpL
 /// Serves metrics until it is dropped: the last figures can be had while answers are awaited.
 fn serve_metrics(
     listener: TcpListener,
-    recorder: Arc<Recorder>,
+    recorder: Arc<EventDispatcher>,
     in_flight: impl Fn() -> usize + Send + Sync + 'static,
 ) -> anyhow::Result<impl Future<Output = ()>> {
     tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
@@ -275,7 +275,7 @@ fn serve_metrics(
 }
 
 async fn show_status(
-    recorder: Arc<Recorder>,
+    recorder: Arc<EventDispatcher>,
     text: TextOutput,
     in_flight: impl Fn() -> usize,
     ends_at: Option<Instant>,
@@ -300,9 +300,9 @@ async fn first_panic(tasks: &mut JoinSet<()>) -> JoinError {
 }
 
 /// Returns when no more can be waited for standard output.
-async fn last_words(at_once: bool, shutdown: &Shutdown) {
+async fn drain_timed_out(at_once: bool, shutdown: &Shutdown) {
     if !at_once {
         shutdown.at_once.cancelled().await;
     }
-    tokio::time::sleep(LAST_WORDS).await;
+    tokio::time::sleep(DRAIN_TIMEOUT).await;
 }

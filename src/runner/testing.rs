@@ -11,18 +11,18 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::runner::events::event::Answer;
+use crate::runner::events::event::JobAnswer;
 use crate::runner::events::output::Output;
 use crate::runner::events::output::json::JsonOutput;
 use crate::runner::events::output::writer::Writer;
-use crate::runner::events::recorder::Recorder;
+use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::roster::Roster;
 use crate::runner::send::gateway::{Job, SendJob};
-use crate::runner::uptime::client::{AskError, AskUptime, Listening};
-use crate::runner::uptime::estimate::Picture;
+use crate::runner::uptime::client::{AskError, PingEvents, UptimeSource};
+use crate::runner::uptime::estimate::AgentSnapshot;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
-use crate::wire::ping_system::{Agent, Ping};
+use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
 pub(crate) fn percent(value: f64) -> Percent {
     Percent::new(value).unwrap()
@@ -55,7 +55,7 @@ impl Sink {
 }
 
 /// A recorder of one agent and one capability that writes JSON to a sink.
-pub(crate) fn recorder(base_rate: u32) -> (Arc<Recorder>, Sink) {
+pub(crate) fn recorder(base_rate: u32) -> (Arc<EventDispatcher>, Sink) {
     let sink = Sink::default();
     let writer = Writer::start(sink.clone(), CancellationToken::new()).unwrap();
     let roster = Roster {
@@ -63,7 +63,7 @@ pub(crate) fn recorder(base_rate: u32) -> (Arc<Recorder>, Sink) {
         capabilities: vec!["gpu-check".into()],
         base_rate: JobsPerMinute::new(base_rate),
     };
-    let recorder = Recorder::new(roster, Output::Json(JsonOutput), 0, writer, None).unwrap();
+    let recorder = EventDispatcher::new(roster, Output::Json(JsonOutput), 0, writer, None).unwrap();
     (Arc::new(recorder), sink)
 }
 
@@ -94,20 +94,20 @@ impl SlowGateway {
 }
 
 impl SendJob for SlowGateway {
-    async fn send(&self, _: Job) -> Answer {
+    async fn send(&self, _: Job) -> JobAnswer {
         self.arrivals.lock().unwrap().push(Instant::now());
         tokio::time::sleep(self.latency).await;
-        Answer {
+        JobAnswer {
             status: Some(200),
             error: None,
-            ..Answer::failure(Outcome::Success, String::new())
+            ..JobAnswer::failure(Outcome::Success, String::new())
         }
     }
 }
 
 /// What a scripted ping system does when it is asked.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Said {
+pub(crate) enum PollResult {
     Uptime(f64),
     /// The agent is listed, but no ping covers now.
     NothingOfNow,
@@ -119,16 +119,16 @@ pub(crate) enum Said {
 /// A ping system that answers by a script, and with its last line for ever.
 #[derive(Debug)]
 pub(crate) struct ScriptedPings {
-    answers: Mutex<VecDeque<Said>>,
+    answers: Mutex<VecDeque<PollResult>>,
     /// How often it was asked.
     pub(crate) asked: AtomicUsize,
     /// What those who listen are told; it tells nothing where there is none.
-    told: Mutex<VecDeque<Told>>,
+    told: Mutex<VecDeque<ToldPing>>,
 }
 
 /// What a scripted ping system tells by itself.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Told {
+pub(crate) enum ToldPing {
     /// A new ping with this uptime, so much later.
     Ping(Duration, f64),
     /// The stream ends, so much later.
@@ -136,10 +136,10 @@ pub(crate) enum Told {
 }
 
 /// An agent and its only ping, which is of now.
-fn pinged(agent_id: &str, uptime: f64) -> (Agent, Ping) {
+fn pinged(agent_id: &str, uptime: f64) -> (ListedAgent, HistoryPing) {
     let uptime_percent = Some(percent(uptime));
     let timestamp = Utc::now();
-    let agent = Agent {
+    let agent = ListedAgent {
         agent_id: agent_id.to_owned(),
         agent_url: None,
         last_ping_at: Some(timestamp),
@@ -148,7 +148,7 @@ fn pinged(agent_id: &str, uptime: f64) -> (Agent, Ping) {
         ping_interval_minutes: Some(15.0),
         last_uptime_percent: uptime_percent,
     };
-    let ping = Ping {
+    let ping = HistoryPing {
         timestamp,
         success: true,
         uptime_percent,
@@ -161,13 +161,13 @@ fn pinged(agent_id: &str, uptime: f64) -> (Agent, Ping) {
 }
 
 impl ScriptedPings {
-    pub(crate) fn new(script: impl IntoIterator<Item = Said>) -> Self {
+    pub(crate) fn new(script: impl IntoIterator<Item = PollResult>) -> Self {
         Self::telling(script, [])
     }
 
     pub(crate) fn telling(
-        script: impl IntoIterator<Item = Said>,
-        told: impl IntoIterator<Item = Told>,
+        script: impl IntoIterator<Item = PollResult>,
+        told: impl IntoIterator<Item = ToldPing>,
     ) -> Self {
         Self {
             answers: Mutex::new(script.into_iter().collect()),
@@ -181,40 +181,44 @@ impl ScriptedPings {
 #[derive(Debug)]
 pub(crate) struct ScriptedStream {
     agent_id: String,
-    told: VecDeque<Told>,
+    told: VecDeque<ToldPing>,
 }
 
-impl Listening for ScriptedStream {
-    async fn next(&mut self) -> Result<(Agent, Ping), AskError> {
+impl PingEvents for ScriptedStream {
+    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), AskError> {
         match self.told.pop_front() {
-            Some(Told::Ping(later, uptime)) => {
+            Some(ToldPing::Ping(later, uptime)) => {
                 tokio::time::sleep(later).await;
                 let (agent, mut ping) = pinged(&self.agent_id, uptime);
                 ping.window_seconds = Some(1e9);
                 Ok((agent, ping))
             }
-            Some(Told::End(later)) => {
+            Some(ToldPing::End(later)) => {
                 tokio::time::sleep(later).await;
-                Err(AskError::TellsNothing("http://ping.example".to_owned()))
+                Err(AskError::StreamUnsupported(
+                    "http://ping.example".to_owned(),
+                ))
             }
             None => std::future::pending().await,
         }
     }
 }
 
-impl AskUptime for ScriptedPings {
-    type Listening = ScriptedStream;
+impl UptimeSource for ScriptedPings {
+    type PingEvents = ScriptedStream;
 
     async fn listen(&self, agent_id: &str) -> Result<ScriptedStream, AskError> {
         let told = std::mem::take(&mut *self.told.lock().unwrap());
         if told.is_empty() {
-            return Err(AskError::TellsNothing("http://ping.example".to_owned()));
+            return Err(AskError::StreamUnsupported(
+                "http://ping.example".to_owned(),
+            ));
         }
         let agent_id = agent_id.to_owned();
         Ok(ScriptedStream { agent_id, told })
     }
 
-    async fn ask(&self, agent_id: &str) -> Result<Picture, AskError> {
+    async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, AskError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let said = {
             let mut script = self.answers.lock().unwrap();
@@ -225,23 +229,23 @@ impl AskUptime for ScriptedPings {
             first
         };
         match said {
-            Said::Uptime(uptime) => {
+            PollResult::Uptime(uptime) => {
                 let (agent, ping) = pinged(agent_id, uptime);
                 let history = vec![ping];
-                Ok(Picture { agent, history })
+                Ok(AgentSnapshot { agent, history })
             }
-            Said::NothingOfNow => {
+            PollResult::NothingOfNow => {
                 let (mut agent, _) = pinged(agent_id, 0.0);
                 (agent.last_ping_at, agent.last_uptime_percent) = (None, None);
                 let history = Vec::new();
-                Ok(Picture { agent, history })
+                Ok(AgentSnapshot { agent, history })
             }
-            Said::Error => Err(AskError::NotListed {
+            PollResult::Error => Err(AskError::NotListed {
                 url: "http://ping.example".to_owned(),
                 agent_id: agent_id.to_owned(),
                 listed: 0,
             }),
-            Said::Nothing => std::future::pending().await,
+            PollResult::Nothing => std::future::pending().await,
         }
     }
 }

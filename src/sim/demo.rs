@@ -13,18 +13,18 @@ use url::Url;
 use super::mock::Mock;
 use super::script::UptimeScript;
 use crate::agent::checkpoint::CheckpointFile;
-use crate::agent::probe::simulated::{Act, GpuScript};
+use crate::agent::probe::simulated::{GpuScript, SimState};
 use crate::agent::probe::source::GpuSource;
-use crate::agent::tracker::Rules as WatchRules;
+use crate::agent::tracker::TrackerConfig;
 use crate::agent::{self, AgentConfig};
 use crate::net;
 use crate::net::endpoint::with_path;
 use crate::ping_system::api::Tokens;
-use crate::ping_system::evaluate::Rules;
+use crate::ping_system::evaluate::PingPolicy;
 use crate::ping_system::interval::IntervalRules;
 use crate::ping_system::{self, Database, PingSystemConfig};
 use crate::runner::config::RunnerConfig;
-use crate::runner::{self, Ended};
+use crate::runner::{self, Exit};
 use crate::shutdown::Shutdown;
 use crate::units::{JobsPerMinute, Span};
 
@@ -35,15 +35,15 @@ const WINDOW: f64 = 16.0 / 60.0;
 
 /// What the GPU does, in shares of the demo. Lost three times within the window, its uptime falls
 /// to about 96, 92 and 85 %; then these times leave the window again, one by one.
-const STORY: [(Act, f64); 7] = [
-    (Act::Up, 17.0 / 60.0),
-    (Act::Lost, 0.62 / 60.0),
-    (Act::Up, 6.0 / 60.0),
-    (Act::Lost, 0.67 / 60.0),
-    (Act::Up, 5.0 / 60.0),
-    (Act::Lost, 1.3 / 60.0),
+const STEPS: [(SimState, f64); 7] = [
+    (SimState::Up, 17.0 / 60.0),
+    (SimState::Lost, 0.62 / 60.0),
+    (SimState::Up, 6.0 / 60.0),
+    (SimState::Lost, 0.67 / 60.0),
+    (SimState::Up, 5.0 / 60.0),
+    (SimState::Lost, 1.3 / 60.0),
     // Far beyond the end.
-    (Act::Up, 1000.0),
+    (SimState::Up, 1000.0),
 ];
 
 /// Jobs that full uptime would earn over the whole demo.
@@ -61,7 +61,7 @@ pub struct DemoOptions {
 ///
 /// # Errors
 /// As [`runner::run`], or when no port is free or no temporary folder can be made.
-pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<Ended> {
+pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<Exit> {
     let duration = options.duration.get();
     let folder = tempfile::Builder::new()
         .prefix("uptime-runner-demo-")
@@ -131,9 +131,9 @@ async fn listen() -> anyhow::Result<(TcpListener, Url)> {
 }
 
 fn agent_config(folder: &Path, duration: Duration) -> AgentConfig {
-    let story = STORY.map(|(act, share)| (act, duration.mul_f64(share)));
+    let story = STEPS.map(|(state, share)| (state, duration.mul_f64(share)));
     AgentConfig {
-        rules: WatchRules {
+        rules: TrackerConfig {
             agent_id: AGENT.to_owned(),
             check_interval: (duration / 1200).max(Duration::from_millis(5)),
             max_transitions: 1000,
@@ -155,13 +155,13 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
             "sqlite:{}",
             folder.join("ping-system.db").display()
         )),
-        rules: Rules {
+        rules: PingPolicy {
             interval: IntervalRules {
                 base,
                 max: 2 * base,
                 ..IntervalRules::default()
             },
-            ..Rules::default()
+            ..PingPolicy::default()
         },
         response_timeout: Duration::from_secs(10),
         max_concurrent: 100,
@@ -216,8 +216,8 @@ mod tests {
     fn the_story_leads_through_each_tier_and_back() {
         let mut lost = Vec::new();
         let mut at = 0.0;
-        for (act, share) in STORY {
-            if act == Act::Lost {
+        for (state, share) in STEPS {
+            if state == SimState::Lost {
                 lost.push((at, at + share));
             }
             at += share;

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::script::{Failure, FailureShare, Latency, UptimeScript};
 use crate::net;
 use crate::option_values::ListenAddress;
-use crate::runner::Ended;
+use crate::runner::Exit;
 use crate::shutdown::Shutdown;
 use crate::units::Percent;
 use crate::wire::gateway::{BALANCE_HEADER, JOB_HEADER, JobHeader, ORCHESTRATOR_HEADER};
@@ -110,7 +110,7 @@ pub struct Mock {
 
 /// A mock that listens.
 #[derive(Debug)]
-pub struct Listening {
+pub struct MockServer {
     listener: TcpListener,
     mock: Mock,
 }
@@ -119,7 +119,7 @@ pub struct Listening {
 ///
 /// # Errors
 /// When it cannot listen.
-pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Ended> {
+pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Exit> {
     let (listening, address) = mock.bind().await?;
     let agent = listening
         .mock
@@ -134,7 +134,7 @@ pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Ended> {
          uptime-runner --agent {agent} --ping-url http://{address} --gateway-url http://{address}\n",
     );
     listening.serve(shutdown.gently.clone()).await?;
-    Ok(Ended::AsAsked(Vec::new()))
+    Ok(Exit::Completed(Vec::new()))
 }
 
 impl Mock {
@@ -142,11 +142,11 @@ impl Mock {
     ///
     /// # Errors
     /// When the address is not to be had.
-    pub async fn bind(self) -> anyhow::Result<(Listening, SocketAddr)> {
+    pub async fn bind(self) -> anyhow::Result<(MockServer, SocketAddr)> {
         let listener = net::server::listen("--listen", self.listen).await?;
         let address = listener.local_addr()?;
         Ok((
-            Listening {
+            MockServer {
                 listener,
                 mock: self,
             },
@@ -155,7 +155,7 @@ impl Mock {
     }
 }
 
-impl Listening {
+impl MockServer {
     /// Answers until `stop`.
     ///
     /// # Errors

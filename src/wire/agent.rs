@@ -99,7 +99,7 @@ pub enum InvalidReport {
 /// What is no such answer, is another agent's, or holds a percentage or window that is none.
 pub fn read_report(body: &[u8], agent_id: &str) -> Result<Reported, InvalidReport> {
     #[derive(Deserialize)]
-    struct Form {
+    struct ReportForm {
         agent_id: Option<String>,
         #[serde(alias = "uptime_percentage")]
         uptime_percent: Option<Percent>,
@@ -108,7 +108,7 @@ pub fn read_report(body: &[u8], agent_id: &str) -> Result<Reported, InvalidRepor
     }
     const HUNDRED_YEARS: f64 = 100.0 * 365.0 * 86400.0;
 
-    let form: Form = serde_json::from_slice(body)?;
+    let form: ReportForm = serde_json::from_slice(body)?;
     if let Some(other) = form.agent_id.filter(|got| got != agent_id) {
         return Err(InvalidReport::OtherAgent(other));
     }

@@ -8,7 +8,7 @@ const MAX_BYTES: usize = 64 << 10;
 
 /// One event: its kind, and its data with a newline between its lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Event {
+pub struct ServerSentEvent {
     /// What `event:` said; `message` where it said nothing.
     pub kind: String,
     /// What `data:` said.
@@ -26,7 +26,7 @@ pub struct EventReader {
     line: Vec<u8>,
     /// A line that ended with a carriage return may go on with a newline that belongs to it.
     after_return: bool,
-    event: Event,
+    event: ServerSentEvent,
 }
 
 impl EventReader {
@@ -34,7 +34,7 @@ impl EventReader {
     ///
     /// # Errors
     /// One that grows too long; the stream is of no more use then.
-    pub fn take_in(&mut self, piece: &[u8]) -> Result<Vec<Event>, TooLong> {
+    pub fn push(&mut self, piece: &[u8]) -> Result<Vec<ServerSentEvent>, TooLong> {
         let mut events = Vec::new();
         for &byte in piece {
             let after_return = mem::replace(&mut self.after_return, byte == b'\r');
@@ -48,7 +48,7 @@ impl EventReader {
         Ok(events)
     }
 
-    fn end_of_line(&mut self) -> Option<Event> {
+    fn end_of_line(&mut self) -> Option<ServerSentEvent> {
         let line = mem::take(&mut self.line);
         let line = String::from_utf8_lossy(&line);
         if line.is_empty() {
@@ -80,8 +80,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn event(kind: &str, data: &str) -> Event {
-        Event {
+    fn event(kind: &str, data: &str) -> ServerSentEvent {
+        ServerSentEvent {
             kind: kind.to_owned(),
             data: data.to_owned(),
         }
@@ -101,7 +101,7 @@ mod tests {
             let mut reader = EventReader::default();
             let mut events = Vec::new();
             for piece in STREAM.chunks(size) {
-                events.extend(reader.take_in(piece).unwrap());
+                events.extend(reader.push(piece).unwrap());
             }
             assert_eq!(events, whole, "{size}");
         }
@@ -112,7 +112,7 @@ mod tests {
         for endless in ["x", "data: x\n", "event: x\ndata: yyyyyyyyy\n"] {
             let mut reader = EventReader::default();
             let pieces = endless.repeat(1000);
-            let all = (0..1000).try_for_each(|_| reader.take_in(pieces.as_bytes()).map(drop));
+            let all = (0..1000).try_for_each(|_| reader.push(pieces.as_bytes()).map(drop));
             assert_eq!(all, Err(TooLong), "{endless}");
         }
     }
@@ -122,7 +122,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..20)) {
             let mut reader = EventReader::default();
             for piece in pieces {
-                let _ = reader.take_in(&piece);
+                let _ = reader.push(&piece);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a look at the GPUs finds, and what can look.
+//! The result of a probe of the GPUs, and the trait of what can probe them.
 
 use std::fmt;
 use std::sync::mpsc::Receiver;
@@ -7,16 +7,16 @@ use tokio::sync::oneshot;
 
 use crate::wire::agent::{GpuDevice, GpuHealth, GpuMemory};
 
-/// What one look found.
+/// The GPUs as one probe found them.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Sighting {
+pub struct GpuSnapshot {
     /// All GPUs that the driver lists.
     pub devices: Vec<GpuDevice>,
     /// Why none could be listed.
     pub problem: Option<String>,
 }
 
-impl Sighting {
+impl GpuSnapshot {
     /// Nothing was found, and why.
     #[must_use]
     pub fn nothing(problem: impl Into<String>) -> Self {
@@ -36,14 +36,14 @@ impl Sighting {
     }
 }
 
-/// A request for a look, to be answered with what it found.
-pub type Look = oneshot::Sender<Sighting>;
+/// A request for a probe, answered on this channel.
+pub type ProbeRequest = oneshot::Sender<GpuSnapshot>;
 
-/// A way to look at GPUs. It may block for as long as a driver does, and for ever: it lives on a
+/// A way to probe GPUs. It may block for as long as the driver does, even for ever: it runs on a
 /// thread of its own.
 pub trait GpuProbe: Send {
-    /// Answers looks until there are no more to come.
-    fn serve(self: Box<Self>, looks: &Receiver<Look>);
+    /// Answers requests until the channel closes.
+    fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>);
 }
 
 /// Memory of which so much is used.
@@ -61,7 +61,7 @@ pub fn memory(total_bytes: u64, used_bytes: u64) -> GpuMemory {
     }
 }
 
-impl fmt::Display for Sighting {
+impl fmt::Display for GpuSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(problem) = &self.problem {
             return f.write_str(problem);
@@ -89,12 +89,12 @@ mod tests {
             health,
             ..GpuDevice::default()
         };
-        let sighting = Sighting {
+        let snapshot = GpuSnapshot {
             devices: vec![device(0, GpuHealth::Ok), device(1, GpuHealth::Xid(79))],
             problem: None,
         };
-        assert_eq!(sighting.healthy(), 1);
-        assert_eq!(sighting.to_string(), "1 of 2 GPUs ok, GPU 1 xid 79");
-        assert_eq!(Sighting::nothing("no driver").to_string(), "no driver");
+        assert_eq!(snapshot.healthy(), 1);
+        assert_eq!(snapshot.to_string(), "1 of 2 GPUs ok, GPU 1 xid 79");
+        assert_eq!(GpuSnapshot::nothing("no driver").to_string(), "no driver");
     }
 }

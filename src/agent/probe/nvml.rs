@@ -14,7 +14,7 @@ use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, EventSet, Nvml};
 
-use super::gpu::{GpuProbe, Look, Sighting, memory};
+use super::gpu::{GpuProbe, GpuSnapshot, ProbeRequest, memory};
 use crate::wire::agent::{ComputeCapability, GpuDevice, GpuHealth, Utilization};
 
 /// Faults of the application that runs on the GPU: they say nothing about the GPU (NVIDIA's Xid
@@ -44,14 +44,14 @@ impl NvmlProbe {
 }
 
 impl GpuProbe for NvmlProbe {
-    fn serve(self: Box<Self>, looks: &Receiver<Look>) {
-        // Drivers get loaded and unloaded under us: a look that finds none ends the session, and
+    fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>) {
+        // Drivers get loaded and unloaded under us: a probe that finds none ends the session, and
         // the next one begins afresh.
-        while let Ok(look) = looks.recv() {
+        while let Ok(request) = requests.recv() {
             match self.load() {
-                Ok(nvml) => Session::new(&nvml).serve(look, looks),
+                Ok(nvml) => Session::new(&nvml).serve(request, requests),
                 Err(error) => {
-                    let _ = look.send(Sighting::nothing(no_library(&error)));
+                    let _ = request.send(GpuSnapshot::nothing(no_library(&error)));
                 }
             }
         }
@@ -75,27 +75,27 @@ impl<'nvml> Session<'nvml> {
         }
     }
 
-    /// Answers `look` and those that follow for as long as the driver is there.
-    fn serve(self, look: Look, looks: &Receiver<Look>) {
-        let mut next = Some(look);
-        while let Some(look) = next {
-            let sighting = self.look();
-            let goes_on = sighting.problem.is_none()
-                && sighting.devices.len() == self.watched_devices as usize
-                && sighting
+    /// Answers `request` and those that follow for as long as the driver is there.
+    fn serve(self, request: ProbeRequest, requests: &Receiver<ProbeRequest>) {
+        let mut next = Some(request);
+        while let Some(request) = next {
+            let snapshot = self.request();
+            let goes_on = snapshot.problem.is_none()
+                && snapshot.devices.len() == self.watched_devices as usize
+                && snapshot
                     .devices
                     .iter()
                     .all(|device| matches!(device.health, GpuHealth::Ok | GpuHealth::Xid(_)));
-            let _ = look.send(sighting);
-            next = if goes_on { looks.recv().ok() } else { None };
+            let _ = request.send(snapshot);
+            next = if goes_on { requests.recv().ok() } else { None };
         }
     }
 
-    fn look(&self) -> Sighting {
+    fn request(&self) -> GpuSnapshot {
         let count = match self.nvml.device_count() {
-            Ok(0) => return Sighting::nothing("the driver lists no GPU"),
+            Ok(0) => return GpuSnapshot::nothing("the driver lists no GPU"),
             Ok(count) => count,
-            Err(error) => return Sighting::nothing(format!("GPUs cannot be counted: {error}")),
+            Err(error) => return GpuSnapshot::nothing(format!("GPUs cannot be counted: {error}")),
         };
         let xids = self.critical_xids();
         let device = |index| {
@@ -107,19 +107,19 @@ impl<'nvml> Session<'nvml> {
                 },
             };
             device.device_id = index;
-            // Only until the next look: a GPU that then passes in full is well again.
+            // Only until the next probe: a GPU that then passes in full is healthy again.
             if let Some(xid) = xids.get(&index) {
                 device.health = GpuHealth::Xid(*xid);
             }
             device
         };
-        Sighting {
+        GpuSnapshot {
             devices: (0..count).map(device).collect(),
             problem: None,
         }
     }
 
-    /// The critical Xid of each device since the last look.
+    /// The critical Xid of each device since the last probe.
     fn critical_xids(&self) -> BTreeMap<u32, u64> {
         let mut xids = BTreeMap::new();
         let Some(events) = &self.events else {

@@ -7,19 +7,19 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::gpu::{Look, Sighting};
+use super::gpu::{GpuSnapshot, ProbeRequest};
 use super::source::GpuSource;
 
-/// Keeps one thread for looks; one that is stuck in the driver is abandoned and replaced, at most
-/// one at a time, so that a broken driver cannot pile up threads.
+/// Runs probes on one thread. A thread that is stuck in the driver is abandoned and replaced, at most one
+/// at a time, so that a broken driver cannot pile up threads.
 #[derive(Debug)]
 pub struct Prober {
     source: GpuSource,
-    looks: Option<Sender<Look>>,
-    /// A look that missed its deadline.
-    late: Option<oneshot::Receiver<Sighting>>,
-    /// The late look of a thread that was abandoned with it.
-    abandoned: Option<oneshot::Receiver<Sighting>>,
+    requests: Option<Sender<ProbeRequest>>,
+    /// The probe that missed its deadline.
+    late: Option<oneshot::Receiver<GpuSnapshot>>,
+    /// The late probe of the abandoned thread.
+    abandoned: Option<oneshot::Receiver<GpuSnapshot>>,
 }
 
 impl Prober {
@@ -28,14 +28,14 @@ impl Prober {
     pub fn new(source: GpuSource) -> Self {
         Self {
             source,
-            looks: None,
+            requests: None,
             late: None,
             abandoned: None,
         }
     }
 
-    /// One look. One that takes longer than `deadline` finds nothing.
-    pub async fn look(&mut self, deadline: Duration) -> Sighting {
+    /// Probes once. A probe that takes longer than `deadline` finds nothing.
+    pub async fn probe(&mut self, deadline: Duration) -> GpuSnapshot {
         if is_over(&mut self.abandoned) {
             self.abandoned = None;
         }
@@ -43,53 +43,53 @@ impl Prober {
             self.late = None;
         } else if self.late.is_some() {
             if self.abandoned.is_some() {
-                return Sighting::nothing("timeout: two looks hang in the driver");
+                return GpuSnapshot::nothing("timeout: two probes hang in the driver");
             }
-            tracing::warn!("a look hangs in the driver: trying again on another thread");
+            tracing::warn!("a probe hangs in the driver: trying again on another thread");
             self.abandoned = self.late.take();
-            self.looks = None;
+            self.requests = None;
         }
         let (answer, mut answered) = oneshot::channel();
         if let Err(error) = self.ask(answer) {
-            return Sighting::nothing(format!("no thread to look from: {error}"));
+            return GpuSnapshot::nothing(format!("no thread to probe from: {error}"));
         }
         match tokio::time::timeout(deadline, &mut answered).await {
-            Ok(Ok(sighting)) => sighting,
+            Ok(Ok(snapshot)) => snapshot,
             Ok(Err(_)) => {
-                self.looks = None;
-                Sighting::nothing("the look ended without a result")
+                self.requests = None;
+                GpuSnapshot::nothing("the probe ended without a result")
             }
             Err(_) => {
                 self.late = Some(answered);
-                Sighting::nothing("timeout: the driver does not answer")
+                GpuSnapshot::nothing("timeout: the driver does not answer")
             }
         }
     }
 
-    fn ask(&mut self, look: Look) -> std::io::Result<()> {
-        if let Some(looks) = &self.looks {
-            if looks.send(look).is_ok() {
+    fn ask(&mut self, request: ProbeRequest) -> std::io::Result<()> {
+        if let Some(requests) = &self.requests {
+            if requests.send(request).is_ok() {
                 return Ok(());
             }
-            self.looks = None;
+            self.requests = None;
             return Err(std::io::Error::other("it ended"));
         }
-        let (sender, looks) = channel();
+        let (sender, requests) = channel();
         let probe = self.source.probe();
         // Not joined: a thread that is stuck in the driver would hold up the program's end.
         thread::Builder::new()
             .name("gpu".into())
-            .spawn(move || probe.serve(&looks))?;
+            .spawn(move || probe.serve(&requests))?;
         let sent = sender
-            .send(look)
+            .send(request)
             .map_err(|_| std::io::Error::other("it ended"));
-        self.looks = Some(sender);
+        self.requests = Some(sender);
         sent
     }
 }
 
-/// Whether a late look has come to its end after all.
-fn is_over(late: &mut Option<oneshot::Receiver<Sighting>>) -> bool {
+/// Whether a late probe has ended after all.
+fn is_over(late: &mut Option<oneshot::Receiver<GpuSnapshot>>) -> bool {
     late.as_mut()
         .is_some_and(|late| late.try_recv() != Err(TryRecvError::Empty))
 }

@@ -5,13 +5,13 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::gpu::{GpuProbe, Look, Sighting, memory};
+use super::gpu::{GpuProbe, GpuSnapshot, ProbeRequest, memory};
 use crate::units::Span;
 use crate::wire::agent::{GpuDevice, GpuHealth};
 
 /// What a simulated GPU does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub enum SimState {
     /// It is well.
     Up,
     /// It is lost.
@@ -22,32 +22,32 @@ pub enum Act {
     Absent,
 }
 
-/// A story of a simulated GPU, repeated: `up 50s, lost 10s, hang 5s, none 3s`.
+/// The steps of a simulated GPU, repeated: `up 50s, lost 10s, hang 5s, none 3s`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GpuScript(Vec<(Act, Duration)>);
+pub struct GpuScript(Vec<(SimState, Duration)>);
 
 impl GpuScript {
-    /// This story, over and over.
+    /// These steps, over and over.
     #[must_use]
-    pub fn new(story: Vec<(Act, Duration)>) -> Self {
-        Self(story)
+    pub fn new(steps: Vec<(SimState, Duration)>) -> Self {
+        Self(steps)
     }
 
     /// What the GPU does now, and for how long yet.
     #[must_use]
-    pub fn at(&self, elapsed: Duration) -> (Act, Duration) {
+    pub fn at(&self, elapsed: Duration) -> (SimState, Duration) {
         let whole: Duration = self.0.iter().map(|(_, length)| *length).sum();
         let mut rest = elapsed.as_nanos() % whole.as_nanos().max(1);
-        for (act, length) in &self.0 {
+        for (state, length) in &self.0 {
             match rest.checked_sub(length.as_nanos()) {
                 None => {
                     let passed = Duration::from_nanos(u64::try_from(rest).unwrap_or(u64::MAX));
-                    return (*act, length.saturating_sub(passed));
+                    return (*state, length.saturating_sub(passed));
                 }
                 Some(later) => rest = later,
             }
         }
-        (Act::Up, whole)
+        (SimState::Up, whole)
     }
 }
 
@@ -56,15 +56,15 @@ impl FromStr for GpuScript {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let step = |step: &str| {
-            let (act, length) = step.trim().split_once(char::is_whitespace)?;
-            let act = match act {
-                "up" => Act::Up,
-                "lost" => Act::Lost,
-                "hang" => Act::Hang,
-                "none" => Act::Absent,
+            let (state, length) = step.trim().split_once(char::is_whitespace)?;
+            let state = match state {
+                "up" => SimState::Up,
+                "lost" => SimState::Lost,
+                "hang" => SimState::Hang,
+                "none" => SimState::Absent,
                 _ => return None,
             };
-            Some((act, length.parse::<Span>().ok()?.get()))
+            Some((state, length.parse::<Span>().ok()?.get()))
         };
         let steps = text.split(',').map(|text| {
             step(text).ok_or_else(|| {
@@ -83,10 +83,10 @@ pub struct SimulatedProbe {
 }
 
 impl GpuProbe for SimulatedProbe {
-    fn serve(self: Box<Self>, looks: &Receiver<Look>) {
-        for look in looks {
+    fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>) {
+        for request in requests {
             // Whoever asked may have given up.
-            let _ = look.send(self.sighting());
+            let _ = request.send(self.snapshot());
         }
     }
 }
@@ -98,19 +98,19 @@ impl SimulatedProbe {
         Self { script, started }
     }
 
-    fn sighting(&self) -> Sighting {
+    fn snapshot(&self) -> GpuSnapshot {
         loop {
             let health = match self.script.at(self.started.elapsed()) {
-                (Act::Hang, rest) => {
+                (SimState::Hang, rest) => {
                     thread::sleep(rest);
                     continue;
                 }
-                (Act::Absent, _) => return Sighting::nothing("no GPU (simulated)"),
-                (Act::Up, _) => GpuHealth::Ok,
-                (Act::Lost, _) => GpuHealth::Lost,
+                (SimState::Absent, _) => return GpuSnapshot::nothing("no GPU (simulated)"),
+                (SimState::Up, _) => GpuHealth::Ok,
+                (SimState::Lost, _) => GpuHealth::Lost,
             };
             let total_bytes = 24 << 30;
-            return Sighting {
+            return GpuSnapshot {
                 devices: vec![GpuDevice {
                     uuid: Some("GPU-00000000-0000-0000-0000-000000000000".to_owned()),
                     name: Some("Simulated GPU".to_owned()),
@@ -133,16 +133,16 @@ mod tests {
     #[test]
     fn a_script_is_followed_and_repeated() {
         let script: GpuScript = "up 50s, lost 10s,hang 5s, none 500ms".parse().unwrap();
-        for (milliseconds, act, rest) in [
-            (0, Act::Up, 50_000),
-            (49_999, Act::Up, 1),
-            (50_000, Act::Lost, 10_000),
-            (60_000, Act::Hang, 5000),
-            (65_000, Act::Absent, 500),
-            (65_500, Act::Up, 50_000),
+        for (milliseconds, state, rest) in [
+            (0, SimState::Up, 50_000),
+            (49_999, SimState::Up, 1),
+            (50_000, SimState::Lost, 10_000),
+            (60_000, SimState::Hang, 5000),
+            (65_000, SimState::Absent, 500),
+            (65_500, SimState::Up, 50_000),
         ] {
             let at = script.at(Duration::from_millis(milliseconds));
-            assert_eq!(at, (act, Duration::from_millis(rest)), "{milliseconds}");
+            assert_eq!(at, (state, Duration::from_millis(rest)), "{milliseconds}");
         }
         for bad in ["", "up", "up 0s", "down 5s", "up 5s,", "up5s"] {
             assert!(bad.parse::<GpuScript>().is_err(), "{bad}");

@@ -1,4 +1,4 @@
-//! Which way to look at GPUs.
+//! The choice of the way in which GPUs are probed.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::gpu::GpuProbe;
 use super::nvml::NvmlProbe;
 use super::simulated::{GpuScript, SimulatedProbe};
 
-/// Which way to look.
+/// The way in which GPUs are probed.
 #[derive(Debug, Clone)]
 pub enum GpuSource {
     /// NVIDIA's library, the system's or another.

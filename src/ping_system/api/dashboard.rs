@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::ping_system::store::{Known, Store, StoreError, Sum};
+use crate::ping_system::store::{AgentRecord, Store, StoreError, Sum};
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping, Status};
 
@@ -19,7 +19,7 @@ const STRIP: usize = 30;
 /// Which agents, in which order.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct Question {
+pub struct ListQuery {
     /// By what they are sorted.
     pub sort: Sort,
     /// The other way round.
@@ -82,7 +82,7 @@ struct Row {
 
 /// How many agents there are, how they are, and how much was asked of them.
 #[must_use]
-pub fn totals(known: &[Known], now: DateTime<Utc>) -> Value {
+pub fn totals(known: &[AgentRecord], now: DateTime<Utc>) -> Value {
     let count = |fits: fn(&Agent, DateTime<Utc>) -> bool| {
         known.iter().filter(|known| fits(&known.agent, now)).count()
     };
@@ -104,39 +104,35 @@ pub fn totals(known: &[Known], now: DateTime<Utc>) -> Value {
 /// When the store does not work.
 pub async fn rows(
     store: &dyn Store,
-    question: &Question,
+    query: &ListQuery,
     uptime_threshold: Percent,
     now: DateTime<Utc>,
 ) -> Result<Value, StoreError> {
     let known = store.agents(None).await?;
     let totals = totals(&known, now);
-    let mut known: Vec<Known> = known
+    let mut known: Vec<AgentRecord> = known
         .into_iter()
-        .filter(|known| question.fits(&known.agent))
+        .filter(|known| query.fits(&known.agent))
         .collect();
     let count = known.len();
-    let by_uptime = matches!(question.sort, Sort::Hour | Sort::Day | Sort::Week);
+    let by_uptime = matches!(query.sort, Sort::Hour | Sort::Day | Sort::Week);
     let mut uptimes = if by_uptime {
         uptimes(store, None, now).await?
     } else {
         HashMap::new()
     };
     known.sort_by(|a, b| {
-        let of = |known: &Known| uptimes.get(&known.key).copied().unwrap_or_default();
-        question.order((&a.agent, of(a)), (&b.agent, of(b)))
+        let of = |known: &AgentRecord| uptimes.get(&known.key).copied().unwrap_or_default();
+        query.order((&a.agent, of(a)), (&b.agent, of(b)))
     });
-    let limit = question.limit.unwrap_or(MAX_ROWS).min(MAX_ROWS);
-    let page: Vec<Known> = known
-        .into_iter()
-        .skip(question.offset)
-        .take(limit)
-        .collect();
+    let limit = query.limit.unwrap_or(MAX_ROWS).min(MAX_ROWS);
+    let page: Vec<AgentRecord> = known.into_iter().skip(query.offset).take(limit).collect();
     if !by_uptime && !page.is_empty() {
         let keys: Vec<i64> = page.iter().map(|known| known.key).collect();
         uptimes = self::uptimes(store, Some(&keys), now).await?;
     }
     let mut rows = Vec::with_capacity(page.len());
-    for Known { key, agent, .. } in page {
+    for AgentRecord { key, agent, .. } in page {
         rows.push(Row {
             recent: store.latest(key, STRIP).await?,
             uptimes: uptimes.get(&key).copied().unwrap_or_default(),
@@ -181,7 +177,7 @@ async fn uptimes(
     Ok(all)
 }
 
-impl Question {
+impl ListQuery {
     fn fits(&self, agent: &Agent) -> bool {
         let wanted = self.filter.trim().to_lowercase();
         let holds = |text: &str| text.to_lowercase().contains(&wanted);
@@ -246,8 +242,8 @@ mod tests {
         }
     }
 
-    fn sorted(question: &Question, mut agents: Vec<Agent>) -> Vec<String> {
-        agents.sort_by(|a, b| question.order((a, Uptimes::default()), (b, Uptimes::default())));
+    fn sorted(query: &ListQuery, mut agents: Vec<Agent>) -> Vec<String> {
+        agents.sort_by(|a, b| query.order((a, Uptimes::default()), (b, Uptimes::default())));
         agents.into_iter().map(|agent| agent.agent_id).collect()
     }
 
@@ -268,12 +264,12 @@ mod tests {
             (Sort::Last, true, ["b", "c", "d", "a"]),
             (Sort::Status, false, ["a", "b", "c", "d"]),
         ] {
-            let question = Question {
+            let query = ListQuery {
                 sort,
                 descending,
-                ..Question::default()
+                ..ListQuery::default()
             };
-            assert_eq!(sorted(&question, agents()), order, "{sort:?}");
+            assert_eq!(sorted(&query, agents()), order, "{sort:?}");
         }
     }
 
@@ -283,12 +279,12 @@ mod tests {
         agent.capabilities = vec!["text-to-image".to_owned()];
         agent.metadata.insert("region".to_owned(), json!("eu-West"));
         let fits = |filter: &str, status| {
-            let question = Question {
+            let query = ListQuery {
                 filter: filter.to_owned(),
                 status,
-                ..Question::default()
+                ..ListQuery::default()
             };
-            question.fits(&agent)
+            query.fits(&agent)
         };
         for good in ["", "agent-0", "8001", "IMAGE", "eu-west", " 001 "] {
             assert!(fits(good, None), "{good}");

@@ -4,11 +4,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::net::server::error;
-use crate::ping_system::pinger::NoPing;
+use crate::ping_system::pinger::PingError;
 use crate::ping_system::store::StoreError;
 
 /// What goes wrong, and the status that tells so.
-pub(super) enum Problem {
+pub(super) enum ApiError {
     BadRequest(String),
     NoAgent,
     TooLarge,
@@ -18,7 +18,7 @@ pub(super) enum Problem {
     Unavailable,
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
             Self::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
@@ -41,23 +41,23 @@ impl IntoResponse for Problem {
     }
 }
 
-impl From<StoreError> for Problem {
+impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::warn!("a request cannot be answered: {error}");
         Self::Unavailable
     }
 }
 
-impl From<NoPing> for Problem {
-    fn from(no_ping: NoPing) -> Self {
+impl From<PingError> for ApiError {
+    fn from(no_ping: PingError) -> Self {
         match no_ping {
-            NoPing::Unknown => Self::NoAgent,
-            NoPing::Taken | NoPing::Lost => Self::Conflict(no_ping.to_string()),
-            NoPing::NotStored(_) => Self::Unavailable,
-            NoPing::Store(error) => error.into(),
+            PingError::Unknown => Self::NoAgent,
+            PingError::Taken | PingError::Lost => Self::Conflict(no_ping.to_string()),
+            PingError::NotStored(_) => Self::Unavailable,
+            PingError::Store(error) => error.into(),
         }
     }
 }
 
 /// What a route answers.
-pub(super) type Answer<T> = Result<T, Problem>;
+pub(super) type ApiResult<T> = Result<T, ApiError>;

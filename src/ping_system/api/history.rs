@@ -13,9 +13,9 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::error::{Answer, Problem};
-use super::state::Core;
-use crate::ping_system::store::{Place, StoreError};
+use super::error::{ApiError, ApiResult};
+use super::state::AppState;
+use crate::ping_system::store::{Cursor, StoreError};
 use crate::units::saturating_sub;
 use crate::wire::ping_system::served::Ping;
 
@@ -31,14 +31,14 @@ pub(super) struct Hours {
 
 impl Hours {
     /// At most as many as are kept.
-    fn within(self, retention: Duration) -> Answer<f64> {
+    fn within(self, retention: Duration) -> ApiResult<f64> {
         let hours = match self.hours {
             None => DEFAULT_HOURS,
             Some(text) => match text.parse() {
                 Ok(hours) if hours > 0.0 && f64::is_finite(hours) => hours,
                 _ => {
                     let text: String = text.chars().take(40).collect();
-                    return Err(Problem::BadRequest(format!(
+                    return Err(ApiError::BadRequest(format!(
                         "hours={}: expected a number over 0",
                         text.escape_debug()
                     )));
@@ -50,16 +50,16 @@ impl Hours {
 }
 
 pub(super) async fn history(
-    State(core): State<Arc<Core>>,
+    State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
     Query(hours): Query<Hours>,
-) -> Answer<Response> {
-    let hours = hours.within(core.retention)?;
-    let key = core.find(&agent_id).await?.key;
+) -> ApiResult<Response> {
+    let hours = hours.within(state.retention)?;
+    let key = state.find(&agent_id).await?.key;
     let begin = saturating_sub(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
-    let place = Place::before(begin);
+    let cursor = Cursor::before(begin);
     // Read before anything is sent, so that a store that does not work is told by the status.
-    let first = core.store.history(key, place, HISTORY_PAGE).await?;
+    let first = state.store.history(key, cursor, HISTORY_PAGE).await?;
     #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
     let shown_hours = if hours.fract() == 0.0 {
         json!(hours as i64)
@@ -71,7 +71,7 @@ pub(super) async fn history(
         json!(agent_id)
     );
     let pages = Pages {
-        core,
+        state,
         key,
         count: 0,
         next: Some(first),
@@ -84,11 +84,11 @@ pub(super) async fn history(
 
 /// A history that is being sent.
 struct Pages {
-    core: Arc<Core>,
+    state: Arc<AppState>,
     key: i64,
     count: usize,
     /// What is to be sent next; `None` when all is.
-    next: Option<Vec<(Place, Ping)>>,
+    next: Option<Vec<(Cursor, Ping)>>,
     /// What stands before it.
     head: String,
 }
@@ -108,8 +108,8 @@ impl Pages {
             text.push_str(&serde_json::to_string(ping).unwrap_or_default());
         }
         match page.last() {
-            Some(&(place, _)) if page.len() == HISTORY_PAGE => {
-                let next = self.core.store.history(self.key, place, HISTORY_PAGE);
+            Some(&(cursor, _)) if page.len() == HISTORY_PAGE => {
+                let next = self.state.store.history(self.key, cursor, HISTORY_PAGE);
                 self.next = Some(next.await?);
             }
             _ => {

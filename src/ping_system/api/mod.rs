@@ -21,16 +21,16 @@ use chrono::Utc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::dashboard::Question;
-use self::error::{Answer, Problem};
+use self::dashboard::ListQuery;
+use self::error::{ApiError, ApiResult};
 use self::history::history;
-use self::state::Core;
+use self::state::AppState;
 use crate::net::credentials::Token;
 use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
 use crate::ping_system::feed::Topic;
 use crate::ping_system::store::whole_micros;
-use crate::ping_system::store::{Known, Registration};
+use crate::ping_system::store::{AgentRecord, Registration};
 use crate::wire::ping_system::served::{Agent, Ping};
 
 /// Event streams at once; each holds a connection.
@@ -56,7 +56,7 @@ pub struct Tokens {
 }
 
 /// All routes; the page and `/health` are open to everybody and tell nothing of any agent.
-pub fn routes(core: Arc<Core>, tokens: Tokens) -> Router {
+pub fn routes(state: Arc<AppState>, tokens: Tokens) -> Router {
     let readers: Vec<Token> = match tokens.read {
         Some(read) => tokens.write.iter().cloned().chain([read]).collect(),
         None => Vec::new(),
@@ -71,16 +71,16 @@ pub fn routes(core: Arc<Core>, tokens: Tokens) -> Router {
         .route("/ping-system/dashboard", get(totals))
         .route("/ping-system/dashboard/agents", get(rows))
         .route("/metrics", get(metrics))
-        .with_state(Arc::clone(&core));
+        .with_state(Arc::clone(&state));
     let writing = Router::new()
         .route("/ping-system/agents/register", post(register))
         .route("/ping-system/agents/{agent_id}", delete(remove))
         .route("/ping-system/agents/{agent_id}/ping", post(ping))
-        .with_state(Arc::clone(&core));
+        .with_state(Arc::clone(&state));
     let open = Router::new()
         .route("/", get(page))
         .route("/health", get(health))
-        .with_state(core);
+        .with_state(state);
     let routes = guard(reading, readers)
         .merge(guard(writing, tokens.write.into_iter().collect()))
         .merge(open)
@@ -116,25 +116,25 @@ async fn page() -> Response {
     (headers, Html(PAGE.as_str())).into_response()
 }
 
-async fn health(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
-    core.store.check().await?;
+async fn health(State(state): State<Arc<AppState>>) -> ApiResult<Json<Value>> {
+    state.store.check().await?;
     Ok(Json(json!({ "status": "ok" })))
 }
 
-async fn metrics(State(core): State<Arc<Core>>) -> Answer<Response> {
-    let known = core.store.agents(None).await?;
-    let text = core.metrics.text(known.iter().map(|known| &known.agent));
+async fn metrics(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
+    let known = state.store.agents(None).await?;
+    let text = state.metrics.text(known.iter().map(|known| &known.agent));
     Ok(metrics_answer(text))
 }
 
 #[derive(Serialize)]
-struct Agents {
+struct AgentList {
     agents: Vec<Agent>,
     count: usize,
 }
 
-impl From<Vec<Known>> for Agents {
-    fn from(known: Vec<Known>) -> Self {
+impl From<Vec<AgentRecord>> for AgentList {
+    fn from(known: Vec<AgentRecord>) -> Self {
         Self {
             count: known.len(),
             agents: known.into_iter().map(|known| known.agent).collect(),
@@ -142,109 +142,116 @@ impl From<Vec<Known>> for Agents {
     }
 }
 
-async fn agents(State(core): State<Arc<Core>>) -> Answer<Json<Agents>> {
-    Ok(Json(core.store.agents(None).await?.into()))
+async fn agents(State(state): State<Arc<AppState>>) -> ApiResult<Json<AgentList>> {
+    Ok(Json(state.store.agents(None).await?.into()))
 }
 
-async fn due_for_ping(State(core): State<Arc<Core>>) -> Answer<Json<Agents>> {
-    Ok(Json(core.store.agents(Some(Utc::now())).await?.into()))
+async fn due_for_ping(State(state): State<Arc<AppState>>) -> ApiResult<Json<AgentList>> {
+    Ok(Json(state.store.agents(Some(Utc::now())).await?.into()))
 }
 
-async fn agent(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Agent>> {
-    Ok(Json(core.find(&agent_id).await?.agent))
+async fn agent(
+    State(state): State<Arc<AppState>>,
+    Path(agent_id): Path<String>,
+) -> ApiResult<Json<Agent>> {
+    Ok(Json(state.find(&agent_id).await?.agent))
 }
 
-async fn register(State(core): State<Arc<Core>>, request: Request) -> Answer<Json<Agent>> {
+async fn register(State(state): State<Arc<AppState>>, request: Request) -> ApiResult<Json<Agent>> {
     let body = body(request).await?;
-    let form = registration::read(&body).map_err(|wrong| Problem::BadRequest(wrong.to_string()))?;
-    let url = core
-        .reach
+    let form =
+        registration::read(&body).map_err(|wrong| ApiError::BadRequest(wrong.to_string()))?;
+    let url = state
+        .address_policy
         .check_registration(&form.agent_url)
         .await
-        .map_err(|refused| Problem::BadRequest(refused.to_string()))?;
+        .map_err(|refused| ApiError::BadRequest(refused.to_string()))?;
     let new = Registration {
         agent_id: form.agent_id,
         agent_url: url.as_str().trim_end_matches('/').to_owned(),
         capabilities: form.capabilities,
         metadata: form.metadata,
         at: whole_micros(Utc::now()),
-        interval: core.rules.interval.base,
+        interval: state.rules.interval.base,
     };
-    let known = core.store.register(&new).await?;
+    let known = state.store.register(&new).await?;
     tracing::info!(
         agent = known.agent.agent_id,
         url = known.agent.agent_url,
         "registered"
     );
-    core.pinger.wake.notify_one();
+    state.pinger.wake.notify_one();
     Ok(Json(known.agent))
 }
 
-async fn body(request: Request) -> Answer<Bytes> {
+async fn body(request: Request) -> ApiResult<Bytes> {
     let read = to_bytes(request.into_body(), registration::MAX_BODY_BYTES);
     match tokio::time::timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(Problem::TooLarge),
-        Err(_) => Err(Problem::TooSlow),
+        Ok(Err(_)) => Err(ApiError::TooLarge),
+        Err(_) => Err(ApiError::TooSlow),
     }
 }
 
 async fn remove(
-    State(core): State<Arc<Core>>,
+    State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
-) -> Answer<Json<Value>> {
-    core.find(&agent_id).await?;
-    if !core.store.remove(&agent_id).await? {
-        return Err(Problem::NoAgent);
+) -> ApiResult<Json<Value>> {
+    state.find(&agent_id).await?;
+    if !state.store.remove(&agent_id).await? {
+        return Err(ApiError::NoAgent);
     }
-    core.feed.forget(&agent_id);
+    state.feed.forget(&agent_id);
     tracing::info!(agent = agent_id, "removed");
     Ok(Json(json!({ "agent_id": agent_id, "removed": true })))
 }
 
-async fn ping(State(core): State<Arc<Core>>, Path(agent_id): Path<String>) -> Answer<Json<Ping>> {
-    core.find(&agent_id).await?;
-    Ok(Json(core.pinger.ping_now(&agent_id).await?))
+async fn ping(
+    State(state): State<Arc<AppState>>,
+    Path(agent_id): Path<String>,
+) -> ApiResult<Json<Ping>> {
+    state.find(&agent_id).await?;
+    Ok(Json(state.pinger.ping_now(&agent_id).await?))
 }
 
 async fn agent_events(
-    State(core): State<Arc<Core>>,
+    State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
-) -> Answer<Response> {
+) -> ApiResult<Response> {
     // First, so that whoever is told that the stream has begun misses no ping from then on.
-    let pings = core.feed.listen(Topic::Agent(agent_id.clone()));
-    core.find(&agent_id).await?;
-    stream_of(&core, pings)
+    let pings = state.feed.listen(Topic::Agent(agent_id.clone()));
+    state.find(&agent_id).await?;
+    stream_of(&state, pings)
 }
 
-async fn all_events(State(core): State<Arc<Core>>) -> Answer<Response> {
-    stream_of(&core, core.feed.listen(Topic::All))
+async fn all_events(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
+    stream_of(&state, state.feed.listen(Topic::All))
 }
 
 fn stream_of(
-    core: &Core,
-    pings: tokio::sync::broadcast::Receiver<crate::ping_system::feed::Told>,
-) -> Answer<Response> {
-    let place = Arc::clone(&core.streams)
+    state: &AppState,
+    pings: tokio::sync::broadcast::Receiver<crate::ping_system::feed::SharedPing>,
+) -> ApiResult<Response> {
+    let place = Arc::clone(&state.streams)
         .try_acquire_owned()
-        .map_err(|_| Problem::TooManyStreams)?;
+        .map_err(|_| ApiError::TooManyStreams)?;
     Ok(events::answer(pings, place))
 }
 
-async fn totals(State(core): State<Arc<Core>>) -> Answer<Json<Value>> {
-    let known = core.store.agents(None).await?;
+async fn totals(State(state): State<Arc<AppState>>) -> ApiResult<Json<Value>> {
+    let known = state.store.agents(None).await?;
     Ok(Json(dashboard::totals(&known, Utc::now())))
 }
 
 async fn rows(
-    State(core): State<Arc<Core>>,
-    Query(question): Query<Question>,
-) -> Answer<Json<Value>> {
+    State(state): State<Arc<AppState>>,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<Value>> {
     Ok(Json(
         dashboard::rows(
-            &*core.store,
-            &question,
-            core.rules.interval.threshold,
+            &*state.store,
+            &query,
+            state.rules.interval.threshold,
             Utc::now(),
         )
         .await?,

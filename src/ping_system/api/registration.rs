@@ -16,7 +16,7 @@ const RESERVED: [&str; 2] = ["register", "due-for-ping"];
 
 /// A registration as it is sent.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Form {
+pub struct RegisterRequest {
     /// The agent's name.
     pub agent_id: String,
     /// Where it answers, not yet checked.
@@ -31,12 +31,12 @@ pub struct Form {
 
 /// Why a registration is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Wrong {
+pub enum InvalidRegistration {
     /// Not JSON, or not of the agreed form.
     #[error(
         "expected {{\"agent_id\": …, \"agent_url\": …, \"capabilities\": […], \"metadata\": {{…}}}}: {0}"
     )]
-    Form(#[from] serde_json::Error),
+    RegisterRequest(#[from] serde_json::Error),
     /// A name that cannot be one.
     #[error(
         "agent_id: expected up to 256 bytes without control characters, and not . or .. or register or due-for-ping"
@@ -56,19 +56,19 @@ pub enum Wrong {
 ///
 /// # Errors
 /// What it is refused for.
-pub fn read(body: &[u8]) -> Result<Form, Wrong> {
-    let form: Form = serde_json::from_slice(body)?;
+pub fn read(body: &[u8]) -> Result<RegisterRequest, InvalidRegistration> {
+    let form: RegisterRequest = serde_json::from_slice(body)?;
     if !is_agent_id(&form.agent_id) || RESERVED.contains(&form.agent_id.as_str()) {
-        return Err(Wrong::Id);
+        return Err(InvalidRegistration::Id);
     }
     let capability = |name: &String| {
         !name.is_empty() && name.len() <= MAX_CAPABILITY_BYTES && !name.contains(char::is_control)
     };
     if form.capabilities.len() > MAX_CAPABILITIES || !form.capabilities.iter().all(capability) {
-        return Err(Wrong::Capabilities);
+        return Err(InvalidRegistration::Capabilities);
     }
     if serde_json::to_string(&form.metadata)?.len() > MAX_METADATA_BYTES {
-        return Err(Wrong::Metadata);
+        return Err(InvalidRegistration::Metadata);
     }
     Ok(form)
 }

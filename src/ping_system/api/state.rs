@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::error::{Answer, Problem};
-use crate::ping_system::address_policy::Reach;
-use crate::ping_system::evaluate::Rules;
+use super::error::{ApiError, ApiResult};
+use crate::ping_system::address_policy::AddressPolicy;
+use crate::ping_system::evaluate::PingPolicy;
 use crate::ping_system::feed::Feed;
-use crate::ping_system::metrics::Metrics;
+use crate::ping_system::metrics::PingMetrics;
 use crate::ping_system::pinger::Pinger;
-use crate::ping_system::store::{Known, Store};
+use crate::ping_system::store::{AgentRecord, Store};
 
 /// What the routes work with.
-pub struct Core {
+pub struct AppState {
     /// Remembers.
     pub store: Arc<dyn Store>,
     /// Asks agents.
@@ -22,24 +22,24 @@ pub struct Core {
     /// Tells of new pings.
     pub feed: Arc<Feed>,
     /// Where agents may be.
-    pub reach: Reach,
+    pub address_policy: AddressPolicy,
     /// Counts.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<PingMetrics>,
     /// What intervals begin with.
-    pub rules: Rules,
+    pub rules: PingPolicy,
     /// How much history there can be.
     pub retention: Duration,
     /// The bound on event streams.
     pub streams: Arc<Semaphore>,
 }
 
-impl Core {
+impl AppState {
     /// An agent of this name.
-    pub(super) async fn find(&self, agent_id: &str) -> Answer<Known> {
+    pub(super) async fn find(&self, agent_id: &str) -> ApiResult<AgentRecord> {
         // What can be no name is not looked for: a database may refuse to.
         if agent_id.contains('\0') {
-            return Err(Problem::NoAgent);
+            return Err(ApiError::NoAgent);
         }
-        self.store.agent(agent_id).await?.ok_or(Problem::NoAgent)
+        self.store.agent(agent_id).await?.ok_or(ApiError::NoAgent)
     }
 }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use crate::ping_system::interval::Behaviour;
+use crate::ping_system::interval::Streak;
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping};
 
@@ -21,16 +21,16 @@ use crate::wire::ping_system::served::{Agent, Ping};
 pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Adds an agent that is due at `now`, or updates what was said of it at an earlier
     /// registration: its history and its place in the schedule stay.
-    async fn register(&self, new: &Registration) -> Result<Known, StoreError>;
+    async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError>;
 
     /// Forgets an agent; `false` where there is none of that name.
     async fn remove(&self, agent_id: &str) -> Result<bool, StoreError>;
 
     /// One agent.
-    async fn agent(&self, agent_id: &str) -> Result<Option<Known>, StoreError>;
+    async fn agent(&self, agent_id: &str) -> Result<Option<AgentRecord>, StoreError>;
 
     /// All agents by name, or those whose next ping is due at `due_at`.
-    async fn agents(&self, due_at: Option<DateTime<Utc>>) -> Result<Vec<Known>, StoreError>;
+    async fn agents(&self, due_at: Option<DateTime<Utc>>) -> Result<Vec<AgentRecord>, StoreError>;
 
     /// Takes up to `limit` due agents that nobody is asking, those first that are due for the
     /// longest. Nobody else gets them before they are recorded or released, or the lease ends.
@@ -47,15 +47,15 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Stores pings all at once, and ends their claims. `false` for a ping whose claim was no
     /// longer good: the agent is gone, or was taken over by somebody else.
-    async fn record(&self, pings: &[(Claim, NewPing)]) -> Result<Vec<bool>, StoreError>;
+    async fn record(&self, pings: &[(Claim, PingRecord)]) -> Result<Vec<bool>, StoreError>;
 
-    /// Up to `limit` of an agent's pings behind a place, oldest first.
+    /// Up to `limit` of an agent's pings behind a cursor, oldest first.
     async fn history(
         &self,
         agent_key: i64,
-        behind: Place,
+        behind: Cursor,
         limit: usize,
-    ) -> Result<Vec<(Place, Ping)>, StoreError>;
+    ) -> Result<Vec<(Cursor, Ping)>, StoreError>;
 
     /// The last `limit` of an agent's pings, oldest first.
     async fn latest(&self, agent_key: i64, limit: usize) -> Result<Vec<Ping>, StoreError>;
@@ -69,10 +69,10 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Makes those agents due whose next ping is further off than their interval: the clock was set
     /// back since it was planned.
-    async fn pull_in(&self, now: DateTime<Utc>) -> Result<(), StoreError>;
+    async fn reschedule_overdue(&self, now: DateTime<Utc>) -> Result<(), StoreError>;
 
     /// Deletes a little of what is older than `before`, or belongs to agents that were removed.
-    async fn prune(&self, before: DateTime<Utc>, from: PruneFrom) -> Result<Pruned, StoreError>;
+    async fn prune(&self, before: DateTime<Utc>, from: PruneCursor) -> Result<Pruned, StoreError>;
 
     /// Whether it can be written to.
     async fn check(&self) -> Result<(), StoreError>;
@@ -118,13 +118,13 @@ pub struct Registration {
 
 /// All that is known of an agent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Known {
+pub struct AgentRecord {
     /// Another for each agent, and for one that was removed and came back.
     pub key: i64,
     /// What is told.
     pub agent: Agent,
     /// What its interval follows from.
-    pub behaviour: Behaviour,
+    pub streak: Streak,
 }
 
 /// Who asks from now until when.
@@ -140,7 +140,7 @@ pub struct Lease {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
     /// The agent, as it was when it was claimed.
-    pub known: Known,
+    pub known: AgentRecord,
     /// What proves that it is still ours.
     pub(super) token: String,
 }
@@ -158,23 +158,23 @@ pub enum Claimed {
 
 /// A ping that is to be kept, and what it makes of its agent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct NewPing {
+pub struct PingRecord {
     /// The ping.
     pub ping: Ping,
     /// What it weighs in a mean.
     pub covered_seconds: f64,
     /// The agent after it.
-    pub after: Known,
+    pub after: AgentRecord,
 }
 
-/// A place in an agent's history: behind the ping of this instant and number.
+/// A cursor in an agent's history: behind the ping of this instant and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Cursor {
     at_micros: i64,
     seq: i64,
 }
 
-impl Place {
+impl Cursor {
     /// Before the first ping at or after an instant.
     #[must_use]
     pub fn before(instant: DateTime<Utc>) -> Self {
@@ -210,7 +210,7 @@ impl Sum {
 
 /// Where pruning goes on: with agents whose key is greater.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PruneFrom(i64);
+pub struct PruneCursor(i64);
 
 /// What one step of pruning did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +218,7 @@ pub struct Pruned {
     /// Pings that are gone.
     pub pings: u64,
     /// Where the next step goes on; `None` when all agents had their turn.
-    pub next: Option<PruneFrom>,
+    pub next: Option<PruneCursor>,
     /// Whether some of these agents have more to be deleted.
     pub more: bool,
 }

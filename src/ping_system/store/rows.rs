@@ -7,8 +7,8 @@ use serde::Deserialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{Known, Place, StoreError};
-use crate::ping_system::interval::Behaviour;
+use super::{AgentRecord, Cursor, StoreError};
+use crate::ping_system::interval::Streak;
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping, Status};
 
@@ -17,7 +17,7 @@ pub(super) const AGENT_COLUMNS: &str = "key, agent_id, agent_url, capabilities, 
     registered_at, next_ping_at, ping_interval_us, total_pings, consecutive_poor, good_in_a_row, \
     last_ping_at, last_success, last_uptime_percent";
 
-pub(super) fn known(row: &AnyRow) -> Result<Known, StoreError> {
+pub(super) fn known(row: &AnyRow) -> Result<AgentRecord, StoreError> {
     let agent_id: String = row.try_get(1)?;
     let corrupt = |what: &'static str, error: String| StoreError::Corrupt {
         agent_id: agent_id.clone(),
@@ -28,7 +28,7 @@ pub(super) fn known(row: &AnyRow) -> Result<Known, StoreError> {
         let count: i64 = row.try_get(column)?;
         u32::try_from(count).map_err(|error| corrupt(name, error.to_string()))
     };
-    let behaviour = Behaviour {
+    let streak = Streak {
         consecutive_poor: count(9, "consecutive_poor")?,
         good_in_a_row: count(10, "good_in_a_row")?,
     };
@@ -53,16 +53,16 @@ pub(super) fn known(row: &AnyRow) -> Result<Known, StoreError> {
         next_ping_at: instant(row.try_get(6)?),
         total_pings: u64::try_from(total_pings)
             .map_err(|error| corrupt("total_pings", error.to_string()))?,
-        consecutive_poor_uptime: behaviour.consecutive_poor,
+        consecutive_poor_uptime: streak.consecutive_poor,
         ping_interval_minutes: minutes(interval_us),
         last_uptime_percent: percent(last_uptime)
             .map_err(|error| corrupt("last_uptime_percent", error))?,
         agent_id: agent_id.clone(),
     };
-    Ok(Known {
+    Ok(AgentRecord {
         key: row.try_get(0)?,
         agent,
-        behaviour,
+        streak,
     })
 }
 
@@ -88,7 +88,7 @@ struct Elements(
 
 /// Pings out of the one JSON text that holds them all: for each row by itself the thread of the
 /// database would have to wake ours.
-pub(super) fn pings(text: Option<&str>) -> Result<Vec<(Place, Ping)>, StoreError> {
+pub(super) fn pings(text: Option<&str>) -> Result<Vec<(Cursor, Ping)>, StoreError> {
     let corrupt =
         |error: Box<dyn Error + Send + Sync>| StoreError::from(sqlx::Error::Decode(error));
     let rows: Vec<Elements> =
@@ -109,7 +109,7 @@ pub(super) fn pings(text: Option<&str>) -> Result<Vec<(Place, Ping)>, StoreError
             response_time_ms: fraction(response_time, 1e3),
             error,
         };
-        Ok((Place { at_micros, seq }, ping))
+        Ok((Cursor { at_micros, seq }, ping))
     };
     rows.into_iter().map(ping).collect()
 }

@@ -19,14 +19,14 @@ const SECOND: Micros = 1_000_000;
 
 /// The time that charts have in common.
 #[derive(Debug, Clone, Copy)]
-pub struct Span {
+pub struct TimeAxis {
     from: Micros,
     until: Micros,
 }
 
 /// A line: values over time, where there is one.
 #[derive(Debug, Clone)]
-pub struct Line<'a> {
+pub struct LineSeries<'a> {
     /// Its class in the page's style.
     pub class: &'a str,
     /// From when on which value; `None` where there is none.
@@ -59,7 +59,7 @@ pub struct Frame<'a> {
     pub unit: &'a str,
 }
 
-impl Span {
+impl TimeAxis {
     /// From an instant until another one, at least a second.
     #[must_use]
     pub fn new(from: Micros, until: Micros) -> Self {
@@ -100,11 +100,16 @@ fn share(part: i64, whole: i64) -> f64 {
 
 /// A chart of lines.
 #[must_use]
-pub fn lines(span: Span, frame: &Frame<'_>, lines: &[Line<'_>]) -> String {
+pub fn lines(span: TimeAxis, frame: &Frame<'_>, lines: &[LineSeries<'_>]) -> String {
     text::build(|svg| write_lines(span, frame, lines, svg))
 }
 
-fn write_lines(span: Span, frame: &Frame<'_>, lines: &[Line<'_>], svg: &mut String) -> fmt::Result {
+fn write_lines(
+    span: TimeAxis,
+    frame: &Frame<'_>,
+    lines: &[LineSeries<'_>],
+    svg: &mut String,
+) -> fmt::Result {
     let values = lines.iter().flat_map(|line| &line.points);
     let highest = values
         .filter_map(|&(_, value)| value)
@@ -122,11 +127,16 @@ fn write_lines(span: Span, frame: &Frame<'_>, lines: &[Line<'_>], svg: &mut Stri
 
 /// A chart of stacked bars.
 #[must_use]
-pub fn bars(span: Span, frame: &Frame<'_>, bars: &[Bar<'_>]) -> String {
+pub fn bars(span: TimeAxis, frame: &Frame<'_>, bars: &[Bar<'_>]) -> String {
     text::build(|svg| write_bars(span, frame, bars, svg))
 }
 
-fn write_bars(span: Span, frame: &Frame<'_>, bars: &[Bar<'_>], svg: &mut String) -> fmt::Result {
+fn write_bars(
+    span: TimeAxis,
+    frame: &Frame<'_>,
+    bars: &[Bar<'_>],
+    svg: &mut String,
+) -> fmt::Result {
     let height = |bar: &Bar<'_>| bar.parts.iter().map(|(_, part)| part).sum::<f64>();
     let highest = bars.iter().map(height).fold(frame.high, f64::max);
     let scale = Scale::new(frame.low, highest);
@@ -151,7 +161,7 @@ fn write_bars(span: Span, frame: &Frame<'_>, bars: &[Bar<'_>], svg: &mut String)
 }
 
 /// The frame, its lines and the words at its edges.
-fn write_frame(span: Span, frame: &Frame<'_>, scale: &Scale, svg: &mut String) -> fmt::Result {
+fn write_frame(span: TimeAxis, frame: &Frame<'_>, scale: &Scale, svg: &mut String) -> fmt::Result {
     write!(
         svg,
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
@@ -198,7 +208,12 @@ fn write_frame(span: Span, frame: &Frame<'_>, scale: &Scale, svg: &mut String) -
     Ok(())
 }
 
-fn write_path(span: Span, scale: &Scale, line: &Line<'_>, path: &mut String) -> fmt::Result {
+fn write_path(
+    span: TimeAxis,
+    scale: &Scale,
+    line: &LineSeries<'_>,
+    path: &mut String,
+) -> fmt::Result {
     let mut drawn: Option<f64> = None;
     for (x, value) in columns(span, &line.points) {
         let Some(value) = value else {
@@ -228,7 +243,7 @@ fn write_path(span: Span, scale: &Scale, line: &Line<'_>, path: &mut String) -> 
 
 /// Points by where they stand. Of many in one column the least, the greatest and the last are enough:
 /// nothing is hidden by it.
-fn columns(span: Span, points: &[(Micros, Option<f64>)]) -> Vec<(f64, Option<f64>)> {
+fn columns(span: TimeAxis, points: &[(Micros, Option<f64>)]) -> Vec<(f64, Option<f64>)> {
     let place = |at: Micros| (span.x(at), at);
     if points.len() <= 2 * COLUMNS {
         return points
@@ -339,8 +354,8 @@ mod tests {
 
     #[test]
     fn a_step_holds_until_the_next_one_and_a_gap_is_left_open() {
-        let span = Span::new(0, 10 * SECOND);
-        let line = Line {
+        let span = TimeAxis::new(0, 10 * SECOND);
+        let line = LineSeries {
             class: "a",
             points: vec![(0, Some(1.0)), (5 * SECOND, Some(0.0)), (8 * SECOND, None)],
             steps: true,
@@ -356,7 +371,7 @@ mod tests {
             until: 5 * SECOND,
             parts: vec![("good", 3.0), ("bad", 1.0), ("none", 0.0)],
         };
-        let svg = bars(Span::new(0, 10 * SECOND), &FRAME, &[bar]);
+        let svg = bars(TimeAxis::new(0, 10 * SECOND), &FRAME, &[bar]);
         assert_eq!(svg.matches("<rect").count(), 2);
         assert!(svg.contains("class=\"bad\" x=\"52.0\" y=\"8.0\""), "{svg}");
     }
@@ -368,8 +383,8 @@ mod tests {
         ) {
             let mut points = points;
             points.sort_by_key(|point| point.0);
-            let line = Line { class: "a", points, steps: true };
-            let svg = lines(Span::new(0, 1_000_000_000), &FRAME, &[line]);
+            let line = LineSeries { class: "a", points, steps: true };
+            let svg = lines(TimeAxis::new(0, 1_000_000_000), &FRAME, &[line]);
             let path = svg.split("class=\"line a\" d=\"").nth(1).map(|rest| rest.split('"').next().unwrap());
             for place in path.unwrap_or_default().split(['M', 'L']).filter(|place| !place.is_empty()) {
                 let (x, y) = place.split_once(' ').unwrap();

@@ -2,26 +2,26 @@
 
 use std::fmt::Write as _;
 
-use super::chart::{self, Bar, Frame, Line, Span};
+use super::chart::{self, Bar, Frame, LineSeries, TimeAxis};
 use crate::money::Wei;
 use crate::report::cost::Cost;
 use crate::report::effect::Effect;
 use crate::report::forecast::TierForecast;
-use crate::report::history::{AgentHistory, History};
+use crate::report::history::{AgentHistory, RecordedRuns};
 use crate::report::suggest::Suggestion;
 use crate::report::summary::{AgentReport, Report};
 use crate::report::timeline::{Micros, Timeline};
 use crate::units::Percent;
 
 /// The whole page.
-pub(crate) fn page(report: &Report, history: &History) -> String {
+pub(crate) fn page(report: &Report, history: &RecordedRuns) -> String {
     let mut page = String::new();
     // Writing to a string cannot fail.
     let _ = write_page(report, history, &mut page);
     page
 }
 
-fn write_page(report: &Report, history: &History, page: &mut String) -> std::fmt::Result {
+fn write_page(report: &Report, history: &RecordedRuns, page: &mut String) -> std::fmt::Result {
     let (from, until) = (time(history.from), time(history.until));
     write!(
         page,
@@ -72,7 +72,7 @@ fn write_page(report: &Report, history: &History, page: &mut String) -> std::fmt
             "<p class=\"soft\">Below are the {charted} followed agents with the worst uptime.</p>"
         )?;
     }
-    let span = Span::new(history.from, history.until);
+    let span = TimeAxis::new(history.from, history.until);
     for (name, agent) in report.agents.iter().filter(|(name, _)| pictured(name)) {
         writeln!(page, "<h2>{}</h2>\n<div class=\"cards\">", escaped(name))?;
         let followed = |history: &&AgentHistory| {
@@ -135,7 +135,7 @@ fn write_agents_table(report: &Report, page: &mut String) -> std::fmt::Result {
 fn write_charts(
     name: &str,
     agent: &AgentHistory,
-    span: Span,
+    span: TimeAxis,
     page: &mut String,
 ) -> std::fmt::Result {
     let name = escaped(name);
@@ -180,7 +180,7 @@ struct Card<'a> {
     svg: String,
 }
 
-fn uptime_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
+fn uptime_chart(name: &str, agent: &AgentHistory, span: TimeAxis) -> String {
     let known = agent.runs.iter().flat_map(Timeline::known);
     let lowest = known.map(|known| known.uptime.get()).fold(99.0, f64::min);
     let frame = Frame {
@@ -189,7 +189,7 @@ fn uptime_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
         high: 100.0,
         unit: "%",
     };
-    let uptime = Line {
+    let uptime = LineSeries {
         class: "uptime",
         points: over_time(&agent.runs, |run| {
             let uptimes = run.uptimes.iter();
@@ -202,14 +202,14 @@ fn uptime_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
     chart::lines(span, &frame, &[uptime])
 }
 
-fn rate_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
+fn rate_chart(name: &str, agent: &AgentHistory, span: TimeAxis) -> String {
     let frame = Frame {
         label: &format!("{name}: rate over time"),
         low: 0.0,
         high: 1.0,
         unit: "",
     };
-    let rate = Line {
+    let rate = LineSeries {
         class: "rate",
         points: over_time(&agent.runs, |run| {
             let rates = run.rates.iter();
@@ -222,7 +222,7 @@ fn rate_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
     chart::lines(span, &frame, &[rate])
 }
 
-fn latency_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
+fn latency_chart(name: &str, agent: &AgentHistory, span: TimeAxis) -> String {
     let frame = Frame {
         label: &format!("{name}: latency percentiles over time"),
         low: 0.0,
@@ -230,7 +230,7 @@ fn latency_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
         unit: " ms",
     };
     let slices = &agent.jobs.slices;
-    let percentile = |class: &'static str, quantile: f64| Line {
+    let percentile = |class: &'static str, quantile: f64| LineSeries {
         class,
         points: slices
             .spans()
@@ -256,7 +256,7 @@ fn latency_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
     chart::lines(span, &frame, &lines)
 }
 
-fn outcome_chart(name: &str, agent: &AgentHistory, span: Span) -> String {
+fn outcome_chart(name: &str, agent: &AgentHistory, span: TimeAxis) -> String {
     let frame = Frame {
         label: &format!("{name}: outcomes over time"),
         low: 0.0,

@@ -6,7 +6,7 @@ use csv::{Terminator, WriterBuilder};
 use serde::Serialize;
 
 use crate::money::Wei;
-use crate::report::cost::Source;
+use crate::report::cost::CostSource;
 use crate::report::statement::Statement;
 use crate::text;
 use crate::units::JobsPerMinute;
@@ -166,8 +166,8 @@ fn write_one(statement: &Statement, text: &mut String) -> std::fmt::Result {
             "  💰 Amount: {amount} wei ({} ETH), from {}\n",
             amount.in_eth(),
             match source {
-                Source::Price => "the price of each second begun",
-                Source::Balance => "the balances that answers told",
+                CostSource::Price => "the price of each second begun",
+                CostSource::Balance => "the balances that answers told",
             }
         ),
         _ => writeln!(text, "  💰 Amount: unknown, no price and no balances\n"),
@@ -177,7 +177,7 @@ fn write_one(statement: &Statement, text: &mut String) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::statement::{ChargedAt, Withheld};
+    use crate::report::statement::{ChargedAt, WithheldInterval};
     use crate::report::timeline::utc;
     use crate::units::Percent;
 
@@ -192,7 +192,7 @@ mod tests {
             jobs_sent: 2,
             jobs_succeeded: 1,
             slots_withheld: 1.5,
-            withheld: vec![Withheld {
+            withheld: vec![WithheldInterval {
                 from: utc(0),
                 until: utc(1),
                 reason: "uptime",
@@ -207,7 +207,7 @@ mod tests {
                 amount_wei: "21".parse().unwrap(),
             }],
             amount_wei: "21".parse().ok(),
-            amount_from: Some(Source::Price),
+            amount_from: Some(CostSource::Price),
         };
         let text = String::from_utf8(csv(&[statement]).unwrap()).unwrap();
         let lines: Vec<&str> = text.split_terminator("\r\n").collect();

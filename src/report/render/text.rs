@@ -6,7 +6,7 @@ use chrono::{DateTime, Local, SecondsFormat};
 
 use crate::money::Wei;
 use crate::report::claims::Claims;
-use crate::report::cost::{Cost, Source};
+use crate::report::cost::{Cost, CostSource};
 use crate::report::effect::{Effect, HourAround};
 use crate::report::forecast::{Chance, TierForecast};
 use crate::report::suggest::Suggestion;
@@ -139,7 +139,7 @@ fn write_jobs(name: &str, jobs: &JobsReport, text: &mut String) -> std::fmt::Res
 
 fn write_cost(cost: &Cost, text: &mut String) -> std::fmt::Result {
     let from = match (cost.source, cost.seconds_charged) {
-        (Source::Price, Some(seconds)) => format!("{seconds} s charged"),
+        (CostSource::Price, Some(seconds)) => format!("{seconds} s charged"),
         _ => format!("by the balances of {} jobs", cost.jobs),
     };
     writeln!(text, "  💰 Spent: {} ({from})", money(&cost.spent_wei))?;

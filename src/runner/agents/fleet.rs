@@ -10,27 +10,27 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::monitor::Monitor;
-use super::submitter::{Shared, Submitter};
-use crate::runner::config::{AgentConfig, RunnerConfig};
-use crate::runner::events::database::Terms;
+use super::submitter::{Submitter, SubmitterContext};
+use crate::runner::config::{AgentSettings, RunnerConfig};
+use crate::runner::events::database::AgentTerms;
 use crate::runner::rate::controller::RateController;
-use crate::runner::rate::job_stats::TrackRecord;
+use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
-use crate::runner::send::capability::{self, Chooser};
+use crate::runner::send::capability::{self, JobPicker};
 use crate::runner::send::gateway::Gateway;
-use crate::runner::send::timer::Alarm;
+use crate::runner::send::timer::PreciseTimer;
 use crate::runner::uptime::client::PingSystem;
 use crate::wire::gateway::same_orchestrator_form;
-use crate::wire::ping_system::Agent;
+use crate::wire::ping_system::ListedAgent;
 
 /// The agents that a ping system lists, by name.
-pub type Listed = Arc<BTreeMap<String, Agent>>;
+pub type Listed = Arc<BTreeMap<String, ListedAgent>>;
 
 /// The agents of a run.
 #[derive(Debug)]
 pub struct Fleet {
     config: Arc<RunnerConfig>,
-    shared: Arc<Shared<Gateway>>,
+    shared: Arc<SubmitterContext<Gateway>>,
     ping_system: Arc<PingSystem>,
     seed: u64,
     /// Whoever was ever followed keeps its place.
@@ -46,7 +46,7 @@ impl Fleet {
     #[must_use]
     pub fn new(
         config: Arc<RunnerConfig>,
-        shared: Arc<Shared<Gateway>>,
+        shared: Arc<SubmitterContext<Gateway>>,
         ping_system: Arc<PingSystem>,
     ) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl Fleet {
         let is_wanted = |id: &str| listed.contains_key(id) && config.agents.is_ours(id);
         let gone: Vec<String> = self.followed.keys().cloned().collect();
         for id in gone.into_iter().filter(|id| !is_wanted(id)) {
-            self.let_go(&id);
+            self.remove(&id);
         }
         for id in listed.keys().filter(|id| is_wanted(id)) {
             if self.followed.contains_key(id) {
@@ -86,7 +86,9 @@ impl Fleet {
             }
             let agent = config.agents.agent(id);
             let index = self.next_index(id);
-            self.shared.recorder.admit(index, terms(&agent, &config));
+            self.shared
+                .recorder
+                .add_agent(index, terms(&agent, &config));
             self.follow(&agent);
         }
         self.shared.rates.rebalance();
@@ -97,7 +99,7 @@ impl Fleet {
         self.indices.get(id).copied().unwrap_or(next)
     }
 
-    fn let_go(&mut self, id: &str) {
+    fn remove(&mut self, id: &str) {
         let Some(stop) = self.followed.remove(id) else {
             return;
         };
@@ -106,12 +108,12 @@ impl Fleet {
         self.shared.rates.remove(self.indices[id]);
     }
 
-    fn follow(&mut self, agent: &AgentConfig) {
+    fn follow(&mut self, agent: &AgentSettings) {
         let index = self.next_index(&agent.id);
         self.indices.insert(agent.id.clone(), index);
         let stop = self.shared.stop.child_token();
         self.followed.insert(agent.id.clone(), stop.clone());
-        self.shared.places.admit(index);
+        self.shared.in_flight.add_agent(index);
         if let Some(budgets) = &self.shared.budgets {
             budgets.open(index, agent.budget.clone());
         }
@@ -122,12 +124,12 @@ impl Fleet {
             .map(|address| same_orchestrator_form(address))
             .collect();
         let own = own_orchestrators(agent);
-        let track_record = Arc::new(TrackRecord::new(own, self.config.ping.window));
+        let job_stats = Arc::new(JobStats::new(own, self.config.ping.window));
         let base_rate = self.config.base_rate(agent);
         let target = self
             .shared
             .rates
-            .add(index, base_rate, Arc::clone(&track_record));
+            .add(index, base_rate, Arc::clone(&job_stats));
 
         let weights = self.config.gateway.capabilities.iter().map(|capability| {
             if agent.does(&capability.name) {
@@ -140,7 +142,7 @@ impl Fleet {
         let submitter = Submitter {
             agent: index,
             agent_id: Arc::clone(&agent_id),
-            forms: self
+            templates: self
                 .config
                 .gateway
                 .capabilities
@@ -149,10 +151,10 @@ impl Fleet {
                 .collect(),
             orchestrators: orchestrators.into(),
             price: self.config.price(agent).cloned(),
-            track_record: Arc::clone(&track_record),
+            job_stats: Arc::clone(&job_stats),
             stop: stop.clone(),
-            chooser: Chooser::new(weights, self.seed.wrapping_add(index.0 as u64)),
-            alarm: Alarm::precise(),
+            picker: JobPicker::new(weights, self.seed.wrapping_add(index.0 as u64)),
+            timer: PreciseTimer::precise(),
             shared: Arc::clone(&self.shared),
         };
         self.tasks.spawn(submitter.run(target));
@@ -167,7 +169,7 @@ impl Fleet {
 }
 
 /// Who can do an agent's jobs and does nobody else's.
-fn own_orchestrators(agent: &AgentConfig) -> Option<Vec<String>> {
+fn own_orchestrators(agent: &AgentSettings) -> Option<Vec<String>> {
     let all = agent.orchestrators.iter();
     agent
         .is_tied
@@ -176,8 +178,8 @@ fn own_orchestrators(agent: &AgentConfig) -> Option<Vec<String>> {
 
 /// On which terms an agent is followed.
 #[must_use]
-pub fn terms(agent: &AgentConfig, config: &RunnerConfig) -> Terms {
-    Terms {
+pub fn terms(agent: &AgentSettings, config: &RunnerConfig) -> AgentTerms {
+    AgentTerms {
         id: agent.id.as_str().into(),
         price: config.price(agent).cloned(),
         own_orchestrators: own_orchestrators(agent),
@@ -189,7 +191,7 @@ async fn monitor(
     agent_id: Arc<str>,
     config: Arc<RunnerConfig>,
     source: Arc<PingSystem>,
-    (shared, stop): (Arc<Shared<Gateway>>, CancellationToken),
+    (shared, stop): (Arc<SubmitterContext<Gateway>>, CancellationToken),
 ) {
     let monitor = Monitor {
         agent,

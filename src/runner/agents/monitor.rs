@@ -9,19 +9,19 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::runner::deadline;
-use crate::runner::events::event::{ClaimChecked, Event, Standing, State, UptimePolled};
-use crate::runner::events::recorder::Recorder;
+use crate::runner::events::event::{ClaimChecked, Event, Freshness, PingStats, UptimePolled};
+use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::rate::decision::ClaimChange;
 use crate::runner::roster::AgentIndex;
-use crate::runner::uptime::client::{AskError, AskUptime};
-use crate::runner::uptime::estimate::{Knowledge, Picture, Reading};
-use crate::runner::uptime::subscription::{Heard, follow};
+use crate::runner::uptime::client::{AskError, UptimeSource};
+use crate::runner::uptime::estimate::{AgentSnapshot, UptimeEstimate, UptimeFreshness};
+use crate::runner::uptime::subscription::{StreamEvent, follow};
 use crate::units::Percent;
-use crate::wire::ping_system::{Agent, Ping};
+use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
-/// Pings that were heard, but not yet taken in.
-const HEARD_AHEAD: usize = 64;
+/// Pings that were events, but not yet taken in.
+const STREAM_BUFFER: usize = 64;
 
 /// One agent's monitor.
 #[derive(Debug)]
@@ -34,154 +34,164 @@ pub struct Monitor<'a> {
     pub uptime_interval: Duration,
     /// How much history counts.
     pub uptime_window: Duration,
-    /// How long the last known uptime may be acted on.
+    /// How long the last monitored uptime may be acted on.
     pub stale_after: Duration,
-    /// Is told each answer.
-    pub recorder: &'a Recorder,
+    /// Is pending each answer.
+    pub recorder: &'a EventDispatcher,
     /// Decides the rate by it.
     pub rates: &'a RateController,
 }
 
 /// What a monitor knows.
-struct Known {
-    knowledge: Knowledge,
-    picture: Option<Picture>,
-    standing: Standing,
-    /// Whether each new ping is told, so that there is little to ask for.
+struct MonitorState {
+    freshness: UptimeFreshness,
+    snapshot: Option<AgentSnapshot>,
+    ping_stats: PingStats,
+    /// Whether each new ping is pending, so that there is little to poll_again for.
     live: bool,
-    /// Pings that were told since the question under way was asked: its answer may lack them.
-    told: Vec<(Agent, Ping)>,
+    /// Pings that were pending since the poll under way was asked: its answer may lack them.
+    pending: Vec<(ListedAgent, HistoryPing)>,
     last_answer: Instant,
 }
 
-impl Known {
-    fn answered(&mut self, reading: &Reading) {
+impl MonitorState {
+    fn answered(&mut self, estimate: &UptimeEstimate) {
         self.last_answer = Instant::now();
-        self.knowledge
-            .answered(reading.uptime, self.last_answer.into_std());
-        self.standing = reading.standing;
+        self.freshness
+            .answered(estimate.uptime, self.last_answer.into_std());
+        self.ping_stats = estimate.ping_stats;
     }
 }
 
 impl Monitor<'_> {
     /// Asks `source`, listens to it where it tells new pings by itself, and tells the controller what is
-    /// known of the uptime at each change, until `stop`.
-    pub async fn run(self, source: &impl AskUptime, stop: CancellationToken) {
+    /// monitored of the uptime at each change, until `stop`.
+    pub async fn run(self, source: &impl UptimeSource, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(self.uptime_interval);
-        // After an answer that took longer than the interval, the next question is a whole
+        // After an answer that took longer than the interval, the next poll is a whole
         // interval later: a ping system that is slow is not helped by more questions.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut known = Known {
-            knowledge: Knowledge::new(self.stale_after),
-            picture: None,
-            standing: Standing::default(),
+        let mut monitored = MonitorState {
+            freshness: UptimeFreshness::new(self.stale_after),
+            snapshot: None,
+            ping_stats: PingStats::default(),
             live: false,
-            told: Vec::new(),
+            pending: Vec::new(),
             last_answer: Instant::now(),
         };
-        let ask = || Some(Box::pin(source.ask(self.agent_id)));
-        let mut question = None;
-        let (sender, mut heard) = mpsc::channel(HEARD_AHEAD);
+        let poll_again = || Some(Box::pin(source.poll(self.agent_id)));
+        let mut poll = None;
+        let (sender, mut events) = mpsc::channel(STREAM_BUFFER);
         let mut following = pin!(follow(source, self.agent_id, self.uptime_interval, sender));
         let mut observe_again_at = None;
         loop {
-            let (state, _) = known.knowledge.at(Instant::now().into_std());
-            let stale_at = known.knowledge.stale_at().filter(|_| state == State::Fresh);
+            let (state, _) = monitored.freshness.at(Instant::now().into_std());
+            let stale_at = monitored
+                .freshness
+                .stale_at()
+                .filter(|_| state == Freshness::Fresh);
             tokio::select! {
                 () = stop.cancelled() => return,
-                // Not before the agent is known there: until then there is nothing to listen to.
-                () = &mut following, if known.picture.is_some() => return,
-                _ = ticks.tick(), if question.is_none() => {
-                    if self.must_ask(&known, state) {
-                        question = ask();
+                // Not before the agent is monitored there: until then there is nothing to listen to.
+                () = &mut following, if monitored.snapshot.is_some() => return,
+                _ = ticks.tick(), if poll.is_none() => {
+                    if self.must_poll(&monitored, state) {
+                        poll = poll_again();
                     } else {
-                        self.reconsider(&mut known);
+                        self.reestimate(&mut monitored);
                     }
                 }
-                answer = answer_to(&mut question), if question.is_some() => {
-                    question = None;
-                    self.take_in(answer, &mut known);
+                answer = poll_answer(&mut poll), if poll.is_some() => {
+                    poll = None;
+                    self.apply_answer(answer, &mut monitored);
                 }
-                Some(heard) = heard.recv() => match heard {
-                    // A question from before may miss the pings in between.
-                    Heard::Begun => {
-                        known.live = true;
-                        known.told.clear();
-                        question = ask();
+                Some(events) = events.recv() => match events {
+                    // A poll from before may miss the pings in between.
+                    StreamEvent::Opened => {
+                        monitored.live = true;
+                        monitored.pending.clear();
+                        poll = poll_again();
                     }
-                    Heard::Ping(told) => self.take_in_ping(*told, question.is_some(), &mut known),
-                    Heard::Ended => {
-                        if std::mem::take(&mut known.live) {
-                            question = question.or_else(ask);
+                    StreamEvent::Ping(pending) => self.apply_ping(*pending, poll.is_some(), &mut monitored),
+                    StreamEvent::Closed => {
+                        if std::mem::take(&mut monitored.live) {
+                            poll = poll.or_else(poll_again);
                         }
                     }
                 },
-                // While a question is still waiting for its answer, too.
+                // While a poll is still waiting for its answer, too.
                 () = deadline::reached(stale_at.map(Instant::from_std)) => {}
                 () = deadline::reached(observe_again_at) => {}
             }
-            observe_again_at = self.observe(&known.knowledge);
+            observe_again_at = self.observe(&monitored.freshness);
         }
     }
 
-    /// Whoever is told each new ping asks only to be sure that there is still somebody who tells:
-    /// long before what is known would be too old.
-    fn must_ask(&self, known: &Known, state: State) -> bool {
-        !known.live || state != State::Fresh || known.last_answer.elapsed() >= self.stale_after / 2
+    /// Whoever is pending each new ping asks only to be sure that there is still somebody who tells:
+    /// long before what is monitored would be too old.
+    fn must_poll(&self, monitored: &MonitorState, state: Freshness) -> bool {
+        !monitored.live
+            || state != Freshness::Fresh
+            || monitored.last_answer.elapsed() >= self.stale_after / 2
     }
 
-    fn take_in(&self, answer: Result<Picture, AskError>, known: &mut Known) {
+    fn apply_answer(&self, answer: Result<AgentSnapshot, AskError>, monitored: &mut MonitorState) {
         let mut pings = 0;
         let answered = answer.is_ok();
         match answer {
-            Ok(mut picture) => {
-                for (agent, ping) in known.told.drain(..) {
-                    picture.add(agent, ping, Utc::now(), self.uptime_window);
+            Ok(mut snapshot) => {
+                for (agent, ping) in monitored.pending.drain(..) {
+                    snapshot.add(agent, ping, Utc::now(), self.uptime_window);
                 }
-                let reading = known
-                    .picture
-                    .insert(picture)
-                    .reading(Utc::now(), self.uptime_window);
-                if reading.uptime.is_none() {
+                let estimate = monitored
+                    .snapshot
+                    .insert(snapshot)
+                    .estimate(Utc::now(), self.uptime_window);
+                if estimate.uptime.is_none() {
                     tracing::warn!(
                         agent = self.agent_id,
                         "the ping system lists the agent, but has no ping that covers now: no job is sent"
                     );
                 }
-                pings = reading.pings;
-                known.answered(&reading);
+                pings = estimate.pings;
+                monitored.answered(&estimate);
             }
-            Err(error) => self.warn(&error, known.knowledge.at(Instant::now().into_std())),
+            Err(error) => self.warn(&error, monitored.freshness.at(Instant::now().into_std())),
         }
-        self.record(known, answered, pings);
+        self.record(monitored, answered, pings);
     }
 
-    fn take_in_ping(&self, (agent, ping): (Agent, Ping), asking: bool, known: &mut Known) {
-        if asking && known.told.len() < HEARD_AHEAD {
-            known.told.push((agent.clone(), ping.clone()));
+    fn apply_ping(
+        &self,
+        (agent, ping): (ListedAgent, HistoryPing),
+        polling: bool,
+        monitored: &mut MonitorState,
+    ) {
+        if polling && monitored.pending.len() < STREAM_BUFFER {
+            monitored.pending.push((agent.clone(), ping.clone()));
         }
-        let Some(picture) = &mut known.picture else {
+        let Some(snapshot) = &mut monitored.snapshot else {
             return;
         };
-        picture.add(agent, ping, Utc::now(), self.uptime_window);
-        let reading = picture.reading(Utc::now(), self.uptime_window);
-        let pings = reading.pings;
-        known.answered(&reading);
-        self.record(known, true, pings);
+        snapshot.add(agent, ping, Utc::now(), self.uptime_window);
+        let estimate = snapshot.estimate(Utc::now(), self.uptime_window);
+        let pings = estimate.pings;
+        monitored.answered(&estimate);
+        self.record(monitored, true, pings);
     }
 
-    /// Looks anew at the pings that are known: some have left the window.
-    fn reconsider(&self, known: &mut Known) {
-        let Some(picture) = &known.picture else {
+    /// Looks anew at the pings that are monitored: some have left the window.
+    fn reestimate(&self, monitored: &mut MonitorState) {
+        let Some(snapshot) = &monitored.snapshot else {
             return;
         };
-        let reading = picture.reading(Utc::now(), self.uptime_window);
-        known.knowledge.reconsidered(reading.uptime);
-        self.record(known, false, reading.pings);
+        let estimate = snapshot.estimate(Utc::now(), self.uptime_window);
+        monitored.freshness.reestimated(estimate.uptime);
+        self.record(monitored, false, estimate.pings);
     }
 
-    fn record(&self, known: &Known, answered: bool, pings: usize) {
-        let (state, uptime) = known.knowledge.at(Instant::now().into_std());
+    fn record(&self, monitored: &MonitorState, answered: bool, pings: usize) {
+        let (state, uptime) = monitored.freshness.at(Instant::now().into_std());
         self.recorder.record(&Event::Uptime(UptimePolled {
             ts: Utc::now(),
             agent: self.agent,
@@ -189,16 +199,16 @@ impl Monitor<'_> {
             uptime,
             answered,
             pings,
-            standing: known.standing,
+            ping_stats: monitored.ping_stats,
         }));
     }
 
-    fn warn(&self, error: &AskError, (state, uptime): (State, Option<Percent>)) {
+    fn warn(&self, error: &AskError, (state, uptime): (Freshness, Option<Percent>)) {
         let agent = self.agent_id;
-        if let (State::Fresh, Some(uptime)) = (state, uptime) {
+        if let (Freshness::Fresh, Some(uptime)) = (state, uptime) {
             tracing::warn!(
                 agent,
-                "no good answer from the ping system, going on with {}% for at most {:?} since it was told: {error}",
+                "no good answer from the ping system, going on with {}% for at most {:?} since it was pending: {error}",
                 uptime.floored(2),
                 self.stale_after,
             );
@@ -210,10 +220,10 @@ impl Monitor<'_> {
         }
     }
 
-    /// Tells the controller what is known now, and returns when it wants to be told again.
-    fn observe(&self, knowledge: &Knowledge) -> Option<Instant> {
+    /// Tells the controller what is monitored now, and returns when it wants to be pending again.
+    fn observe(&self, freshness: &UptimeFreshness) -> Option<Instant> {
         let now = Instant::now().into_std();
-        let (state, uptime) = knowledge.at(now);
+        let (state, uptime) = freshness.at(now);
         let observed = self.rates.observe(self.agent, state, uptime, now);
         if let Some(ClaimChange {
             uptime,
@@ -231,12 +241,12 @@ impl Monitor<'_> {
     }
 }
 
-/// Cancelled, the question goes on where it is asked again for its answer.
-async fn answer_to<Q: Future<Output = Result<Picture, AskError>>>(
-    question: &mut Option<Pin<Box<Q>>>,
-) -> Result<Picture, AskError> {
-    match question {
-        Some(question) => question.as_mut().await,
+/// Cancelled, the poll goes on where it is asked again for its answer.
+async fn poll_answer<Q: Future<Output = Result<AgentSnapshot, AskError>>>(
+    poll: &mut Option<Pin<Box<Q>>>,
+) -> Result<AgentSnapshot, AskError> {
+    match poll {
+        Some(poll) => poll.as_mut().await,
         None => std::future::pending().await,
     }
 }
@@ -248,11 +258,11 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::runner::events::event::{Answer, RateReason};
+    use crate::runner::events::event::{JobAnswer, RateReason};
     use crate::runner::rate::controller::Sharing;
-    use crate::runner::rate::job_stats::TrackRecord;
+    use crate::runner::rate::job_stats::JobStats;
     use crate::runner::rate::policy::Policy;
-    use crate::runner::testing::{Said, ScriptedPings, Told, percent, recorder};
+    use crate::runner::testing::{PollResult, ScriptedPings, ToldPing, percent, recorder};
     use crate::units::JobsPerMinute;
     use crate::wire::gateway::Outcome;
 
@@ -262,7 +272,7 @@ mod tests {
     /// What is published over time, as (seconds after the start, rate of 60, reason), and the states of
     /// the `uptime` events.
     async fn published(
-        script: &[Said],
+        script: &[PollResult],
         seconds: u64,
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         published_from(&ScriptedPings::new(script.iter().copied()), seconds).await
@@ -282,8 +292,8 @@ mod tests {
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         let (recorder, sink) = recorder(60);
         let rates = RateController::new(policy.clone(), Sharing::Own);
-        let track_record = Arc::new(TrackRecord::new(None, INTERVAL));
-        let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), track_record);
+        let job_stats = Arc::new(JobStats::new(None, INTERVAL));
+        let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), job_stats);
         let stop = CancellationToken::new();
         let monitor = monitor(&recorder, &rates);
         let start = Instant::now();
@@ -310,7 +320,7 @@ mod tests {
         (seen.into_inner(), states.collect())
     }
 
-    fn monitor<'a>(recorder: &'a Recorder, rates: &'a RateController) -> Monitor<'a> {
+    fn monitor<'a>(recorder: &'a EventDispatcher, rates: &'a RateController) -> Monitor<'a> {
         Monitor {
             agent: AgentIndex(0),
             agent_id: "agent-001",
@@ -324,7 +334,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_new_uptime_is_published_within_one_poll() {
-        let script = [99.5, 96.2, 92.0, 85.0, 99.0].map(Said::Uptime);
+        let script = [99.5, 96.2, 92.0, 85.0, 99.0].map(PollResult::Uptime);
         let (seen, states) = published(&script, 45).await;
         let expected = [(0, 60), (10, 30), (20, 6), (30, 0), (40, 60)];
         assert_eq!(
@@ -336,7 +346,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bad_answers_change_nothing_until_the_last_good_one_is_stale() {
-        use Said::{Error, Uptime};
+        use PollResult::{Error, Uptime};
         let script = [Uptime(99.5), Error, Error, Error, Error, Uptime(99.5)];
         let (seen, states) = published(&script, 55).await;
         assert_eq!(
@@ -355,7 +365,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn staleness_takes_hold_while_a_question_hangs() {
-        let (seen, states) = published(&[Said::Uptime(96.0), Said::Nothing], 60).await;
+        let (seen, states) = published(&[PollResult::Uptime(96.0), PollResult::Nothing], 60).await;
         assert_eq!(
             seen,
             [(0, 30, RateReason::Uptime), (25, 0, RateReason::Stale)]
@@ -365,7 +375,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_published_before_the_first_uptime_is_known() {
-        use Said::{Error, NothingOfNow, Uptime};
+        use PollResult::{Error, NothingOfNow, Uptime};
         let (seen, states) = published(&[Error, NothingOfNow, Error, Uptime(85.0)], 35).await;
         assert_eq!(seen, [(30, 0, RateReason::Uptime)]);
         assert_eq!(states, ["unknown", "unknown", "unknown", "fresh"]);
@@ -373,7 +383,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_agent_without_a_ping_that_covers_now_is_suspended_at_once() {
-        use Said::{NothingOfNow, Uptime};
+        use PollResult::{NothingOfNow, Uptime};
         let (seen, _) = published(&[Uptime(100.0), NothingOfNow, Uptime(100.0)], 25).await;
         assert_eq!(
             seen,
@@ -391,9 +401,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_ping_that_is_told_takes_hold_at_once() {
-        let script = [99.5, 99.5, 85.0].map(Said::Uptime);
-        let told = [Told::Ping(seconds(3), 96.2), Told::Ping(seconds(2), 85.0)];
-        let source = ScriptedPings::telling(script, told);
+        let script = [99.5, 99.5, 85.0].map(PollResult::Uptime);
+        let pending = [
+            ToldPing::Ping(seconds(3), 96.2),
+            ToldPing::Ping(seconds(2), 85.0),
+        ];
+        let source = ScriptedPings::telling(script, pending);
         let (seen, states) = published_from(&source, 15).await;
         assert_eq!(
             seen,
@@ -411,8 +424,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn when_nothing_is_told_any_more_it_is_asked_at_once() {
-        let script = [99.5, 99.5, 92.0, 96.0].map(Said::Uptime);
-        let source = ScriptedPings::telling(script, [Told::End(seconds(3))]);
+        let script = [99.5, 99.5, 92.0, 96.0].map(PollResult::Uptime);
+        let source = ScriptedPings::telling(script, [ToldPing::End(seconds(3))]);
         let (seen, _) = published_from(&source, 15).await;
         assert_eq!(
             seen,
@@ -427,14 +440,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_rate_rises_only_after_good_uptime_has_lasted() {
         let policy = "tiers:99=100,95=50 recover_after=15s".parse().unwrap();
-        let script = [99.5, 96.0, 99.5, 99.5, 99.5].map(Said::Uptime);
+        let script = [99.5, 96.0, 99.5, 99.5, 99.5].map(PollResult::Uptime);
         let (seen, _) = published_by(&policy, &ScriptedPings::new(script), 45).await;
         assert_eq!(
             seen,
             [
                 (0, 60, RateReason::Uptime),
                 (10, 30, RateReason::Uptime),
-                // It earns more from now on, and has for long enough when no question is asked.
+                // It earns more from now on, and has for long enough when no poll is asked.
                 (20, 30, RateReason::Uptime),
                 (35, 60, RateReason::Uptime)
             ]
@@ -443,8 +456,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_only_lives_keeps_no_uptime_fresh() {
-        use Said::{Error, Uptime};
-        let forever = [Told::Ping(seconds(1_000_000), 99.5)];
+        use PollResult::{Error, Uptime};
+        let forever = [ToldPing::Ping(seconds(1_000_000), 99.5)];
         let source = ScriptedPings::telling([Uptime(99.5), Uptime(99.5), Error], forever);
         let (seen, _) = published_from(&source, 60).await;
         assert_eq!(
@@ -461,20 +474,20 @@ mod tests {
         ] {
             let (recorder, sink) = recorder(60);
             let window = Duration::from_hours(1);
-            let track_record = Arc::new(TrackRecord::new(Some(Vec::new()), window));
+            let job_stats = Arc::new(JobStats::new(Some(Vec::new()), window));
             for n in 0..100 {
                 let outcome = if n % 12 == 0 {
                     Outcome::Timeout
                 } else {
                     Outcome::Success
                 };
-                let answer = Answer::failure(outcome, String::new());
-                track_record.job(&answer, INTERVAL, Instant::now().into_std());
+                let answer = JobAnswer::failure(outcome, String::new());
+                job_stats.job(&answer, INTERVAL, Instant::now().into_std());
             }
             let rates = RateController::new(policy.parse().unwrap(), Sharing::Own);
-            let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), track_record);
+            let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), job_stats);
             let stop = CancellationToken::new();
-            let source = ScriptedPings::new([Said::Uptime(99.5)]);
+            let source = ScriptedPings::new([PollResult::Uptime(99.5)]);
             let ending = async {
                 target.changed().await.unwrap();
                 stop.cancel();

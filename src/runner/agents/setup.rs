@@ -9,21 +9,21 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::submitter::{JobCount, Shared};
+use super::submitter::{JobCount, SubmitterContext};
 use crate::net;
 use crate::net::endpoint::with_path;
 use crate::runner::config::RunnerConfig;
-use crate::runner::events::recorder::Recorder;
+use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::send::budget::Budgets;
 use crate::runner::send::gateway::Gateway;
-use crate::runner::send::in_flight::Places;
+use crate::runner::send::in_flight::InFlightLimit;
 use crate::runner::uptime::client::PingSystem;
 
 /// The longest wait for an answer of the ping system (CONTRACT.md section 1).
-const LONGEST_QUESTION: Duration = Duration::from_secs(10);
+const MAX_POLL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Questions to the ping system at once, over all agents.
-const QUESTIONS_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_POLLS: usize = 8;
 /// The client that reaches ping system and gateway.
 ///
 /// # Errors
@@ -44,9 +44,9 @@ pub fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
         url: config.ping.endpoint.url.clone(),
         authorization: config.ping.endpoint.authorization.clone(),
         window: config.ping.window,
-        patience: config.ping.interval.min(LONGEST_QUESTION),
-        places: Semaphore::new(QUESTIONS_AT_ONCE),
-        last_look: Mutex::default(),
+        timeout: config.ping.interval.min(MAX_POLL_TIMEOUT),
+        permits: Semaphore::new(MAX_CONCURRENT_POLLS),
+        cached_list: Mutex::default(),
     }
 }
 
@@ -55,18 +55,23 @@ pub fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
 pub fn shared(
     config: &RunnerConfig,
     client: Client,
-    recorder: &Arc<Recorder>,
+    recorder: &Arc<EventDispatcher>,
     stop: CancellationToken,
-) -> Shared<Gateway> {
-    Shared {
+) -> SubmitterContext<Gateway> {
+    SubmitterContext {
         gateway: gateway(config, client),
         timeouts: config
             .gateway
             .capabilities
             .iter()
-            .map(|capability| config.gateway.timeout.unwrap_or(capability.patience()))
+            .map(|capability| {
+                config
+                    .gateway
+                    .timeout
+                    .unwrap_or(capability.default_timeout())
+            })
             .collect(),
-        places: Arc::new(Places::new(config.limits.max_in_flight)),
+        in_flight: Arc::new(InFlightLimit::new(config.limits.max_in_flight)),
         job_count: JobCount::new(config.limits.max_jobs),
         budgets: config
             .has_budgets()

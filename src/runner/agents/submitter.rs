@@ -13,17 +13,17 @@ use uuid::Uuid;
 
 use crate::money::{WeiPerSecond, charged_seconds};
 use crate::runner::events::event::{Event, JobDone, RateChanged, RateReason};
-use crate::runner::events::recorder::Recorder;
+use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::rate::controller::{RateController, TargetRate};
-use crate::runner::rate::job_stats::TrackRecord;
+use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
 use crate::runner::send::budget::{Budgets, Grant};
-use crate::runner::send::capability::{Chooser, JobForm};
+use crate::runner::send::capability::{JobPicker, JobTemplate};
 use crate::runner::send::gateway::{Job, SendJob};
-use crate::runner::send::in_flight::{Place, Places};
+use crate::runner::send::in_flight::{InFlightLimit, Permit};
 use crate::runner::send::pacer::{Due, Pacer};
 use crate::runner::send::template::PlaceholderValues;
-use crate::runner::send::timer::Alarm;
+use crate::runner::send::timer::PreciseTimer;
 use crate::units::{JobsPerMinute, Percent, Share};
 
 /// Slots closer than this leave together: above 2000 jobs a second, waking for each would cost
@@ -38,19 +38,19 @@ const TIMER_GRAIN: Duration = Duration::from_millis(100);
 
 /// What the submitters of all agents share.
 #[derive(Debug)]
-pub struct Shared<G> {
+pub struct SubmitterContext<G> {
     /// Where jobs go.
     pub gateway: G,
     /// By capability: the longest wait for a job's answer.
     pub timeouts: Vec<Duration>,
     /// The bound on jobs in flight.
-    pub places: Arc<Places>,
+    pub in_flight: Arc<InFlightLimit>,
     /// How many jobs may still be sent.
     pub job_count: JobCount,
     /// How much money may still be spent, where that is bounded.
     pub budgets: Option<Budgets>,
     /// Is told what happens.
-    pub recorder: Arc<Recorder>,
+    pub recorder: Arc<EventDispatcher>,
     /// Decides what is sent; is told when a budget is spent.
     pub rates: Arc<RateController>,
     /// All jobs under way.
@@ -71,12 +71,12 @@ impl JobCount {
     }
 
     /// Takes one, and tells how many are left after it; `None` where there is none to take.
-    fn take(&self) -> Option<u64> {
+    fn try_take(&self) -> Option<u64> {
         let Some(left) = &self.0 else {
             return Some(u64::MAX);
         };
-        let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        taken.ok().map(|before| before - 1)
+        let usage = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        usage.ok().map(|before| before - 1)
     }
 }
 
@@ -88,21 +88,21 @@ pub struct Submitter<G> {
     /// That agent's name.
     pub agent_id: Arc<str>,
     /// By capability: what jobs look like.
-    pub forms: Vec<JobForm>,
+    pub templates: Vec<JobTemplate>,
     /// Who may do the jobs; empty for anybody.
     pub orchestrators: Arc<[String]>,
     /// What a second of its compute costs, where that is known.
     pub price: Option<WeiPerSecond>,
     /// Is told what becomes of its jobs.
-    pub track_record: Arc<TrackRecord>,
+    pub job_stats: Arc<JobStats>,
     /// No new job of this agent after this; the run's own end included.
     pub stop: CancellationToken,
     /// Which job is next.
-    pub chooser: Chooser,
+    pub picker: JobPicker,
     /// Wakes it.
-    pub alarm: Alarm,
+    pub timer: PreciseTimer,
     /// What is shared with other agents.
-    pub shared: Arc<Shared<G>>,
+    pub shared: Arc<SubmitterContext<G>>,
 }
 
 impl<G: SendJob> Submitter<G> {
@@ -121,7 +121,7 @@ impl<G: SendJob> Submitter<G> {
                 () = stop.cancelled() => true,
                 // Its sender lives as long as the agent is followed: an error can only mean the end.
                 changed = target.changed() => changed.is_err(),
-                () = self.alarm.until(next) => false,
+                () = self.timer.until(next) => false,
             };
             // Whichever of the three it was: what is due at the end must not be left behind.
             let stopping = stopping || stop.is_cancelled();
@@ -138,11 +138,11 @@ impl<G: SendJob> Submitter<G> {
             };
             self.account_for(&due, current);
             if stopping || stop.is_cancelled() {
-                self.tell_left(current);
+                self.emit_left(current);
                 return;
             }
             if let Some(new) = new {
-                self.tell_change(current, new);
+                self.emit_rate_change(current, new);
                 current = Some(new);
             }
         }
@@ -157,7 +157,7 @@ impl<G: SendJob> Submitter<G> {
         Share::new(turns.fract())
     }
 
-    fn tell_change(&self, old: Option<TargetRate>, new: TargetRate) {
+    fn emit_rate_change(&self, old: Option<TargetRate>, new: TargetRate) {
         let changed = RateChanged {
             ts: Utc::now(),
             agent: self.agent,
@@ -175,7 +175,7 @@ impl<G: SendJob> Submitter<G> {
     }
 
     /// Where the run goes on without this agent, nothing is accounted for any more.
-    fn tell_left(&self, current: Option<TargetRate>) {
+    fn emit_left(&self, current: Option<TargetRate>) {
         if self.shared.stop.is_cancelled() {
             return;
         }
@@ -200,7 +200,7 @@ impl<G: SendJob> Submitter<G> {
     /// Sends or counts every slot of `due`. Those that were due before a stop still leave.
     fn account_for(&mut self, due: &Due, current: Option<TargetRate>) {
         for _ in 0..due.withheld {
-            let capability = self.chooser.next_unsent();
+            let capability = self.picker.next_unsent();
             self.shared
                 .recorder
                 .record(&Event::Delayed(self.agent, capability));
@@ -215,14 +215,14 @@ impl<G: SendJob> Submitter<G> {
         let mut has_money = true;
         for slot in due.slots() {
             // Also of a batch in which the money ran out, each slot is accounted for.
-            let place = has_money
-                .then(|| self.shared.places.take(self.agent))
+            let permit = has_money
+                .then(|| self.shared.in_flight.try_acquire(self.agent))
                 .flatten();
-            let Some(place) = place else {
+            let Some(permit) = permit else {
                 self.drop_slot();
                 continue;
             };
-            let granted = match self.take_money() {
+            let granted = match self.reserve_money() {
                 Grant::Seconds(seconds) => seconds,
                 Grant::NotNow => {
                     self.drop_slot();
@@ -230,16 +230,16 @@ impl<G: SendJob> Submitter<G> {
                 }
                 spent @ (Grant::AgentSpent | Grant::AllSpent) => {
                     self.drop_slot();
-                    self.tell_spent(spent);
+                    self.handle_spent(spent);
                     has_money = false;
                     continue;
                 }
             };
-            let Some(left) = self.shared.job_count.take() else {
+            let Some(left) = self.shared.job_count.try_take() else {
                 self.give_back(granted);
                 return;
             };
-            self.send(slot.into(), rate, uptime, place, granted);
+            self.send(slot.into(), rate, uptime, permit, granted);
             if left == 0 {
                 self.shared.stop.cancel();
                 return;
@@ -247,7 +247,7 @@ impl<G: SendJob> Submitter<G> {
         }
     }
 
-    fn tell_spent(&self, spent: Grant) {
+    fn handle_spent(&self, spent: Grant) {
         if spent == Grant::AllSpent {
             tracing::warn!("--budget-wei is spent: the run ends");
             self.shared.stop.cancel();
@@ -261,13 +261,13 @@ impl<G: SendJob> Submitter<G> {
     }
 
     /// For the longest job that may come next; any time where nothing bounds it.
-    fn take_money(&self) -> Grant {
+    fn reserve_money(&self) -> Grant {
         match (&self.shared.budgets, &self.price) {
             (Some(budgets), Some(price)) => {
                 let longest = self.shared.timeouts.iter().max();
                 let longest = longest.copied().unwrap_or_default();
                 let wanted = charged_seconds(longest, Duration::ZERO) + TIMER_SLACK_SECONDS;
-                budgets.take(self.agent, price, wanted)
+                budgets.reserve(self.agent, price, wanted)
             }
             _ => Grant::Seconds(u64::MAX),
         }
@@ -280,28 +280,28 @@ impl<G: SendJob> Submitter<G> {
     }
 
     fn drop_slot(&mut self) {
-        let capability = self.chooser.next_unsent();
+        let capability = self.picker.next_unsent();
         self.shared
             .recorder
             .record(&Event::Dropped(self.agent, capability));
     }
 
-    /// Sends a job on its way, for which there is money for so many seconds. Its place is given back
+    /// Sends a job on its way, for which there is money for so many seconds. Its permit is given back
     /// once its answer is recorded and its line has room.
     fn send(
         &mut self,
         slot: Instant,
         rate: JobsPerMinute,
         uptime: Percent,
-        place: Place,
+        permit: Permit,
         granted: u64,
     ) {
         let shared = Arc::clone(&self.shared);
         let agent = self.agent;
-        let (index, seed) = self.chooser.next_sent();
-        let form = &self.forms[index.0];
+        let (index, seed) = self.picker.next_sent();
+        let template = &self.templates[index.0];
         let job_id = Uuid::new_v4();
-        let body = form.body(&PlaceholderValues {
+        let body = template.body(&PlaceholderValues {
             agent_id: &self.agent_id,
             job_id,
             seed,
@@ -311,13 +311,13 @@ impl<G: SendJob> Submitter<G> {
         let job = Job {
             id: job_id,
             capability: index,
-            header: form.header(job_id, granted),
+            header: template.header(job_id, granted),
             body,
             timeout: shared.timeouts[index.0].min(paid),
             orchestrators: Arc::clone(&self.orchestrators),
         };
         shared.recorder.record(&Event::Sent(agent, index));
-        let (price, track_record) = (self.price.clone(), Arc::clone(&self.track_record));
+        let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {
             let send_lag = slot.elapsed();
@@ -328,7 +328,7 @@ impl<G: SendJob> Submitter<G> {
             if let (Some(budgets), Some(price)) = (&shared.budgets, &price) {
                 budgets.settle(agent, price, granted, charged);
             }
-            track_record.job(&answer, latency, Instant::now().into_std());
+            job_stats.job(&answer, latency, Instant::now().into_std());
             shared.recorder.record(&Event::Job(JobDone {
                 ts,
                 agent,
@@ -341,8 +341,8 @@ impl<G: SendJob> Submitter<G> {
                 cost: price.map(|price| price.for_seconds(charged)),
                 answer,
             }));
-            shared.recorder.room().await;
-            drop(place);
+            shared.recorder.ready().await;
+            drop(permit);
         });
     }
 }
@@ -358,7 +358,7 @@ fn unix_seconds(ts: chrono::DateTime<Utc>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::events::event::State;
+    use crate::runner::events::event::Freshness;
     use crate::runner::rate::controller::Sharing;
     use crate::runner::rate::policy::Policy;
     use crate::runner::send::capability::Capability;
@@ -370,15 +370,15 @@ mod tests {
 
     struct Bench {
         gateway: SlowGateway,
-        shared: Arc<Shared<SlowGateway>>,
+        shared: Arc<SubmitterContext<SlowGateway>>,
         sink: Sink,
         running: tokio::task::JoinHandle<()>,
         start: Instant,
     }
 
     impl Bench {
-        fn start(rate: u32, latency: Duration, places: usize, max_jobs: Option<u64>) -> Self {
-            Self::with(rate, latency, places, max_jobs, None)
+        fn start(rate: u32, latency: Duration, in_flight: usize, max_jobs: Option<u64>) -> Self {
+            Self::with(rate, latency, in_flight, max_jobs, None)
         }
 
         fn start_with_budgets(rate: u32, budgets: Option<Budgets>) -> Self {
@@ -388,20 +388,20 @@ mod tests {
         fn with(
             rate: u32,
             latency: Duration,
-            places: usize,
+            in_flight: usize,
             max_jobs: Option<u64>,
             budgets: Option<Budgets>,
         ) -> Self {
             let (recorder, sink) = recorder(rate);
             let gateway = SlowGateway::new(latency);
             let rates = Arc::new(RateController::new(Policy::default(), Sharing::Own));
-            let track_record = Arc::new(TrackRecord::new(None, SECOND));
+            let job_stats = Arc::new(JobStats::new(None, SECOND));
             let base = JobsPerMinute::new(rate);
-            let target = rates.add(AgentIndex(0), base, Arc::clone(&track_record));
-            let shared = Arc::new(Shared {
+            let target = rates.add(AgentIndex(0), base, Arc::clone(&job_stats));
+            let shared = Arc::new(SubmitterContext {
                 gateway: gateway.clone(),
                 timeouts: vec![SECOND],
-                places: Arc::new(Places::new(places)),
+                in_flight: Arc::new(InFlightLimit::new(in_flight)),
                 job_count: JobCount::new(max_jobs),
                 budgets,
                 recorder,
@@ -412,16 +412,16 @@ mod tests {
             let submitter = Submitter {
                 agent: AgentIndex(0),
                 agent_id: "agent-001".into(),
-                forms: vec![Capability::built_in()[0].prepare("{}")],
+                templates: vec![Capability::built_in()[0].prepare("{}")],
                 orchestrators: Arc::new([]),
                 price: "1".parse().ok(),
-                track_record,
+                job_stats,
                 stop: shared.stop.clone(),
-                chooser: Chooser::new([1.0], 1),
-                alarm: Alarm::of_runtime(),
+                picker: JobPicker::new([1.0], 1),
+                timer: PreciseTimer::of_runtime(),
                 shared: Arc::clone(&shared),
             };
-            shared.places.admit(AgentIndex(0));
+            shared.in_flight.add_agent(AgentIndex(0));
             let running = tokio::spawn(submitter.run(target));
             Self {
                 gateway,
@@ -432,14 +432,14 @@ mod tests {
             }
         }
 
-        fn observe(&self, state: State, uptime: Option<f64>) {
+        fn observe(&self, state: Freshness, uptime: Option<f64>) {
             let now = Instant::now().into_std();
             let uptime = uptime.map(percent);
             self.shared.rates.observe(AgentIndex(0), state, uptime, now);
         }
 
         fn uptime(&self, uptime: f64) {
-            self.observe(State::Fresh, Some(uptime));
+            self.observe(Freshness::Fresh, Some(uptime));
         }
 
         /// Stops, waits for all answers, and gives the accounts.
@@ -526,7 +526,7 @@ mod tests {
     async fn a_suspended_agent_gets_nothing_and_its_slots_count_as_delayed() {
         let bench = Bench::start(60, Duration::ZERO, 100, None);
         bench.uptime(100.0);
-        bench.observe(State::Stale, Some(100.0));
+        bench.observe(Freshness::Stale, Some(100.0));
         tokio::time::sleep(Duration::from_millis(10_500)).await;
         let (account, ..) = bench.finish().await;
         assert_eq!(counts(&account), [0, 10, 0]);
@@ -571,7 +571,7 @@ mod tests {
         /// Under any sequence of uptimes every slot of the base rate is sent, delayed or dropped.
         #[test]
         fn the_accounts_add_up(
-            base in 1..=60_000_u32, places in 1..200_usize, latency_ms in 0..3000_u64,
+            base in 1..=60_000_u32, in_flight in 1..200_usize, latency_ms in 0..3000_u64,
             steps in prop::collection::vec((1..3000_u64, 80.0..=100.0_f64), 1..12),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -581,7 +581,7 @@ mod tests {
                 .unwrap();
             runtime.block_on(async {
                 let latency = Duration::from_millis(latency_ms);
-                let bench = Bench::start(base, latency, places, None);
+                let bench = Bench::start(base, latency, in_flight, None);
                 let mut changes = 1;
                 for (milliseconds, uptime) in steps {
                     bench.uptime(uptime);

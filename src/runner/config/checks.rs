@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
 
-use super::file::{AgentEntry, CapabilityEntry, FileCapabilities, Source};
+use super::file::{AgentTable, CapabilityEntry, FileCapabilities, FileText};
 use super::options::RateOptions;
-use super::{AgentConfig, RunnerConfig};
+use super::{AgentSettings, RunnerConfig};
 use crate::option_values::{BaseRate, Budget, HttpUrl, Weight};
 use crate::runner::rate::controller::Sharing;
 use crate::runner::send::capability::{self, Capability};
@@ -16,9 +16,9 @@ use crate::wire::gateway::same_orchestrator_form;
 pub(super) fn agents(
     flags: Option<Vec<String>>,
     all: bool,
-    entries: Option<Vec<AgentEntry>>,
-    source: &Source,
-) -> anyhow::Result<Vec<AgentConfig>> {
+    entries: Option<Vec<AgentTable>>,
+    source: &FileText,
+) -> anyhow::Result<Vec<AgentSettings>> {
     let entries = entries.unwrap_or_default();
     ensure!(
         !(all && flags.is_some()),
@@ -38,7 +38,7 @@ pub(super) fn agents(
         all || !ids.is_empty(),
         "no agent to follow: expected --agent ID, --all-agents, or [[agents]] with an id in the file that --config names"
     );
-    let mut agents: Vec<AgentConfig> = Vec::with_capacity(ids.len());
+    let mut agents: Vec<AgentSettings> = Vec::with_capacity(ids.len());
     for AgentId(id) in ids {
         ensure!(
             agents.iter().all(|agent| agent.id != id),
@@ -50,17 +50,17 @@ pub(super) fn agents(
             },
         );
         let entry = entries.iter().find(|entry| entry.id.0 == id);
-        agents.push(entry.map_or_else(|| AgentConfig::named(&id), agent));
+        agents.push(entry.map_or_else(|| AgentSettings::named(&id), agent));
     }
     tie(&mut agents);
     Ok(agents)
 }
 
 /// An agent as the file describes it, not yet known to be tied.
-fn agent(entry: &AgentEntry) -> AgentConfig {
+fn agent(entry: &AgentTable) -> AgentSettings {
     let AgentId(id) = entry.id.clone();
     let orchestrators = entry.orchestrators.iter().flatten();
-    AgentConfig {
+    AgentSettings {
         id,
         // Without the slash that parsing adds, as operators write it and nodes announce it.
         orchestrators: orchestrators
@@ -75,7 +75,7 @@ fn agent(entry: &AgentEntry) -> AgentConfig {
 }
 
 /// Finds the agents whose orchestrators are nobody else's.
-fn tie(agents: &mut [AgentConfig]) {
+fn tie(agents: &mut [AgentSettings]) {
     let mut users: BTreeMap<String, usize> = BTreeMap::new();
     for agent in &*agents {
         let forms = agent
@@ -93,7 +93,7 @@ fn tie(agents: &mut [AgentConfig]) {
 }
 
 /// Whether each agent has its own rate, or all share one.
-pub(super) fn sharing(options: &RateOptions, agents: &[AgentConfig]) -> anyhow::Result<Sharing> {
+pub(super) fn sharing(options: &RateOptions, agents: &[AgentSettings]) -> anyhow::Result<Sharing> {
     let split = options.split;
     let redistribute = options.redistribute.unwrap_or(false);
     let Some(BaseRate(rate)) = options.total_rate else {
@@ -142,9 +142,9 @@ pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
 
 /// Whether each agent is asked for something, and only for what is asked for at all.
 pub(super) fn agents_capabilities(
-    agents: &[AgentConfig],
+    agents: &[AgentSettings],
     capabilities: &[Capability],
-    source: &Source,
+    source: &FileText,
 ) -> anyhow::Result<()> {
     for agent in agents {
         let Some(wanted) = &agent.capabilities else {
@@ -167,7 +167,7 @@ pub(super) fn agents_capabilities(
 pub(super) fn capabilities(
     flags: Option<Vec<String>>,
     file: FileCapabilities,
-    source: &Source,
+    source: &FileText,
 ) -> anyhow::Result<Vec<Capability>> {
     let mut known = Capability::built_in();
     let mut wanted: Vec<(String, String)> = vec![];

@@ -17,7 +17,7 @@ use crate::wire::agent::AgentId;
 /// `[[agents]]` in the file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct AgentEntry {
+pub(super) struct AgentTable {
     #[serde(deserialize_with = "required_scalar")]
     pub(super) id: AgentId,
     #[serde(default, deserialize_with = "one_or_many")]
@@ -57,18 +57,18 @@ pub(super) struct CapabilityEntry {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct FileTables {
-    pub(super) agents: Option<Vec<AgentEntry>>,
+    pub(super) agents: Option<Vec<AgentTable>>,
     pub(super) capabilities: FileCapabilities,
 }
 
 /// A file's text, and what is needed to tell where in it something stands.
 #[derive(Debug, Default)]
-pub(super) struct Source {
+pub(super) struct FileText {
     pub(super) name: String,
     pub(super) text: String,
 }
 
-impl Source {
+impl FileText {
     /// The line in which this byte stands.
     pub(super) fn line(&self, offset: usize) -> usize {
         self.text

@@ -12,7 +12,7 @@ use clap::{Arg, ArgMatches, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::file::Source;
+use super::file::FileText;
 
 /// What the environment variable of an option begins with.
 const PREFIX: &str = "UPTIME_RUNNER_";
@@ -102,7 +102,7 @@ pub(super) fn check_variables(
 pub(super) fn file_flags(
     command: &Command,
     typed: &ArgMatches,
-    file: &Source,
+    file: &FileText,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> anyhow::Result<Vec<OsString>> {
     let keys =

@@ -19,7 +19,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use reqwest::Certificate;
 
 use self::checks::{agents, agents_capabilities, capabilities, prices, sharing};
-use self::file::{FileTables, Source};
+use self::file::{FileTables, FileText};
 use self::layers::{GATEWAY_TOKEN, PING_TOKEN};
 use self::options::{DEFAULT_RATE, EndpointOptions, RunnerOptions};
 use self::shard::Shard;
@@ -62,7 +62,7 @@ pub struct RunnerConfig {
 #[derive(Debug, Clone)]
 pub struct AgentsConfig {
     /// Each once; none where all fall to other shards. With `all`, how to follow them if they are listed.
-    pub configured: Vec<AgentConfig>,
+    pub configured: Vec<AgentSettings>,
     /// Whether whoever the ping system lists is followed.
     pub all: bool,
     /// Which agents fall to this runner; all of them where there is only one.
@@ -154,13 +154,13 @@ impl RunnerConfig {
 
     /// What a second of an agent's compute costs, where that is known.
     #[must_use]
-    pub fn price<'a>(&'a self, agent: &'a AgentConfig) -> Option<&'a WeiPerSecond> {
+    pub fn price<'a>(&'a self, agent: &'a AgentSettings) -> Option<&'a WeiPerSecond> {
         agent.price.as_ref().or(self.limits.price.as_ref())
     }
 
     /// An agent's own rate at full uptime.
     #[must_use]
-    pub fn base_rate(&self, agent: &AgentConfig) -> JobsPerMinute {
+    pub fn base_rate(&self, agent: &AgentSettings) -> JobsPerMinute {
         agent.base_rate.unwrap_or(self.rate.base)
     }
 
@@ -175,17 +175,17 @@ impl RunnerConfig {
 impl AgentsConfig {
     /// Whom to follow from the start.
     #[must_use]
-    pub fn at_start(&self) -> &[AgentConfig] {
+    pub fn at_start(&self) -> &[AgentSettings] {
         if self.all { &[] } else { &self.configured }
     }
 
     /// How to follow an agent that is listed.
     #[must_use]
-    pub fn agent(&self, id: &str) -> AgentConfig {
+    pub fn agent(&self, id: &str) -> AgentSettings {
         let configured = self.configured.iter().find(|agent| agent.id == id);
         configured
             .cloned()
-            .unwrap_or_else(|| AgentConfig::named(id))
+            .unwrap_or_else(|| AgentSettings::named(id))
     }
 
     /// Whether an agent falls to this runner.
@@ -197,7 +197,7 @@ impl AgentsConfig {
 
 /// An agent to follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AgentConfig {
+pub struct AgentSettings {
     /// Its name.
     pub id: String,
     /// Who may do its jobs; empty for anybody.
@@ -215,7 +215,7 @@ pub struct AgentConfig {
     pub is_tied: bool,
 }
 
-impl AgentConfig {
+impl AgentSettings {
     /// One that is followed on the common terms.
     #[must_use]
     pub fn named(id: &str) -> Self {
@@ -248,7 +248,7 @@ pub struct RunnerArgs {
 /// What only the file of `--config` holds.
 #[derive(Debug, Default)]
 pub struct ConfigFile {
-    source: Source,
+    source: FileText,
     tables: FileTables,
 }
 
@@ -264,7 +264,7 @@ impl ConfigFile {
         let tables = toml::from_str(&text).map_err(|error| {
             anyhow::anyhow!("--config {name}: {}", error.to_string().trim_end())
         })?;
-        let source = Source { name, text };
+        let source = FileText { name, text };
         Ok(Self { source, tables })
     }
 }

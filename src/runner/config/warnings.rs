@@ -23,12 +23,12 @@ fn warn_of_short_timeouts(config: &RunnerConfig) {
         .gateway
         .capabilities
         .iter()
-        .filter(|c| timeout < c.patience())
+        .filter(|c| timeout < c.default_timeout())
     {
         tracing::warn!(
             capability = capability.name,
             "--timeout {timeout:?} is shorter than the job's timeout_seconds + 10 s ({:?}): a job given up early never frees its place at the orchestrator",
-            capability.patience(),
+            capability.default_timeout(),
         );
     }
 }

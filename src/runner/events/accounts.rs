@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::event::{AgentJoined, Event, JobDone};
 use crate::money::Wei;
-use crate::runner::events::event::Standing;
+use crate::runner::events::event::PingStats;
 use crate::runner::roster::{AgentIndex, Roster};
 use crate::units::{JobsPerMinute, Percent, milliseconds};
 use crate::wire::gateway::Outcome;
@@ -28,7 +28,7 @@ pub struct Accounts {
 #[derive(Debug, Clone, Default)]
 struct AgentAccount {
     uptime: Option<Percent>,
-    standing: Standing,
+    ping_stats: PingStats,
     rate: JobsPerMinute,
     spent: Option<Wei>,
 }
@@ -67,7 +67,7 @@ impl Accounts {
             Event::Uptime(polled) => {
                 let agent = self.agent(polled.agent);
                 agent.uptime = polled.uptime;
-                agent.standing = polled.standing;
+                agent.ping_stats = polled.ping_stats;
             }
             Event::RateChanged(changed) => self.agent(changed.agent).rate = changed.to,
             Event::Sent(..) => self.sent += 1,
@@ -150,9 +150,9 @@ impl AgentAccount {
     fn statistics(&self) -> AgentStatistics {
         AgentStatistics {
             uptime_percent: self.uptime,
-            consecutive_poor: self.standing.consecutive_poor,
-            ping_interval_minutes: self.standing.ping_interval_minutes,
-            total_pings: self.standing.total_pings,
+            consecutive_poor: self.ping_stats.consecutive_poor,
+            ping_interval_minutes: self.ping_stats.ping_interval_minutes,
+            total_pings: self.ping_stats.total_pings,
             rate: self.rate,
             spent_wei: self.spent.clone(),
         }
@@ -368,7 +368,7 @@ fn as_map<K: Serialize, V: Serialize, S: serde::Serializer>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::Answer;
+    use super::super::event::JobAnswer;
     use super::*;
     use crate::runner::roster::{AgentIndex, CapabilityIndex};
     use proptest::prelude::*;
@@ -393,9 +393,9 @@ mod tests {
             rate: JobsPerMinute::new(60),
             uptime: Percent::FULL,
             cost: None,
-            answer: Answer {
+            answer: JobAnswer {
                 status,
-                ..Answer::failure(outcome, String::new())
+                ..JobAnswer::failure(outcome, String::new())
             },
         })
     }

@@ -41,7 +41,7 @@ const INSERT_RATE: &str = "
 #[derive(Debug, Clone)]
 pub struct RunDescription {
     /// The agents of the roster, in its order.
-    pub agents: Vec<Terms>,
+    pub agents: Vec<AgentTerms>,
     /// The capabilities' names, in the order of the roster.
     pub capabilities: Vec<Arc<str>>,
     /// How rates follow from uptimes.
@@ -50,7 +50,7 @@ pub struct RunDescription {
 
 /// On which terms an agent is followed.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct AgentTerms {
     /// Its name.
     pub id: Arc<str>,
     /// What a second of its compute costs, where that is known.
@@ -61,19 +61,19 @@ pub struct Terms {
 
 /// A queue of records and the thread that writes them.
 #[derive(Debug)]
-pub struct Recording {
-    shared: Arc<Shared>,
+pub struct RunRecorder {
+    shared: Arc<RecorderShared>,
     thread: Worker,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct RecorderShared {
+    queue: Mutex<RecordQueue>,
     closing: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct RecordQueue {
     records: Vec<Record>,
     dropped: u64,
     closed: bool,
@@ -82,30 +82,30 @@ struct Queue {
 #[derive(Debug)]
 enum Record {
     /// The next agent.
-    Agent(Terms),
+    Agent(AgentTerms),
     Job(Box<JobDone>),
     Poll(UptimePolled),
     Rate(RateChanged),
 }
 
-impl Recording {
+impl RunRecorder {
     /// Adds a run to `file`.
     ///
     /// # Errors
     /// When the file cannot be used, or no thread can be started.
     pub fn start(file: &Path, run: &RunDescription) -> anyhow::Result<Self> {
-        let keeper = Keeper::begin(file, run)
+        let writer = RunWriter::begin(file, run)
             .with_context(|| format!("--record {}: cannot be used", file.display()))?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(RecorderShared::default());
         let thread = Worker::start("records", {
             let shared = Arc::clone(&shared);
-            move || shared.keep_all(keeper)
+            move || shared.write_all(writer)
         })?;
         Ok(Self { shared, thread })
     }
 
     /// Takes in the agent that has the next place of the roster.
-    pub fn admit(&self, terms: Terms) {
+    pub fn add_agent(&self, terms: AgentTerms) {
         // However much waits: what comes later refers to it.
         self.shared.queue.lock().records.push(Record::Agent(terms));
     }
@@ -148,8 +148,8 @@ impl Recording {
     }
 }
 
-impl Shared {
-    fn keep_all(&self, mut keeper: Keeper) {
+impl RecorderShared {
+    fn write_all(&self, mut writer: RunWriter) {
         let mut closed_at = None;
         let mut failing = false;
         let mut batch = Vec::new();
@@ -167,7 +167,7 @@ impl Shared {
             if closed {
                 closed_at.get_or_insert_with(Instant::now);
             }
-            match keeper.keep(&batch, dropped, closed) {
+            match writer.write(&batch, dropped, closed) {
                 Ok(()) => {
                     batch.clear();
                     failing = false;
@@ -192,7 +192,7 @@ impl Shared {
 }
 
 /// Writes the records of one run.
-struct Keeper {
+struct RunWriter {
     connection: Connection,
     run: i64,
     /// By index: the row of each agent.
@@ -200,7 +200,7 @@ struct Keeper {
     capabilities: Vec<i64>,
 }
 
-impl Keeper {
+impl RunWriter {
     fn begin(file: &Path, run: &RunDescription) -> Result<Self, records::RecordsError> {
         let mut connection = records::open_to_write(file)?;
         let transaction = connection.transaction()?;
@@ -237,7 +237,7 @@ impl Keeper {
     }
 
     /// Stores a batch in one transaction.
-    fn keep(&mut self, batch: &[Record], dropped: u64, closed: bool) -> rusqlite::Result<()> {
+    fn write(&mut self, batch: &[Record], dropped: u64, closed: bool) -> rusqlite::Result<()> {
         if batch.is_empty() && !closed {
             return Ok(());
         }
@@ -324,7 +324,7 @@ fn insert_all(
 }
 
 /// The number of an agent, who takes part in a run.
-fn agent_row(connection: &Connection, run: i64, terms: &Terms) -> rusqlite::Result<i64> {
+fn agent_row(connection: &Connection, run: i64, terms: &AgentTerms) -> rusqlite::Result<i64> {
     let add = "INSERT OR IGNORE INTO agents (agent_id) VALUES (?1)";
     let find = "SELECT agent FROM agents WHERE agent_id = ?1";
     let agent = row_of(connection, add, find, &terms.id)?;

@@ -102,7 +102,7 @@ pub struct UptimePolled {
     /// Whose uptime.
     pub agent: AgentIndex,
     /// How far it can be trusted.
-    pub state: State,
+    pub state: Freshness,
     /// The last known uptime.
     pub uptime: Option<Percent>,
     /// Whether this question brought a good answer.
@@ -110,13 +110,13 @@ pub struct UptimePolled {
     /// How many pings the window holds.
     pub pings: usize,
     /// What else the ping system told, last it did.
-    pub standing: Standing,
+    pub ping_stats: PingStats,
 }
 
 /// How far what is known of an agent's uptime can be trusted now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum Freshness {
     /// Known, and recently enough to be acted on.
     Fresh,
     /// Known once, but no good answer came for too long.
@@ -125,7 +125,7 @@ pub enum State {
     Unknown,
 }
 
-impl State {
+impl Freshness {
     /// As it stands in JSON and in records.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -139,7 +139,7 @@ impl State {
 
 /// What the ping system tells of an agent beside its uptime; only shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Standing {
+pub struct PingStats {
     /// Poor pings in a row.
     pub consecutive_poor: Option<u64>,
     /// Minutes between pings.
@@ -197,12 +197,12 @@ impl RateReason {
     }
 }
 
-impl From<State> for RateReason {
-    fn from(state: State) -> Self {
+impl From<Freshness> for RateReason {
+    fn from(state: Freshness) -> Self {
         match state {
-            State::Fresh => Self::Uptime,
-            State::Stale => Self::Stale,
-            State::Unknown => Self::Unknown,
+            Freshness::Fresh => Self::Uptime,
+            Freshness::Stale => Self::Stale,
+            Freshness::Unknown => Self::Unknown,
         }
     }
 }
@@ -248,12 +248,12 @@ pub struct JobDone {
     /// What it cost, where there is a price.
     pub cost: Option<Wei>,
     /// What came of it.
-    pub answer: Answer,
+    pub answer: JobAnswer,
 }
 
 /// What a gateway answered, or why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct JobAnswer {
     /// The meaning.
     pub outcome: Outcome,
     /// The HTTP status, where one came.
@@ -268,7 +268,7 @@ pub struct Answer {
     pub error: Option<String>,
 }
 
-impl Answer {
+impl JobAnswer {
     /// No answer, and why.
     #[must_use]
     pub fn failure(outcome: Outcome, error: String) -> Self {

@@ -18,7 +18,7 @@ const DURATION_BUCKETS: [f64; 14] = [
 
 /// Counters and gauges of one run.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct RunMetrics {
     registry: Registry,
     families: Families,
     capabilities: Vec<Arc<str>>,
@@ -86,7 +86,7 @@ impl Families {
     }
 }
 
-impl Metrics {
+impl RunMetrics {
     /// All series of a run.
     ///
     /// # Errors

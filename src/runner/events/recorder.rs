@@ -8,11 +8,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::accounts::{Accounts, CapabilityStatistics};
-use super::database::{Recording, Terms};
+use super::database::{AgentTerms, RunRecorder};
 use super::event::{AgentJoined, Event, JobDone};
-use super::metrics::Metrics;
+use super::metrics::RunMetrics;
 use super::output::{AgentProgress, Output, Progress};
-use crate::runner::events::event::State;
+use crate::runner::events::event::Freshness;
 use crate::runner::events::output::text::TextOutput;
 use crate::runner::events::output::writer::Writer;
 use crate::runner::roster::{AgentIndex, Roster};
@@ -21,28 +21,28 @@ use crate::wire::gateway::Outcome;
 
 /// Takes in events from all tasks of a run.
 #[derive(Debug)]
-pub struct Recorder {
+pub struct EventDispatcher {
     started: Instant,
     output: Output,
     stats_every: u64,
     writer: Writer,
-    recording: Option<Recording>,
-    books: Mutex<Books>,
+    recorder: Option<RunRecorder>,
+    state: Mutex<RecorderState>,
 }
 
 #[derive(Debug)]
-struct Books {
+struct RecorderState {
     roster: Roster,
     accounts: Accounts,
-    metrics: Metrics,
+    metrics: RunMetrics,
     /// By agent: the last known uptime, and when a good answer told it.
     uptimes: Vec<Option<(Percent, Instant)>>,
     lines: Vec<u8>,
     lines_skipped: u64,
-    rejections: Rejections,
+    rejections: RejectionLog,
 }
 
-impl Books {
+impl RecorderState {
     fn join(&mut self, joined: &AgentJoined) {
         if joined.agent.0 == self.roster.agents.len() {
             self.roster.agents.push(Arc::clone(&joined.id));
@@ -53,12 +53,12 @@ impl Books {
 
 /// Rejected jobs are our own fault and logged as errors, but not one line each at full rate.
 #[derive(Debug, Default)]
-struct Rejections {
+struct RejectionLog {
     told_at: Option<Instant>,
     since: u64,
 }
 
-impl Rejections {
+impl RejectionLog {
     const SILENCE: Duration = Duration::from_secs(10);
 
     fn tell(&mut self, job: &JobDone) {
@@ -82,7 +82,7 @@ impl Rejections {
     }
 }
 
-impl Recorder {
+impl EventDispatcher {
     /// Nothing has happened yet. A block of statistics comes after every `stats_every` jobs, never
     /// for 0.
     ///
@@ -93,33 +93,33 @@ impl Recorder {
         output: Output,
         stats_every: u64,
         writer: Writer,
-        recording: Option<Recording>,
+        recorder: Option<RunRecorder>,
     ) -> prometheus::Result<Self> {
         Ok(Self {
-            books: Mutex::new(Books {
+            state: Mutex::new(RecorderState {
                 accounts: Accounts::new(&roster),
-                metrics: Metrics::new(&roster)?,
+                metrics: RunMetrics::new(&roster)?,
                 uptimes: vec![None; roster.agents.len()],
                 roster,
                 lines: Vec::new(),
                 lines_skipped: 0,
-                rejections: Rejections::default(),
+                rejections: RejectionLog::default(),
             }),
             started: Instant::now(),
             output,
             stats_every,
             writer,
-            recording,
+            recorder,
         })
     }
 
     /// Takes in an agent that joins, before anything is told of it.
-    pub fn admit(&self, agent: AgentIndex, terms: Terms) {
+    pub fn add_agent(&self, agent: AgentIndex, terms: AgentTerms) {
         let id = Arc::clone(&terms.id);
-        if let Some(recording) = &self.recording
-            && agent.0 == self.books.lock().roster.agents.len()
+        if let Some(recorder) = &self.recorder
+            && agent.0 == self.state.lock().roster.agents.len()
         {
-            recording.admit(terms);
+            recorder.add_agent(terms);
         }
         let ts = Utc::now();
         self.record(&Event::AgentJoined(AgentJoined { ts, agent, id }));
@@ -127,37 +127,37 @@ impl Recorder {
 
     /// Takes in what happened.
     pub fn record(&self, event: &Event) {
-        if let Some(recording) = &self.recording {
-            recording.record(event);
+        if let Some(recorder) = &self.recorder {
+            recorder.record(event);
         }
-        let mut books = self.books.lock();
-        books.metrics.apply(event);
-        books.accounts.apply(event);
+        let mut state = self.state.lock();
+        state.metrics.apply(event);
+        state.accounts.apply(event);
         match event {
-            Event::AgentJoined(joined) => books.join(joined),
-            Event::AgentLeft { agent, .. } => books.uptimes[agent.0] = None,
+            Event::AgentJoined(joined) => state.join(joined),
+            Event::AgentLeft { agent, .. } => state.uptimes[agent.0] = None,
             Event::Uptime(polled) => match polled.uptime {
                 Some(uptime) if polled.answered => {
-                    books.uptimes[polled.agent.0] = Some((uptime, Instant::now()));
+                    state.uptimes[polled.agent.0] = Some((uptime, Instant::now()));
                 }
-                None if polled.state == State::Unknown => books.uptimes[polled.agent.0] = None,
+                None if polled.state == Freshness::Unknown => state.uptimes[polled.agent.0] = None,
                 _ => {}
             },
             Event::Job(job) if job.answer.outcome == Outcome::Rejected => {
-                books.rejections.tell(job);
+                state.rejections.tell(job);
             }
             _ => {}
         }
-        let Books {
+        let RecorderState {
             roster,
             accounts,
             lines,
             lines_skipped,
             ..
-        } = &mut *books;
+        } = &mut *state;
         lines.clear();
         let is_job = matches!(event, Event::Job(_));
-        if is_job && self.may_skip_lines() && !self.writer.has_room() {
+        if is_job && self.may_skip_lines() && !self.writer.has_capacity() {
             *lines_skipped += 1;
         } else {
             if *lines_skipped > 0 {
@@ -186,9 +186,9 @@ impl Recorder {
     /// Waits until standard output has taken enough lines that no more than a bounded number wait.
     /// Whoever holds a place for a job waits here before giving it back: where records must not be
     /// lost, an output that stalls ends up dropping slots, not lines.
-    pub async fn room(&self) {
+    pub async fn ready(&self) {
         if !self.may_skip_lines() {
-            self.writer.room().await;
+            self.writer.ready().await;
         }
     }
 
@@ -198,17 +198,17 @@ impl Recorder {
     /// When standard output did not take all lines.
     pub async fn close(&self) -> std::io::Result<CapabilityStatistics> {
         let total = {
-            let books = self.books.lock();
-            let statistics = books
+            let state = self.state.lock();
+            let statistics = state
                 .accounts
                 .statistics(Utc::now(), self.started.elapsed());
             let mut lines = Vec::new();
             self.output.summary(&statistics, &mut lines);
             self.writer.write(&lines);
-            books.accounts.total()
+            state.accounts.total()
         };
-        if let Some(recording) = &self.recording {
-            match recording.close().await? {
+        if let Some(recorder) = &self.recorder {
+            match recorder.close().await? {
                 0 => {}
                 dropped => tracing::warn!(
                     records = dropped,
@@ -225,13 +225,13 @@ impl Recorder {
     /// # Errors
     /// When a metric cannot be written as text.
     pub fn metrics_text(&self, in_flight: usize) -> prometheus::Result<String> {
-        let books = self.books.lock();
-        for (index, known) in books.uptimes.iter().enumerate() {
+        let state = self.state.lock();
+        for (index, known) in state.uptimes.iter().enumerate() {
             let age = known.map_or(f64::NAN, |(_, at)| at.elapsed().as_secs_f64());
-            books.metrics.set_uptime_age(AgentIndex(index), age);
+            state.metrics.set_uptime_age(AgentIndex(index), age);
         }
-        books.metrics.set_in_flight(in_flight);
-        books.metrics.text()
+        state.metrics.set_in_flight(in_flight);
+        state.metrics.text()
     }
 
     /// Shows what is going on below the lines of a terminal that is `columns` wide.
@@ -243,18 +243,18 @@ impl Recorder {
         left: Option<Duration>,
     ) {
         let progress = {
-            let books = self.books.lock();
-            let agents = books.roster.agents.iter().zip(&books.uptimes);
+            let state = self.state.lock();
+            let agents = state.roster.agents.iter().zip(&state.uptimes);
             let agents = agents.map(|(id, known)| AgentProgress {
                 id: Arc::clone(id),
                 uptime: known.map(|(uptime, at)| (uptime, at.elapsed())),
             });
             Progress {
-                rate: books.accounts.current_rate(),
+                rate: state.accounts.current_rate(),
                 agents: agents.collect(),
                 in_flight,
-                sent: books.accounts.jobs_sent(),
-                p50_p99_ms: books.accounts.total().latency_ms.map(|l| (l.p50, l.p99)),
+                sent: state.accounts.jobs_sent(),
+                p50_p99_ms: state.accounts.total().latency_ms.map(|l| (l.p50, l.p99)),
                 left,
             }
         };

@@ -9,9 +9,9 @@ use tokio::sync::watch;
 
 use super::allocation::{Allocation, Split, base_rates, redistribute};
 use super::decision::{ClaimChange, DecisionState, Observation, RateDecision};
-use super::job_stats::TrackRecord;
+use super::job_stats::JobStats;
 use super::policy::Policy;
-use crate::runner::events::event::{RateReason, State};
+use crate::runner::events::event::{Freshness, RateReason};
 use crate::runner::roster::AgentIndex;
 use crate::units::{JobsPerMinute, Percent, Share};
 
@@ -71,7 +71,7 @@ struct AgentEntry {
     weight: Option<f64>,
     decisions: DecisionState,
     budget_spent: bool,
-    track_record: Arc<TrackRecord>,
+    job_stats: Arc<JobStats>,
     target: watch::Sender<Option<TargetRate>>,
     /// The share behind the target rate.
     published_share: Option<Share>,
@@ -145,7 +145,7 @@ impl RateController {
         &self,
         AgentIndex(agent): AgentIndex,
         own_base: JobsPerMinute,
-        track_record: Arc<TrackRecord>,
+        job_stats: Arc<JobStats>,
     ) -> watch::Receiver<Option<TargetRate>> {
         let (target, receiver) = watch::channel(None);
         let base = match self.sharing {
@@ -161,7 +161,7 @@ impl RateController {
             weight: None,
             decisions: DecisionState::new(&self.policy),
             budget_spent: false,
-            track_record,
+            job_stats,
             target,
             published_share: None,
         });
@@ -177,7 +177,7 @@ impl RateController {
     pub fn observe(
         &self,
         AgentIndex(agent): AgentIndex,
-        state: State,
+        state: Freshness,
         uptime: Option<Percent>,
         now: Instant,
     ) -> Observed {
@@ -192,7 +192,7 @@ impl RateController {
         let observation = Observation {
             state,
             uptime,
-            evidence: entry.track_record.evidence(now),
+            evidence: entry.job_stats.evidence(now),
         };
         let before = entry.decisions.decided();
         let claim = entry.decisions.decide(&self.policy, observation, now);
@@ -236,7 +236,7 @@ impl RateController {
         let mut present: Vec<&mut AgentEntry> = entries.iter_mut().flatten().collect();
         for entry in &mut present {
             let uptime = entry.decisions.decided().and_then(RateDecision::uptime);
-            let new = split.weight(uptime, entry.track_record.performance());
+            let new = split.weight(uptime, entry.job_stats.performance());
             entry.weight = match (entry.weight, new) {
                 (Some(old), Some(new)) if split == Split::Performance => {
                     Some(old + SMOOTHING * (new - old))
@@ -283,20 +283,20 @@ mod tests {
     use super::*;
     use crate::runner::testing::percent;
 
-    struct Fleet {
+    struct TestFleet {
         rates: RateController,
         orders: Vec<watch::Receiver<Option<TargetRate>>>,
     }
 
-    impl Fleet {
+    impl TestFleet {
         fn of(agents: usize, sharing: Sharing) -> Self {
             let rates = RateController::new(Policy::default(), sharing);
             let orders = (0..agents).map(|agent| {
-                let track_record = TrackRecord::new(None, Duration::from_hours(1));
+                let job_stats = JobStats::new(None, Duration::from_hours(1));
                 rates.add(
                     AgentIndex(agent),
                     JobsPerMinute::new(60),
-                    Arc::new(track_record),
+                    Arc::new(job_stats),
                 )
             });
             let orders = orders.collect();
@@ -307,7 +307,7 @@ mod tests {
         fn uptime(&self, agent: usize, uptime: f64) {
             self.rates.observe(
                 AgentIndex(agent),
-                State::Fresh,
+                Freshness::Fresh,
                 Some(percent(uptime)),
                 Instant::now(),
             );
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn own_rates_do_not_depend_on_others() {
-        let fleet = Fleet::of(2, Sharing::Own);
+        let fleet = TestFleet::of(2, Sharing::Own);
         fleet.uptime(0, 96.0);
         assert_eq!(fleet.now(), [Some((60, 30)), None]);
         fleet.uptime(1, 99.0);
@@ -350,7 +350,7 @@ mod tests {
             (false, [Some((50, 50)), Some((50, 25))]),
             (true, [Some((75, 75)), Some((25, 25))]),
         ] {
-            let fleet = Fleet::of(2, total(Split::Equal, redistribute));
+            let fleet = TestFleet::of(2, total(Split::Equal, redistribute));
             fleet.uptime(0, 99.5);
             fleet.uptime(1, 96.0);
             assert_eq!(fleet.now(), expected);
@@ -359,12 +359,12 @@ mod tests {
 
     #[test]
     fn agents_that_come_and_go_change_the_shares() {
-        let mut fleet = Fleet::of(2, total(Split::Equal, false));
+        let mut fleet = TestFleet::of(2, total(Split::Equal, false));
         fleet.uptime(0, 99.5);
-        let track_record = Arc::new(TrackRecord::new(None, Duration::from_hours(1)));
+        let job_stats = Arc::new(JobStats::new(None, Duration::from_hours(1)));
         let joined = fleet
             .rates
-            .add(AgentIndex(2), JobsPerMinute::new(60), track_record);
+            .add(AgentIndex(2), JobsPerMinute::new(60), job_stats);
         fleet.orders.push(joined);
         fleet.rates.rebalance();
         fleet.uptime(2, 99.5);
@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_total_by_uptime_follows_it_at_the_next_rebalancing() {
-        let fleet = Fleet::of(2, total(Split::Uptime, false));
+        let fleet = TestFleet::of(2, total(Split::Uptime, false));
         fleet.uptime(0, 100.0);
         fleet.uptime(1, 100.0);
         fleet.rates.rebalance();
@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn the_reason_is_that_of_the_last_change() {
-        let fleet = Fleet::of(2, total(Split::Uptime, false));
+        let fleet = TestFleet::of(2, total(Split::Uptime, false));
         fleet.uptime(0, 100.0);
         fleet.uptime(1, 100.0);
         fleet.rates.rebalance();
@@ -408,14 +408,14 @@ mod tests {
             let uptime = Some(percent(96.0));
             fleet.rates.observe(AgentIndex(0), state, uptime, now);
         };
-        stale(State::Stale);
+        stale(Freshness::Stale);
         assert_eq!(fleet.reason(0), RateReason::Stale);
         assert_eq!(fleet.now()[0], Some((67, 0)));
     }
 
     #[test]
     fn an_agent_whose_budget_is_spent_is_sent_nothing_whatever_it_earns() {
-        let fleet = Fleet::of(2, Sharing::Own);
+        let fleet = TestFleet::of(2, Sharing::Own);
         fleet.uptime(0, 100.0);
         fleet.uptime(1, 100.0);
         fleet.rates.budget_spent(AgentIndex(0));

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use super::claims::contradiction;
 use super::policy::{Policy, Recovery, Trust};
-use crate::runner::events::event::{Contradiction, Evidence, RateReason, State};
+use crate::runner::events::event::{Contradiction, Evidence, Freshness, RateReason};
 use crate::units::{JobsPerMinute, Percent, Share};
 
 /// What is known of an agent when its rate is decided.
 #[derive(Debug, Clone, Copy)]
 pub struct Observation {
     /// How far the uptime can be trusted now.
-    pub state: State,
+    pub state: Freshness,
     /// The last known uptime.
     pub uptime: Option<Percent>,
     /// What its jobs say.
@@ -129,7 +129,7 @@ impl DecisionState {
         observed: Observation,
         now: Instant,
     ) -> Option<ClaimChange> {
-        let (State::Fresh, Some(uptime)) = (observed.state, observed.uptime) else {
+        let (Freshness::Fresh, Some(uptime)) = (observed.state, observed.uptime) else {
             // Rates begin with the first known uptime.
             if self.decided.is_some() {
                 self.decided = Some(RateDecision::Suspended {
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::runner::testing::percent;
 
-    fn observed(state: State, uptime: Option<f64>, jobs: u64, good: u64) -> Observation {
+    fn observed(state: Freshness, uptime: Option<f64>, jobs: u64, good: u64) -> Observation {
         Observation {
             state,
             uptime: uptime.map(percent),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn fresh(uptime: f64) -> Observation {
-        observed(State::Fresh, Some(uptime), 0, 0)
+        observed(Freshness::Fresh, Some(uptime), 0, 0)
     }
 
     fn sixty(decision: Option<RateDecision>, policy: &Policy) -> Option<u32> {
@@ -187,11 +187,11 @@ mod tests {
         let policy = Policy::default();
         let mut state = DecisionState::new(&policy);
         let now = Instant::now();
-        state.decide(&policy, observed(State::Unknown, None, 0, 0), now);
+        state.decide(&policy, observed(Freshness::Unknown, None, 0, 0), now);
         assert_eq!(state.decided(), None);
         state.decide(&policy, fresh(96.0), now);
         assert_eq!(sixty(state.decided(), &policy), Some(30));
-        state.decide(&policy, observed(State::Stale, Some(96.0), 0, 0), now);
+        state.decide(&policy, observed(Freshness::Stale, Some(96.0), 0, 0), now);
         let suspended = state.decided().unwrap();
         assert_eq!(
             (suspended.share(), suspended.uptime()),
@@ -206,7 +206,7 @@ mod tests {
         let mut state = DecisionState::new(&policy);
         state.decide(&policy, fresh(50.0), Instant::now());
         assert_eq!(sixty(state.decided(), &policy), Some(2));
-        let unknown = observed(State::Unknown, None, 0, 0);
+        let unknown = observed(Freshness::Unknown, None, 0, 0);
         state.decide(&policy, unknown, Instant::now());
         assert_eq!(sixty(state.decided(), &policy), Some(0));
     }
@@ -221,7 +221,7 @@ mod tests {
             let mut state = DecisionState::new(&policy);
             let now = Instant::now();
             assert_eq!(state.decide(&policy, fresh(99.5), now), None);
-            let failing = observed(State::Fresh, Some(99.5), 100, 91);
+            let failing = observed(Freshness::Fresh, Some(99.5), 100, 91);
             let change = state.decide(&policy, failing, now).unwrap();
             assert_eq!(change.contradiction.unwrap().evidence.good, 91);
             assert_eq!(state.decide(&policy, failing, now), None);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::allocation::Performance;
 use super::claims::job_says;
-use crate::runner::events::event::Answer;
 use crate::runner::events::event::Evidence;
+use crate::runner::events::event::JobAnswer;
 use crate::wire::gateway::{Outcome, same_orchestrator_form};
 use parking_lot::Mutex;
 
@@ -19,21 +19,21 @@ const PARTS: u32 = 60;
 
 /// One agent's track record.
 #[derive(Debug)]
-pub struct TrackRecord {
+pub struct JobStats {
     /// Who may do its jobs, where nobody else's jobs go there: only then do they say something of it.
     orchestrators: Option<Vec<String>>,
     window: Duration,
-    jobs: Mutex<Jobs>,
+    jobs: Mutex<RecentJobs>,
 }
 
 #[derive(Debug, Default)]
-struct Jobs {
+struct RecentJobs {
     recent: VecDeque<(bool, Duration)>,
     /// Since when each part of the window counts, oldest first.
     evidence: VecDeque<(Instant, Evidence)>,
 }
 
-impl TrackRecord {
+impl JobStats {
     /// Of an agent that is tied to `orchestrators`, in the form of [`same_orchestrator_form`], alone;
     /// evidence counts for `window`.
     #[must_use]
@@ -46,7 +46,7 @@ impl TrackRecord {
     }
 
     /// Takes in what became of a job.
-    pub fn job(&self, answer: &Answer, latency: Duration, now: Instant) {
+    pub fn job(&self, answer: &JobAnswer, latency: Duration, now: Instant) {
         let mut jobs = self.jobs.lock();
         if jobs.recent.len() == RECENT_JOBS {
             jobs.recent.pop_front();
@@ -111,7 +111,7 @@ impl TrackRecord {
         })
     }
 
-    fn forget(&self, jobs: &mut Jobs, now: Instant) {
+    fn forget(&self, jobs: &mut RecentJobs, now: Instant) {
         let too_old = |since: Instant| now.saturating_duration_since(since) >= self.window;
         while jobs
             .evidence
@@ -127,13 +127,13 @@ impl TrackRecord {
 mod tests {
     use super::*;
 
-    fn answer(outcome: Outcome) -> Answer {
-        Answer::failure(outcome, String::new())
+    fn answer(outcome: Outcome) -> JobAnswer {
+        JobAnswer::failure(outcome, String::new())
     }
 
     #[test]
     fn evidence_leaves_with_the_window() {
-        let record = TrackRecord::new(
+        let record = JobStats::new(
             Some(vec!["https://mine".to_owned()]),
             Duration::from_mins(1),
         );
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn without_orchestrators_of_its_own_nothing_is_evidence() {
-        let record = TrackRecord::new(None, Duration::from_mins(1));
+        let record = JobStats::new(None, Duration::from_mins(1));
         let now = Instant::now();
         record.job(&answer(Outcome::Success), Duration::from_secs(1), now);
         assert_eq!(record.evidence(now), Evidence::default());
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn performance_is_that_of_the_last_jobs() {
-        let record = TrackRecord::new(None, Duration::from_mins(1));
+        let record = JobStats::new(None, Duration::from_mins(1));
         let job = |outcome, millis| {
             record.job(
                 &answer(outcome),

@@ -7,23 +7,23 @@ use parking_lot::Mutex;
 
 /// The budgets of a run.
 #[derive(Debug)]
-pub struct Budgets(Mutex<Pots>);
+pub struct Budgets(Mutex<Balances>);
 
 #[derive(Debug)]
-struct Pots {
-    common: Option<Pot>,
-    agents: Vec<Option<Pot>>,
+struct Balances {
+    common: Option<Balance>,
+    agents: Vec<Option<Balance>>,
 }
 
 #[derive(Debug)]
-struct Pot {
+struct Balance {
     /// What is neither spent nor set aside.
     free: Wei,
     /// Jobs under way, each of which may give something back.
     under_way: u64,
 }
 
-impl Pot {
+impl Balance {
     fn new(budget: Wei) -> Self {
         Self {
             free: budget,
@@ -49,41 +49,41 @@ impl Budgets {
     /// A budget for all agents together, where there is one.
     #[must_use]
     pub fn new(common: Option<Wei>) -> Self {
-        Self(Mutex::new(Pots {
-            common: common.map(Pot::new),
+        Self(Mutex::new(Balances {
+            common: common.map(Balance::new),
             agents: Vec::new(),
         }))
     }
 
     /// Gives an agent a budget of its own; one that it has already stays as it is.
     pub fn open(&self, AgentIndex(agent): AgentIndex, budget: Option<Wei>) {
-        let mut pots = self.0.lock();
-        if pots.agents.len() <= agent {
-            pots.agents.resize_with(agent + 1, || None);
+        let mut balances = self.0.lock();
+        if balances.agents.len() <= agent {
+            balances.agents.resize_with(agent + 1, || None);
         }
-        let pot = &mut pots.agents[agent];
-        if pot.is_none() {
-            *pot = budget.map(Pot::new);
+        let balance = &mut balances.agents[agent];
+        if balance.is_none() {
+            *balance = budget.map(Balance::new);
         }
     }
 
     /// Sets aside what a job of `wanted` seconds costs at most, or of fewer where there is less.
-    pub fn take(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
-        let mut pots = self.0.lock();
-        let seconds = |pot: &Pot| pot.free.whole_times(price.get()).unwrap_or(wanted);
-        let granted = pots.of(agent).map(|pot| seconds(pot)).min();
+    pub fn reserve(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
+        let mut balances = self.0.lock();
+        let seconds = |balance: &Balance| balance.free.whole_times(price.get()).unwrap_or(wanted);
+        let granted = balances.of(agent).map(|balance| seconds(balance)).min();
         let granted = granted.map_or(wanted, |seconds| seconds.min(wanted));
         if granted > 0 {
-            for pot in pots.of(agent) {
-                pot.free -= &price.for_seconds(granted);
-                pot.under_way += 1;
+            for balance in balances.of(agent) {
+                balance.free -= &price.for_seconds(granted);
+                balance.under_way += 1;
             }
             return Grant::Seconds(granted);
         }
-        let spent = |pot: &Pot| seconds(pot) == 0 && pot.under_way == 0;
-        if pots.common.as_ref().is_some_and(spent) {
+        let spent = |balance: &Balance| seconds(balance) == 0 && balance.under_way == 0;
+        if balances.common.as_ref().is_some_and(spent) {
             Grant::AllSpent
-        } else if pots.own(agent).is_some_and(spent) {
+        } else if balances.own(agent).is_some_and(spent) {
             Grant::AgentSpent
         } else {
             Grant::NotNow
@@ -92,21 +92,21 @@ impl Budgets {
 
     /// Gives back what a job was granted and did not cost.
     pub fn settle(&self, agent: AgentIndex, price: &WeiPerSecond, granted: u64, charged: u64) {
-        for pot in self.0.lock().of(agent) {
-            pot.free += &price.for_seconds(granted);
-            pot.free -= &price.for_seconds(charged);
-            pot.under_way -= 1;
+        for balance in self.0.lock().of(agent) {
+            balance.free += &price.for_seconds(granted);
+            balance.free -= &price.for_seconds(charged);
+            balance.under_way -= 1;
         }
     }
 }
 
-impl Pots {
-    fn own(&self, AgentIndex(agent): AgentIndex) -> Option<&Pot> {
+impl Balances {
+    fn own(&self, AgentIndex(agent): AgentIndex) -> Option<&Balance> {
         self.agents.get(agent)?.as_ref()
     }
 
     /// Those that pay for an agent's jobs.
-    fn of(&mut self, AgentIndex(agent): AgentIndex) -> impl Iterator<Item = &mut Pot> {
+    fn of(&mut self, AgentIndex(agent): AgentIndex) -> impl Iterator<Item = &mut Balance> {
         let own = self.agents.get_mut(agent).and_then(Option::as_mut);
         self.common.as_mut().into_iter().chain(own)
     }
@@ -131,30 +131,30 @@ mod tests {
     #[test]
     fn what_is_set_aside_comes_back_but_for_what_was_charged() {
         let budgets = Budgets::new(Some(wei(5500)));
-        assert_eq!(budgets.take(A, &price(1000), 3), Grant::Seconds(3));
-        assert_eq!(budgets.take(B, &price(1000), 3), Grant::Seconds(2));
-        assert_eq!(budgets.take(A, &price(1000), 3), Grant::NotNow);
+        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::Seconds(3));
+        assert_eq!(budgets.reserve(B, &price(1000), 3), Grant::Seconds(2));
+        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::NotNow);
         budgets.settle(A, &price(1000), 3, 1);
-        assert_eq!(budgets.take(A, &price(1000), 3), Grant::Seconds(2));
+        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::Seconds(2));
         budgets.settle(B, &price(1000), 2, 2);
         budgets.settle(A, &price(1000), 2, 2);
-        assert_eq!(budgets.take(A, &price(1000), 3), Grant::AllSpent);
+        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::AllSpent);
         // What costs nothing can always be had.
-        assert_eq!(budgets.take(A, &price(0), 3), Grant::Seconds(3));
+        assert_eq!(budgets.reserve(A, &price(0), 3), Grant::Seconds(3));
     }
 
     #[test]
     fn an_agents_budget_is_its_own() {
         let budgets = Budgets::new(Some(wei(100)));
         budgets.open(B, Some(wei(10)));
-        assert_eq!(budgets.take(B, &price(10), 9), Grant::Seconds(1));
+        assert_eq!(budgets.reserve(B, &price(10), 9), Grant::Seconds(1));
         budgets.settle(B, &price(10), 1, 1);
         // Followed again, it has not got it back.
         budgets.open(B, Some(wei(10)));
-        assert_eq!(budgets.take(B, &price(10), 9), Grant::AgentSpent);
-        assert_eq!(budgets.take(A, &price(10), 99), Grant::Seconds(9));
+        assert_eq!(budgets.reserve(B, &price(10), 9), Grant::AgentSpent);
+        assert_eq!(budgets.reserve(A, &price(10), 99), Grant::Seconds(9));
         assert_eq!(
-            Budgets::new(None).take(A, &price(10), 99),
+            Budgets::new(None).reserve(A, &price(10), 99),
             Grant::Seconds(99)
         );
     }
@@ -171,7 +171,7 @@ mod tests {
             let mut spent = 0;
             let mut under_way: Vec<(u64, u64)> = Vec::new();
             for (wanted, used, ends) in jobs {
-                if let Grant::Seconds(granted) = budgets.take(A, &price, wanted) {
+                if let Grant::Seconds(granted) = budgets.reserve(A, &price, wanted) {
                     prop_assert!((1..=wanted).contains(&granted));
                     under_way.push((granted, (granted as f64 * used) as u64));
                 }

@@ -87,14 +87,14 @@ impl Capability {
 
     /// The longest wait for an answer that lets an orchestrator give up first.
     #[must_use]
-    pub fn patience(&self) -> Duration {
+    pub fn default_timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_seconds.into()) + TIMEOUT_MARGIN
     }
 
     /// Everything of a job that is the same for all of an agent's, `parameters` included.
     #[must_use]
-    pub fn prepare(&self, parameters: &str) -> JobForm {
-        JobForm {
+    pub fn prepare(&self, parameters: &str) -> JobTemplate {
+        JobTemplate {
             header: JobHeader {
                 id: Uuid::nil(),
                 request: json!({ "run": self.run }).to_string().into(),
@@ -109,12 +109,12 @@ impl Capability {
 
 /// What a capability's jobs for one agent have in common.
 #[derive(Debug, Clone)]
-pub struct JobForm {
+pub struct JobTemplate {
     header: JobHeader<'static>,
     payload: Template,
 }
 
-impl JobForm {
+impl JobTemplate {
     /// The value of the job header of a job that may run for `seconds` at most, and never longer than
     /// its capability says.
     #[must_use]
@@ -158,13 +158,13 @@ pub fn parameters(orchestrators: &[String]) -> String {
 /// Slots that send nothing draw from a stream of their own: how many of them fall between two jobs
 /// depends on the clock, and must not change which job comes next.
 #[derive(Debug)]
-pub struct Chooser {
+pub struct JobPicker {
     cumulated_weights: Vec<f64>,
     sent: Rng,
     unsent: Rng,
 }
 
-impl Chooser {
+impl JobPicker {
     /// Chooses among capabilities of these weights.
     #[must_use]
     pub fn new(weights: impl IntoIterator<Item = f64>, seed: u64) -> Self {
@@ -228,7 +228,7 @@ mod tests {
         );
         assert_eq!(keys(text_to_image), "agent_id prompt seed timestamp");
         assert_eq!(keys(prompt_enhance), "agent_id prompt timestamp");
-        assert_eq!(gpu_check.patience(), Duration::from_secs(40));
+        assert_eq!(gpu_check.default_timeout(), Duration::from_secs(40));
     }
 
     #[test]
@@ -242,10 +242,10 @@ mod tests {
 
     #[test]
     fn the_choice_follows_the_weights() {
-        let mut chooser = Chooser::new([1.0, 2.0, 1.0], 7);
+        let mut picker = JobPicker::new([1.0, 2.0, 1.0], 7);
         let mut counts = [0; 3];
         for _ in 0..40_000 {
-            counts[chooser.next_sent().0.0] += 1;
+            counts[picker.next_sent().0.0] += 1;
         }
         for (count, expected) in counts.into_iter().zip([10_000_i32, 20_000, 10_000]) {
             assert!((count - expected).abs() < 500, "{counts:?}");
@@ -257,8 +257,8 @@ mod tests {
         fn the_same_seed_sends_the_same_jobs_whatever_is_withheld_between(
             seed in any::<u64>(), withheld in prop::collection::vec(0..5_usize, 20),
         ) {
-            let mut plain = Chooser::new([1.0, 1.0, 3.0], seed);
-            let mut busy = Chooser::new([1.0, 1.0, 3.0], seed);
+            let mut plain = JobPicker::new([1.0, 1.0, 3.0], seed);
+            let mut busy = JobPicker::new([1.0, 1.0, 3.0], seed);
             for count in withheld {
                 for _ in 0..count {
                     busy.next_unsent();

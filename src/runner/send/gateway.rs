@@ -9,7 +9,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use uuid::Uuid;
 
 use crate::net::client::root_cause;
-use crate::runner::events::event::Answer;
+use crate::runner::events::event::JobAnswer;
 use crate::runner::roster::CapabilityIndex;
 use crate::wire::gateway::{
     BALANCE_HEADER, DoneMark, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, Outcome,
@@ -43,7 +43,7 @@ pub struct Job {
 /// Where jobs go: the gateway, or a test's stand-in.
 pub trait SendJob: Send + Sync + 'static {
     /// Sends a job once and waits for the whole answer, at most the job's timeout.
-    fn send(&self, job: Job) -> impl Future<Output = Answer> + Send;
+    fn send(&self, job: Job) -> impl Future<Output = JobAnswer> + Send;
 }
 
 /// A Livepeer BYOC gateway.
@@ -67,7 +67,7 @@ impl Gateway {
         }
     }
 
-    async fn exchange(&self, job: Job) -> Result<Answer, Answer> {
+    async fn exchange(&self, job: Job) -> Result<JobAnswer, JobAnswer> {
         let header = HeaderValue::try_from(job.header)
             .expect("base64 has only characters that a header may have");
         let mut request = self
@@ -80,7 +80,7 @@ impl Gateway {
             request = request.header(AUTHORIZATION, authorization.clone());
         }
         let response = request.send().await.map_err(|error| failure(&error))?;
-        let mut answer = Answer::failure(Outcome::Transport, String::new());
+        let mut answer = JobAnswer::failure(Outcome::Transport, String::new());
         answer.status = Some(response.status().as_u16());
         let kept = KeptHeaders::of(response.headers());
         answer.orchestrator = kept.orchestrator;
@@ -98,11 +98,11 @@ impl Gateway {
 }
 
 impl SendJob for Gateway {
-    async fn send(&self, job: Job) -> Answer {
+    async fn send(&self, job: Job) -> JobAnswer {
         let timeout = job.timeout;
         match tokio::time::timeout(timeout, self.exchange(job)).await {
             Ok(Ok(answer) | Err(answer)) => answer,
-            Err(_) => Answer::failure(
+            Err(_) => JobAnswer::failure(
                 Outcome::Timeout,
                 format!("no whole answer in {}s", timeout.as_secs_f64()),
             ),
@@ -132,7 +132,7 @@ impl KeptHeaders {
 }
 
 /// Tells the outcome of a whole answer.
-fn judge(answer: &mut Answer, body_start: &[u8], orchestrators: &[String]) {
+fn judge(answer: &mut JobAnswer, body_start: &[u8], orchestrators: &[String]) {
     let status = answer.status.unwrap_or_default();
     answer.outcome = Outcome::of_answer(status, body_start, answer.orchestrator.as_deref());
     answer.error = match answer.outcome {
@@ -224,7 +224,7 @@ async fn read_body(mut response: Response) -> Result<Vec<u8>, Unread> {
     Ok(start)
 }
 
-fn failure(error: &reqwest::Error) -> Answer {
+fn failure(error: &reqwest::Error) -> JobAnswer {
     let outcome = if error.is_connect() {
         Outcome::Connect
     } else if error.is_timeout() {
@@ -232,7 +232,7 @@ fn failure(error: &reqwest::Error) -> Answer {
     } else {
         Outcome::Transport
     };
-    Answer::failure(outcome, root_cause(error))
+    JobAnswer::failure(outcome, root_cause(error))
 }
 
 #[cfg(test)]
@@ -254,7 +254,7 @@ mod tests {
     fn another_orchestrator_than_the_agents_is_misrouted() {
         let own = vec![same_orchestrator_form("https://orch-1:8935/")];
         let outcome = |by: Option<&str>, orchestrators: &[String]| {
-            let mut answer = Answer::failure(Outcome::Transport, String::new());
+            let mut answer = JobAnswer::failure(Outcome::Transport, String::new());
             answer.status = Some(200);
             answer.orchestrator = by.map(str::to_owned);
             judge(&mut answer, b"{", orchestrators);

@@ -1,46 +1,46 @@
-//! The bound on jobs in flight over all agents, and what part of it nobody can take from an agent.
+//! The bound on jobs in flight over all agents, and what part of it nobody can try_acquire from an agent.
 
 use std::sync::Arc;
 
 use crate::runner::roster::AgentIndex;
 use parking_lot::Mutex;
 
-/// Places for jobs in flight. Half of them are kept for the agents, evenly; the other half is taken by
-/// whoever needs it. So an agent whose jobs hang cannot take the places of all the others.
+/// InFlightLimit for jobs in flight. Half of them are kept for the agents, evenly; the other half is usage by
+/// whoever needs it. So an agent whose jobs hang cannot try_acquire the limit of all the others.
 #[derive(Debug)]
-pub struct Places(Mutex<Taken>);
+pub struct InFlightLimit(Mutex<Usage>);
 
 #[derive(Debug)]
-struct Taken {
+struct Usage {
     all: usize,
     /// By agent.
     held: Vec<usize>,
-    /// How many of the places are kept for each agent.
+    /// How many of the limit are kept for each agent.
     kept: usize,
     in_flight: usize,
     /// Those that agents hold beyond what is kept for them.
     beyond: usize,
 }
 
-impl Taken {
+impl Usage {
     fn count_beyond(&mut self) {
         let beyond = self.held.iter().map(|held| held.saturating_sub(self.kept));
         self.beyond = beyond.sum();
     }
 }
 
-/// A place, given back when dropped.
+/// A permit, given back when dropped.
 #[derive(Debug)]
-pub struct Place {
-    places: Arc<Places>,
+pub struct Permit {
+    limit: Arc<InFlightLimit>,
     agent: usize,
 }
 
-impl Places {
-    /// So many places, for no agent yet.
+impl InFlightLimit {
+    /// So many limit, for no agent yet.
     #[must_use]
     pub fn new(all: usize) -> Self {
-        Self(Mutex::new(Taken {
+        Self(Mutex::new(Usage {
             all,
             held: Vec::new(),
             kept: 0,
@@ -49,34 +49,34 @@ impl Places {
         }))
     }
 
-    /// Makes room for agents up to this one. A single agent may use all places.
-    pub fn admit(&self, AgentIndex(agent): AgentIndex) {
-        let mut taken = self.0.lock();
-        if agent >= taken.held.len() {
-            taken.held.resize(agent + 1, 0);
+    /// Makes room for agents up to this one. A single agent may use all limit.
+    pub fn add_agent(&self, AgentIndex(agent): AgentIndex) {
+        let mut usage = self.0.lock();
+        if agent >= usage.held.len() {
+            usage.held.resize(agent + 1, 0);
         }
-        taken.kept = match taken.held.len() {
+        usage.kept = match usage.held.len() {
             1 => 0,
-            agents => taken.all / (2 * agents),
+            agents => usage.all / (2 * agents),
         };
-        taken.count_beyond();
+        usage.count_beyond();
     }
 
-    /// A place for one of an agent's jobs, where there is one.
-    pub fn take(self: &Arc<Self>, AgentIndex(agent): AgentIndex) -> Option<Place> {
-        let mut taken = self.0.lock();
-        if taken.held[agent] >= taken.kept {
-            let common = taken.all - taken.kept * taken.held.len();
-            if taken.beyond >= common {
+    /// A permit for one of an agent's jobs, where there is one.
+    pub fn try_acquire(self: &Arc<Self>, AgentIndex(agent): AgentIndex) -> Option<Permit> {
+        let mut usage = self.0.lock();
+        if usage.held[agent] >= usage.kept {
+            let common = usage.all - usage.kept * usage.held.len();
+            if usage.beyond >= common {
                 return None;
             }
-            taken.beyond += 1;
+            usage.beyond += 1;
         }
-        taken.held[agent] += 1;
-        taken.in_flight += 1;
-        drop(taken);
-        let places = Arc::clone(self);
-        Some(Place { places, agent })
+        usage.held[agent] += 1;
+        usage.in_flight += 1;
+        drop(usage);
+        let limit = Arc::clone(self);
+        Some(Permit { limit, agent })
     }
 
     /// Jobs in flight, over all agents.
@@ -86,14 +86,14 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.places.0.lock();
-        if taken.held[self.agent] > taken.kept {
-            taken.beyond -= 1;
+        let mut usage = self.limit.0.lock();
+        if usage.held[self.agent] > usage.kept {
+            usage.beyond -= 1;
         }
-        taken.held[self.agent] -= 1;
-        taken.in_flight -= 1;
+        usage.held[self.agent] -= 1;
+        usage.in_flight -= 1;
     }
 }
 
@@ -102,36 +102,36 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn places(all: usize, agents: usize) -> Arc<Places> {
-        let places = Arc::new(Places::new(all));
+    fn limit(all: usize, agents: usize) -> Arc<InFlightLimit> {
+        let limit = Arc::new(InFlightLimit::new(all));
         for agent in 0..agents {
-            places.admit(AgentIndex(agent));
+            limit.add_agent(AgentIndex(agent));
         }
-        places
+        limit
     }
 
-    fn take_all(places: &Arc<Places>, agent: usize) -> Vec<Place> {
-        std::iter::from_fn(|| places.take(AgentIndex(agent))).collect()
+    fn acquire_all(limit: &Arc<InFlightLimit>, agent: usize) -> Vec<Permit> {
+        std::iter::from_fn(|| limit.try_acquire(AgentIndex(agent))).collect()
     }
 
     #[test]
     fn one_agent_has_them_all() {
-        let places = places(7, 1);
-        let taken = take_all(&places, 0);
-        assert_eq!((taken.len(), places.in_flight()), (7, 7));
-        drop(taken);
-        assert_eq!(places.in_flight(), 0);
+        let limit = limit(7, 1);
+        let usage = acquire_all(&limit, 0);
+        assert_eq!((usage.len(), limit.in_flight()), (7, 7));
+        drop(usage);
+        assert_eq!(limit.in_flight(), 0);
     }
 
     #[test]
     fn an_agent_that_hangs_leaves_places_for_the_others() {
-        let places = places(100, 5);
+        let limit = limit(100, 5);
         // Half of them, and the fifth of the other half that is kept for it.
-        let hanging = take_all(&places, 0);
+        let hanging = acquire_all(&limit, 0);
         assert_eq!(hanging.len(), 60);
-        let others = [1, 2, 3, 4].map(|agent| take_all(&places, agent));
+        let others = [1, 2, 3, 4].map(|agent| acquire_all(&limit, agent));
         assert_eq!(others.each_ref().map(Vec::len), [10; 4]);
-        assert_eq!(places.in_flight(), 100);
+        assert_eq!(limit.in_flight(), 100);
     }
 
     proptest! {
@@ -140,13 +140,13 @@ mod tests {
             all in 1_usize..60, agents in 1_usize..8,
             steps in prop::collection::vec((0_usize..8, any::<bool>()), 0..200),
         ) {
-            let places = places(all, 1);
-            let mut held: Vec<Vec<Place>> = (0..agents).map(|_| Vec::new()).collect();
+            let limit = limit(all, 1);
+            let mut held: Vec<Vec<Permit>> = (0..agents).map(|_| Vec::new()).collect();
             // The others come while jobs are in flight.
             for _ in 0..all / 2 {
-                held[0].extend(places.take(AgentIndex(0)));
+                held[0].extend(limit.try_acquire(AgentIndex(0)));
             }
-            places.admit(AgentIndex(agents - 1));
+            limit.add_agent(AgentIndex(agents - 1));
             let kept = if agents == 1 { 0 } else { all / (2 * agents) };
             for (agent, takes) in steps {
                 let agent = agent % agents;
@@ -155,12 +155,12 @@ mod tests {
                     continue;
                 }
                 let has = held[agent].len();
-                match places.take(AgentIndex(agent)) {
-                    Some(place) => held[agent].push(place),
+                match limit.try_acquire(AgentIndex(agent)) {
+                    Some(permit) => held[agent].push(permit),
                     None => prop_assert!(has >= kept),
                 }
                 let sum: usize = held.iter().map(Vec::len).sum();
-                prop_assert_eq!(sum, places.in_flight());
+                prop_assert_eq!(sum, limit.in_flight());
                 prop_assert!(sum <= all);
             }
         }

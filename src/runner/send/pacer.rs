@@ -6,7 +6,7 @@
 //! 0     1     2     3   ⅔ of the new gap remain               none   at once
 //! ```
 //!
-//! Slot k of a constant stretch is due at start + k × gap, computed from the stretch's start, so
+//! Slot k of a constant segment is due at start + k × gap, computed from the segment's start, so
 //! that errors cannot add up. What the policy withholds, the slots of the base rate that are not
 //! slots of the current one, is counted beside it.
 
@@ -24,13 +24,13 @@ pub struct Pacer {
     phase: Share,
     base: JobsPerMinute,
     /// `None` at rate 0.
-    stretch: Option<Stretch>,
-    withheld: Withheld,
+    segment: Option<PacedSegment>,
+    withheld: WithheldSlots,
 }
 
 /// Evenly spaced slots, of which `taken` are gone.
 #[derive(Debug, Clone, Copy)]
-struct Stretch {
+struct PacedSegment {
     start: Instant,
     rate: JobsPerMinute,
     taken: u64,
@@ -38,7 +38,7 @@ struct Stretch {
 
 /// The integral of (base − current) over time, of which whole slots are taken out.
 #[derive(Debug, Default)]
-struct Withheld {
+struct WithheldSlots {
     counted_until: Option<Instant>,
     /// In jobs per minute × nanoseconds, less than one slot's worth.
     rest: u128,
@@ -48,7 +48,7 @@ struct Withheld {
 #[derive(Debug)]
 #[must_use = "slots that are not accounted for are lost"]
 pub struct Due {
-    stretch: Option<Stretch>,
+    segment: Option<PacedSegment>,
     slots: Range<u64>,
     /// Slots so late that sending them would be a burst.
     pub overdue: u64,
@@ -60,9 +60,9 @@ impl Due {
     /// The instants at which the jobs to send now were due, oldest first.
     pub fn slots(&self) -> impl Iterator<Item = Instant> + use<> {
         let slots = self.slots.clone();
-        self.stretch
+        self.segment
             .into_iter()
-            .flat_map(move |stretch| slots.clone().map(move |k| stretch.due(k)))
+            .flat_map(move |segment| slots.clone().map(move |k| segment.due(k)))
     }
 }
 
@@ -90,22 +90,22 @@ impl Pacer {
         Self {
             phase,
             base: JobsPerMinute::ZERO,
-            stretch: None,
-            withheld: Withheld::default(),
+            segment: None,
+            withheld: WithheldSlots::default(),
         }
     }
 
     /// The current rate.
     #[must_use]
     pub fn rate(&self) -> JobsPerMinute {
-        self.stretch
-            .map_or(JobsPerMinute::ZERO, |stretch| stretch.rate)
+        self.segment
+            .map_or(JobsPerMinute::ZERO, |segment| segment.rate)
     }
 
     /// When the next job is due; `None` at rate 0.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
-        self.stretch.map(|stretch| stretch.due(stretch.taken))
+        self.segment.map(|segment| segment.due(segment.taken))
     }
 
     /// Takes what is due at `now`, at most [`Self::AT_ONCE`] slots: what more is due stays so. Late
@@ -124,23 +124,23 @@ impl Pacer {
     fn take(&mut self, now: Instant, late_at_most: u64, at_most: u64) -> Due {
         let withheld_rate = self.base.get().saturating_sub(self.rate().get());
         let withheld = self.withheld.count(withheld_rate, now);
-        let Some(stretch) = &mut self.stretch else {
+        let Some(segment) = &mut self.segment else {
             return Due {
-                stretch: None,
+                segment: None,
                 slots: 0..0,
                 overdue: 0,
                 withheld,
             };
         };
-        let end = stretch.due_until(now).max(stretch.taken);
-        let second_worth = u64::from(stretch.rate.get().div_ceil(60));
+        let end = segment.due_until(now).max(segment.taken);
+        let second_worth = u64::from(segment.rate.get().div_ceil(60));
         let late_at_most = second_worth.min(late_at_most);
-        let begin = stretch.taken.max(end.saturating_sub(late_at_most));
-        let overdue = begin - stretch.taken;
+        let begin = segment.taken.max(end.saturating_sub(late_at_most));
+        let overdue = begin - segment.taken;
         let end = end.min(begin.saturating_add(at_most));
-        stretch.taken = end;
+        segment.taken = end;
         Due {
-            stretch: Some(*stretch),
+            segment: Some(*segment),
             slots: begin..end,
             overdue,
             withheld,
@@ -157,7 +157,7 @@ impl Pacer {
         }
         self.base = base;
         self.withheld.counted_until.get_or_insert(now);
-        let start = match self.stretch {
+        let start = match self.segment {
             _ if rate == JobsPerMinute::ZERO => None,
             None => Some(now + self.wait(rate)),
             Some(old) => {
@@ -167,7 +167,7 @@ impl Pacer {
                 Some(now + nanos(rescaled))
             }
         };
-        self.stretch = start.map(|start| Stretch {
+        self.segment = start.map(|start| PacedSegment {
             start,
             rate,
             taken: 0,
@@ -183,7 +183,7 @@ impl Pacer {
     }
 }
 
-impl Stretch {
+impl PacedSegment {
     /// When slot `k` is due; rounded up, so that no slot is early.
     fn due(&self, k: u64) -> Instant {
         self.start + nanos((u128::from(k) * MINUTE_NANOS).div_ceil(u128::from(self.rate.get())))
@@ -198,7 +198,7 @@ impl Stretch {
     }
 }
 
-impl Withheld {
+impl WithheldSlots {
     fn count(&mut self, rate: u32, now: Instant) -> u64 {
         let Some(until) = self.counted_until else {
             return 0;

@@ -3,24 +3,24 @@
 
 use tokio::time::Instant;
 
-/// One sleeper's alarm clock.
+/// One sleeper's timer clock.
 #[derive(Debug)]
-pub struct Alarm(Clock);
+pub struct PreciseTimer(TimerKind);
 
 #[derive(Debug)]
-enum Clock {
+enum TimerKind {
     #[cfg(target_os = "linux")]
     Kernel(kernel::Timer),
     Runtime,
 }
 
-impl Alarm {
+impl PreciseTimer {
     /// The most precise that this machine has.
     #[must_use]
     pub fn precise() -> Self {
         #[cfg(target_os = "linux")]
         match kernel::Timer::new() {
-            Ok(timer) => return Self(Clock::Kernel(timer)),
+            Ok(timer) => return Self(TimerKind::Kernel(timer)),
             Err(error) => tracing::warn!(
                 %error,
                 "no kernel timer to be had: jobs may leave up to 2 ms after their slots"
@@ -32,7 +32,7 @@ impl Alarm {
     /// The runtime's, which follows a paused clock.
     #[must_use]
     pub fn of_runtime() -> Self {
-        Self(Clock::Runtime)
+        Self(TimerKind::Runtime)
     }
 
     /// Returns at `deadline` or, should it have passed, as soon as other tasks had their turn.
@@ -40,14 +40,14 @@ impl Alarm {
     pub async fn until(&mut self, deadline: Instant) {
         match &mut self.0 {
             #[cfg(target_os = "linux")]
-            Clock::Kernel(timer) => {
+            TimerKind::Kernel(timer) => {
                 if let Err(error) = timer.until(deadline).await {
                     tracing::warn!(%error, "the kernel timer failed: jobs may leave up to 2 ms after their slots");
-                    self.0 = Clock::Runtime;
+                    self.0 = TimerKind::Runtime;
                     tokio::time::sleep_until(deadline).await;
                 }
             }
-            Clock::Runtime => tokio::time::sleep_until(deadline).await,
+            TimerKind::Runtime => tokio::time::sleep_until(deadline).await,
         }
     }
 }
@@ -116,15 +116,15 @@ mod tests {
 
     #[tokio::test]
     async fn never_rings_early_even_after_a_cancelled_wait() {
-        let mut alarm = Alarm::precise();
+        let mut timer = PreciseTimer::precise();
         for micros in [0, 50, 300, 1500, 20] {
             tokio::select! {
                 biased;
-                () = alarm.until(Instant::now() + Duration::from_micros(100)) => {}
+                () = timer.until(Instant::now() + Duration::from_micros(100)) => {}
                 () = tokio::task::yield_now() => {}
             }
             let deadline = Instant::now() + Duration::from_micros(micros);
-            alarm.until(deadline).await;
+            timer.until(deadline).await;
             assert!(Instant::now() >= deadline);
         }
     }
@@ -133,6 +133,6 @@ mod tests {
     async fn a_deadline_that_has_passed_rings() {
         let now = Instant::now();
         let passed = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
-        Alarm::precise().until(passed).await;
+        PreciseTimer::precise().until(passed).await;
     }
 }

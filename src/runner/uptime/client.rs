@@ -10,38 +10,39 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
-use super::estimate::{Picture, newest_in_history, newest_in_list};
+use super::estimate::{AgentSnapshot, newest_in_history, newest_in_list};
 use crate::net::client::{BodyError, read_body, root_cause};
-use crate::wire::event_stream::{Event, EventReader};
+use crate::wire::event_stream::{EventReader, ServerSentEvent};
 use crate::wire::ping_system::{
-    Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_event, read_history,
+    HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agents, read_event, read_history,
 };
 
 /// Who asks so soon after another is told the same: thousands of agents are in one list.
-const LONGEST_SHARED: Duration = Duration::from_secs(1);
+const LIST_LIFETIME: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
 /// A stream that shows no life for so long is lost; ours does every five seconds.
-const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Who knows agents' uptimes: a ping system, or a test's stand-in.
-pub trait AskUptime: Send + Sync + 'static {
+pub trait UptimeSource: Send + Sync + 'static {
     /// New pings of one agent.
-    type Listening: Listening;
+    type PingEvents: PingEvents;
 
     /// Asks for all that matters of an agent now.
-    fn ask(&self, agent_id: &str) -> impl Future<Output = Result<Picture, AskError>> + Send;
+    fn poll(&self, agent_id: &str) -> impl Future<Output = Result<AgentSnapshot, AskError>> + Send;
 
     /// Listens to an agent's new pings.
     fn listen(
         &self,
         agent_id: &str,
-    ) -> impl Future<Output = Result<Self::Listening, AskError>> + Send;
+    ) -> impl Future<Output = Result<Self::PingEvents, AskError>> + Send;
 }
 
 /// New pings as they come.
-pub trait Listening: Send {
+pub trait PingEvents: Send {
     /// The next one, and what it made of its agent; an error ends the stream.
-    fn next(&mut self) -> impl Future<Output = Result<(Agent, Ping), AskError>> + Send;
+    fn next(&mut self)
+    -> impl Future<Output = Result<(ListedAgent, HistoryPing), AskError>> + Send;
 }
 
 /// Why there is no good answer.
@@ -86,7 +87,7 @@ pub enum AskError {
     },
     /// It does not tell new pings by itself.
     #[error("{0}: no stream of events")]
-    TellsNothing(String),
+    StreamUnsupported(String),
     /// A stream of events that ended, or fell silent.
     #[error("{url}: {what}")]
     StreamLost {
@@ -119,15 +120,15 @@ pub struct PingSystem {
     /// How much history counts.
     pub window: Duration,
     /// The longest wait for an answer.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// The bound on questions at once: a runner may follow thousands of agents.
-    pub places: Semaphore,
-    /// The last look at the list of agents, and when it began.
-    pub last_look: Mutex<Option<(Instant, Look)>>,
+    pub permits: Semaphore,
+    /// The last fetch_list at the list of agents, and when it began.
+    pub cached_list: Mutex<Option<(Instant, AgentList)>>,
 }
 
 /// The agents that are listed, by name, or why there is no list.
-pub type Look = Result<Arc<BTreeMap<String, Agent>>, AskError>;
+pub type AgentList = Result<Arc<BTreeMap<String, ListedAgent>>, AskError>;
 
 impl PingSystem {
     fn address(&self, path: &[&str]) -> Url {
@@ -173,11 +174,11 @@ impl PingSystem {
                     BodyError::TooLong(_) => AskError::TooLong(url.to_string()),
                 })
         };
-        tokio::time::timeout(self.patience, exchange)
+        tokio::time::timeout(self.timeout, exchange)
             .await
             .map_err(|_| AskError::Timeout {
                 url: url.to_string(),
-                waited: self.patience,
+                waited: self.timeout,
             })?
     }
 
@@ -185,22 +186,22 @@ impl PingSystem {
     ///
     /// # Errors
     /// When there is no good answer.
-    pub async fn agents(&self) -> Look {
+    pub async fn agents(&self) -> AgentList {
         // Held while asking: whoever comes meanwhile waits for the same answer.
-        let mut last = self.last_look.lock().await;
-        let shared = LONGEST_SHARED.min(self.patience / 2);
-        if let Some((began, look)) = &*last
+        let mut last = self.cached_list.lock().await;
+        let shared = LIST_LIFETIME.min(self.timeout / 2);
+        if let Some((began, fetch_list)) = &*last
             && began.elapsed() < shared
         {
-            return look.clone();
+            return fetch_list.clone();
         }
         let began = Instant::now();
-        let look = self.look().await;
-        *last = Some((began, look.clone()));
-        look
+        let fetch_list = self.fetch_list().await;
+        *last = Some((began, fetch_list.clone()));
+        fetch_list
     }
 
-    async fn look(&self) -> Look {
+    async fn fetch_list(&self) -> AgentList {
         let url = self.address(&[]);
         let body = self.get(&url).await?;
         let agents = read_agents(&body).map_err(|error| AskError::Invalid {
@@ -214,7 +215,7 @@ impl PingSystem {
         Ok(Arc::new(by_name))
     }
 
-    async fn agent(&self, agent_id: &str) -> Result<Agent, AskError> {
+    async fn agent(&self, agent_id: &str) -> Result<ListedAgent, AskError> {
         let agents = self.agents().await?;
         agents
             .get(agent_id)
@@ -226,7 +227,7 @@ impl PingSystem {
             })
     }
 
-    async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<Ping>, AskError> {
+    async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<HistoryPing>, AskError> {
         let mut url = self.address(&[agent_id, "history"]);
         let hours = span.as_nanos().div_ceil(HOUR.as_nanos()).max(1);
         url.set_query(Some(&format!("hours={hours}")));
@@ -238,8 +239,8 @@ impl PingSystem {
     }
 
     /// A longer history, where what is known has no ping that could count.
-    async fn older(&self, picture: &Picture) -> Result<Option<Vec<Ping>>, AskError> {
-        let Picture { agent, history } = picture;
+    async fn older(&self, snapshot: &AgentSnapshot) -> Result<Option<Vec<HistoryPing>>, AskError> {
+        let AgentSnapshot { agent, history } = snapshot;
         if newest_in_list(agent).is_some() || newest_in_history(history).is_some() {
             return Ok(None);
         }
@@ -255,29 +256,29 @@ impl PingSystem {
     }
 }
 
-impl AskUptime for PingSystem {
-    type Listening = PingStream;
+impl UptimeSource for PingSystem {
+    type PingEvents = PingStream;
 
-    async fn ask(&self, agent_id: &str) -> Result<Picture, AskError> {
+    async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, AskError> {
         let agent = self.agent(agent_id).await?;
         // Waiting for a place is no part of an answer's time.
-        let _place = self.places.acquire().await;
+        let _permit = self.permits.acquire().await;
         let history = self.history(agent_id, self.window).await?;
-        let mut picture = Picture { agent, history };
-        if let Some(older) = self.older(&picture).await? {
-            picture.history = older;
+        let mut snapshot = AgentSnapshot { agent, history };
+        if let Some(older) = self.older(&snapshot).await? {
+            snapshot.history = older;
         }
-        Ok(picture)
+        Ok(snapshot)
     }
 
     async fn listen(&self, agent_id: &str) -> Result<PingStream, AskError> {
         let url = self.address(&[agent_id, "events"]);
         let request = self.request(&url).header(ACCEPT, EVENT_STREAM).send();
-        let response = tokio::time::timeout(self.patience, request)
+        let response = tokio::time::timeout(self.timeout, request)
             .await
             .map_err(|_| AskError::Timeout {
                 url: url.to_string(),
-                waited: self.patience,
+                waited: self.timeout,
             })?
             .map_err(|error| AskError::Transport {
                 url: url.to_string(),
@@ -304,7 +305,7 @@ impl AskUptime for PingSystem {
                     what,
                 })
             }
-            _ => Err(AskError::TellsNothing(url.into())),
+            _ => Err(AskError::StreamUnsupported(url.into())),
         }
     }
 }
@@ -318,7 +319,7 @@ pub struct PingStream {
     url: String,
     response: Response,
     reader: EventReader,
-    events: VecDeque<Event>,
+    events: VecDeque<ServerSentEvent>,
 }
 
 impl PingStream {
@@ -330,8 +331,8 @@ impl PingStream {
     }
 }
 
-impl Listening for PingStream {
-    async fn next(&mut self) -> Result<(Agent, Ping), AskError> {
+impl PingEvents for PingStream {
+    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), AskError> {
         loop {
             while let Some(event) = self.events.pop_front() {
                 if event.kind == "ping" {
@@ -343,12 +344,12 @@ impl Listening for PingStream {
                     });
                 }
             }
-            let piece = tokio::time::timeout(LONGEST_SILENCE, self.response.chunk())
+            let piece = tokio::time::timeout(HEARTBEAT_TIMEOUT, self.response.chunk())
                 .await
                 .map_err(|_| self.lost("no sign of life for 15s"))?
                 .map_err(|error| self.lost(&root_cause(&error)))?
                 .ok_or_else(|| self.lost("the stream ended"))?;
-            let events = self.reader.take_in(&piece);
+            let events = self.reader.push(&piece);
             self.events
                 .extend(events.map_err(|error| self.lost(&error.to_string()))?);
         }

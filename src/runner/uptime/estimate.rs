@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::runner::events::event::{Standing, State};
+use crate::runner::events::event::{Freshness, PingStats};
 use crate::units::{Percent, saturating_sub};
 use crate::wire::coverage::{covered_seconds, first_ping_uptime};
-use crate::wire::ping_system::{Agent, Ping};
+use crate::wire::ping_system::{HistoryPing, ListedAgent};
 use chrono::{DateTime, TimeDelta, Utc};
 
 /// Intervals are spread by up to ±5 % (CONTRACT.md section 2), so a ping covers that much more.
@@ -17,17 +17,17 @@ const CLOCK_SLACK: TimeDelta = TimeDelta::minutes(5);
 
 /// What a good answer says of an agent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reading {
+pub struct UptimeEstimate {
     /// The uptime now; `None` where no ping says anything of now.
     pub uptime: Option<Percent>,
     /// How many pings the window holds.
     pub pings: usize,
     /// What else the ping system tells.
-    pub standing: Standing,
+    pub ping_stats: PingStats,
 }
 
-impl From<&Agent> for Standing {
-    fn from(agent: &Agent) -> Self {
+impl From<&ListedAgent> for PingStats {
+    fn from(agent: &ListedAgent) -> Self {
         Self {
             consecutive_poor: agent.consecutive_poor_uptime,
             ping_interval_minutes: agent.ping_interval_minutes,
@@ -38,32 +38,38 @@ impl From<&Agent> for Standing {
 
 /// What a ping system has told of an agent so far.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Picture {
+pub struct AgentSnapshot {
     /// The agent, as the list has it.
-    pub agent: Agent,
+    pub agent: ListedAgent,
     /// Its pings, oldest first.
-    pub history: Vec<Ping>,
+    pub history: Vec<HistoryPing>,
 }
 
-impl Picture {
+impl AgentSnapshot {
     /// What that says of a moment.
     #[must_use]
-    pub fn reading(&self, now: DateTime<Utc>, window: Duration) -> Reading {
+    pub fn estimate(&self, now: DateTime<Utc>, window: Duration) -> UptimeEstimate {
         let (mean, pings) = mean_in_window(&self.history, now, window);
         let uptime = mean.or_else(|| {
             let newest = newest_in_list(&self.agent).or_else(|| newest_in_history(&self.history));
             newest_if_covering(newest, self.agent.ping_interval_minutes, now)
         });
-        Reading {
+        UptimeEstimate {
             uptime,
             pings,
-            standing: Standing::from(&self.agent),
+            ping_stats: PingStats::from(&self.agent),
         }
     }
 
     /// Takes in a new ping, and forgets what is older than the window but for the last before it. A
     /// ping that is known changes nothing.
-    pub fn add(&mut self, agent: Agent, ping: Ping, now: DateTime<Utc>, window: Duration) {
+    pub fn add(
+        &mut self,
+        agent: ListedAgent,
+        ping: HistoryPing,
+        now: DateTime<Utc>,
+        window: Duration,
+    ) {
         let place = self
             .history
             .partition_point(|known| known.timestamp <= ping.timestamp);
@@ -89,7 +95,7 @@ impl Picture {
 /// First pings prove only that a GPU exists: they count only where there is nothing better.
 #[must_use]
 pub fn mean_in_window(
-    history: &[Ping],
+    history: &[HistoryPing],
     now: DateTime<Utc>,
     window: Duration,
 ) -> (Option<Percent>, usize) {
@@ -132,13 +138,13 @@ pub fn newest_if_covering(
 
 /// The newest ping as the list of agents tells it.
 #[must_use]
-pub fn newest_in_list(agent: &Agent) -> Option<(Percent, DateTime<Utc>)> {
+pub fn newest_in_list(agent: &ListedAgent) -> Option<(Percent, DateTime<Utc>)> {
     Some((agent.last_uptime_percent?, agent.last_ping_at?))
 }
 
 /// The newest ping of a history sorted oldest first.
 #[must_use]
-pub fn newest_in_history(history: &[Ping]) -> Option<(Percent, DateTime<Utc>)> {
+pub fn newest_in_history(history: &[HistoryPing]) -> Option<(Percent, DateTime<Utc>)> {
     history
         .iter()
         .rev()
@@ -146,7 +152,7 @@ pub fn newest_in_history(history: &[Ping]) -> Option<(Percent, DateTime<Utc>)> {
 }
 
 /// What a ping says; `None` for an answer that says nothing about uptime.
-fn percent_of(ping: &Ping) -> Option<Percent> {
+fn percent_of(ping: &HistoryPing) -> Option<Percent> {
     let gone = ping.gpu_available == Some(false);
     match ping.uptime_percent {
         _ if !ping.success => Some(Percent::ZERO),
@@ -182,12 +188,12 @@ fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
 
 /// What is known of an agent's uptime, over all good and bad answers so far.
 #[derive(Debug, Clone)]
-pub struct Knowledge {
+pub struct UptimeFreshness {
     stale_after: Duration,
     last: Option<(Percent, Instant)>,
 }
 
-impl Knowledge {
+impl UptimeFreshness {
     /// Nothing is known yet; later, a known uptime may be acted on for `stale_after`.
     #[must_use]
     pub fn new(stale_after: Duration) -> Self {
@@ -197,7 +203,7 @@ impl Knowledge {
         }
     }
 
-    /// Takes in a good answer at `now`. One that knows no uptime is knowledge too: it ends the
+    /// Takes in a good answer at `now`. One that knows no uptime is freshness too: it ends the
     /// last one. (Bad answers and silence change nothing but let the last one age.)
     pub fn answered(&mut self, uptime: Option<Percent>, now: Instant) {
         self.last = uptime.map(|percent| (percent, now));
@@ -205,17 +211,19 @@ impl Knowledge {
 
     /// Takes in what the pings that are known say of a later moment: the uptime changes, but is no
     /// younger than before.
-    pub fn reconsidered(&mut self, uptime: Option<Percent>) {
+    pub fn reestimated(&mut self, uptime: Option<Percent>) {
         self.last = uptime.zip(self.last.map(|(_, at)| at));
     }
 
     /// The state and the last known uptime.
     #[must_use]
-    pub fn at(&self, now: Instant) -> (State, Option<Percent>) {
+    pub fn at(&self, now: Instant) -> (Freshness, Option<Percent>) {
         match (self.last, self.stale_at()) {
-            (Some((percent, _)), Some(stale_at)) if now < stale_at => (State::Fresh, Some(percent)),
-            (Some((percent, _)), _) => (State::Stale, Some(percent)),
-            (None, _) => (State::Unknown, None),
+            (Some((percent, _)), Some(stale_at)) if now < stale_at => {
+                (Freshness::Fresh, Some(percent))
+            }
+            (Some((percent, _)), _) => (Freshness::Stale, Some(percent)),
+            (None, _) => (Freshness::Unknown, None),
         }
     }
 
@@ -241,8 +249,8 @@ mod tests {
         Percent::new(value).unwrap()
     }
 
-    fn ping(seconds: i64, uptime: f64, window_seconds: Option<f64>) -> Ping {
-        Ping {
+    fn ping(seconds: i64, uptime: f64, window_seconds: Option<f64>) -> HistoryPing {
+        HistoryPing {
             timestamp: at(seconds),
             success: true,
             uptime_percent: Some(percent(uptime)),
@@ -252,7 +260,7 @@ mod tests {
         }
     }
 
-    fn mean(history: &[Ping]) -> Option<f64> {
+    fn mean(history: &[HistoryPing]) -> Option<f64> {
         mean_in_window(history, at(0), HOUR).0.map(Percent::get)
     }
 
@@ -293,8 +301,8 @@ mod tests {
         assert_eq!(mean(&zero), Some(95.0));
     }
 
-    fn picture(history: Vec<Ping>) -> Picture {
-        let agent = Agent {
+    fn snapshot(history: Vec<HistoryPing>) -> AgentSnapshot {
+        let agent = ListedAgent {
             agent_id: "a".to_owned(),
             agent_url: None,
             last_ping_at: None,
@@ -303,37 +311,37 @@ mod tests {
             ping_interval_minutes: None,
             last_uptime_percent: None,
         };
-        Picture { agent, history }
+        AgentSnapshot { agent, history }
     }
 
     #[test]
     fn told_pings_are_kept_in_order_once_and_within_the_window() {
-        let agent = |total| Agent {
+        let agent = |total| ListedAgent {
             total_pings: Some(total),
-            ..picture(Vec::new()).agent
+            ..snapshot(Vec::new()).agent
         };
-        let told = |picture: &mut Picture, seconds: i64, total| {
+        let told = |snapshot: &mut AgentSnapshot, seconds: i64, total| {
             let now = at(seconds.max(0));
-            picture.add(agent(total), ping(seconds, 99.0, None), now, HOUR);
+            snapshot.add(agent(total), ping(seconds, 99.0, None), now, HOUR);
         };
-        let mut picture = picture(vec![ping(-3000, 90.0, None), ping(-2000, 90.0, None)]);
-        told(&mut picture, -1000, 3);
-        told(&mut picture, -1000, 9);
+        let mut snapshot = snapshot(vec![ping(-3000, 90.0, None), ping(-2000, 90.0, None)]);
+        told(&mut snapshot, -1000, 3);
+        told(&mut snapshot, -1000, 9);
         // Late ones find their place, but say nothing of the agent now.
-        told(&mut picture, -1500, 2);
-        let seconds = |picture: &Picture| -> Vec<i64> {
-            let pings = picture.history.iter();
+        told(&mut snapshot, -1500, 2);
+        let seconds = |snapshot: &AgentSnapshot| -> Vec<i64> {
+            let pings = snapshot.history.iter();
             pings
                 .map(|ping| (ping.timestamp - at(0)).num_seconds())
                 .collect()
         };
-        assert_eq!(seconds(&picture), [-3000, -2000, -1500, -1000]);
-        assert_eq!(picture.agent.total_pings, Some(3));
+        assert_eq!(seconds(&snapshot), [-3000, -2000, -1500, -1000]);
+        assert_eq!(snapshot.agent.total_pings, Some(3));
         // The one before the window tells what the first one in it covers.
-        told(&mut picture, 1800, 4);
-        assert_eq!(seconds(&picture), [-2000, -1500, -1000, 1800]);
-        told(&mut picture, 100_000, 5);
-        assert_eq!(seconds(&picture), [1800, 100_000]);
+        told(&mut snapshot, 1800, 4);
+        assert_eq!(seconds(&snapshot), [-2000, -1500, -1000, 1800]);
+        told(&mut snapshot, 100_000, 5);
+        assert_eq!(seconds(&snapshot), [1800, 100_000]);
     }
 
     #[test]
@@ -399,24 +407,24 @@ mod tests {
     fn knowledge_ages_until_it_is_stale_and_comes_back() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let mut knowledge = Knowledge::new(Duration::from_secs(300));
-        assert_eq!(knowledge.at(start), (State::Unknown, None));
-        knowledge.answered(Some(percent(99.5)), start);
+        let mut freshness = UptimeFreshness::new(Duration::from_secs(300));
+        assert_eq!(freshness.at(start), (Freshness::Unknown, None));
+        freshness.answered(Some(percent(99.5)), start);
         assert_eq!(
-            knowledge.at(after(299)),
-            (State::Fresh, Some(percent(99.5)))
+            freshness.at(after(299)),
+            (Freshness::Fresh, Some(percent(99.5)))
         );
         assert_eq!(
-            knowledge.at(after(300)),
-            (State::Stale, Some(percent(99.5)))
+            freshness.at(after(300)),
+            (Freshness::Stale, Some(percent(99.5)))
         );
-        knowledge.answered(Some(percent(96.0)), after(400));
+        freshness.answered(Some(percent(96.0)), after(400));
         assert_eq!(
-            knowledge.at(after(500)),
-            (State::Fresh, Some(percent(96.0)))
+            freshness.at(after(500)),
+            (Freshness::Fresh, Some(percent(96.0)))
         );
-        knowledge.answered(None, after(501));
-        assert_eq!(knowledge.at(after(501)), (State::Unknown, None));
+        freshness.answered(None, after(501));
+        assert_eq!(freshness.at(after(501)), (Freshness::Unknown, None));
     }
 
     prop_compose! {
@@ -424,8 +432,8 @@ mod tests {
             seconds in -7200..100_i64, success in any::<bool>(), first_ping in any::<bool>(),
             uptime in prop::option::of(0.0..=100.0_f64), gpu_available in any::<Option<bool>>(),
             window_seconds in prop::option::of(0.0..1e308_f64),
-        ) -> Ping {
-            Ping {
+        ) -> HistoryPing {
+            HistoryPing {
                 timestamp: at(seconds), success, first_ping, gpu_available, window_seconds,
                 uptime_percent: uptime.map(percent),
             }
@@ -452,7 +460,7 @@ mod tests {
             tenths in 0..=1000_u32, windows in prop::collection::vec(0.001..1e6_f64, 1..30),
         ) {
             let value = f64::from(tenths) / 10.0;
-            let history: Vec<Ping> = windows.iter().map(|w| ping(-10, value, Some(*w))).collect();
+            let history: Vec<HistoryPing> = windows.iter().map(|w| ping(-10, value, Some(*w))).collect();
             prop_assert_eq!(mean(&history), Some(value));
         }
     }

@@ -5,36 +5,36 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::client::{AskError, AskUptime, Listening};
-use crate::wire::ping_system::{Agent, Ping};
+use super::client::{AskError, PingEvents, UptimeSource};
+use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
 /// The pause before a ping system that tells nothing by itself is tried again: it may have been
 /// replaced by one that does.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_mins(10);
 
-/// What is heard of an agent.
+/// What is events of an agent.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Heard {
+pub enum StreamEvent {
     /// From now on each new ping is told.
-    Begun,
+    Opened,
     /// A new ping, and what it made of its agent.
-    Ping(Box<(Agent, Ping)>),
+    Ping(Box<(ListedAgent, HistoryPing)>),
     /// No longer.
-    Ended,
+    Closed,
 }
 
-/// Tells `heard` what `source` tells of an agent, for ever, or until nobody takes it. After each end
+/// Tells `events` what `source` tells of an agent, for ever, or until nobody takes it. After each end
 /// it waits for `pause` before it listens again.
 pub async fn follow(
-    source: &impl AskUptime,
+    source: &impl UptimeSource,
     agent_id: &str,
     pause: Duration,
-    heard: mpsc::Sender<Heard>,
+    events: mpsc::Sender<StreamEvent>,
 ) {
     loop {
-        let pause = match listen(source, agent_id, &heard).await {
+        let pause = match listen(source, agent_id, &events).await {
             Ok(()) => return,
-            Err(AskError::TellsNothing(url)) => {
+            Err(AskError::StreamUnsupported(url)) => {
                 tracing::debug!("{url}: tells no pings by itself, it is asked from time to time");
                 UNSUPPORTED_PAUSE
             }
@@ -43,26 +43,26 @@ pub async fn follow(
                 pause
             }
         };
-        if heard.send(Heard::Ended).await.is_err() {
+        if events.send(StreamEvent::Closed).await.is_err() {
             return;
         }
         tokio::time::sleep(pause).await;
     }
 }
 
-/// Ends well only where nobody takes what is heard.
+/// Ends well only where nobody takes what is events.
 async fn listen(
-    source: &impl AskUptime,
+    source: &impl UptimeSource,
     agent_id: &str,
-    heard: &mpsc::Sender<Heard>,
+    events: &mpsc::Sender<StreamEvent>,
 ) -> Result<(), AskError> {
     let mut stream = source.listen(agent_id).await?;
-    if heard.send(Heard::Begun).await.is_err() {
+    if events.send(StreamEvent::Opened).await.is_err() {
         return Ok(());
     }
     loop {
-        let told = Heard::Ping(Box::new(stream.next().await?));
-        if heard.send(told).await.is_err() {
+        let told = StreamEvent::Ping(Box::new(stream.next().await?));
+        if events.send(told).await.is_err() {
             return Ok(());
         }
     }

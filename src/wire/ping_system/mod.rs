@@ -4,4 +4,6 @@
 mod read;
 pub mod served;
 
-pub use read::{Agent, InvalidAnswer, MAX_BODY_BYTES, Ping, read_agents, read_event, read_history};
+pub use read::{
+    HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agents, read_event, read_history,
+};

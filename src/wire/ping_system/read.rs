@@ -14,7 +14,7 @@ pub const MAX_BODY_BYTES: usize = 8 << 20;
 
 /// What the list of agents says about one of them, as far as the runner needs it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Agent {
+pub struct ListedAgent {
     /// The agent's name.
     pub agent_id: String,
     /// Where it answers; only shown and looked at by `check`.
@@ -39,7 +39,7 @@ pub struct Agent {
 
 /// One question to an agent and what came of it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ping {
+pub struct HistoryPing {
     /// When the agent was asked.
     pub timestamp: DateTime<Utc>,
     /// Whether it answered.
@@ -80,12 +80,14 @@ impl From<serde_json::Error> for InvalidAnswer {
 ///
 /// # Errors
 /// Anything that is not such a list, or holds a percentage or time that is none.
-pub fn read_agents(body: &[u8]) -> Result<Vec<Agent>, InvalidAnswer> {
+pub fn read_agents(body: &[u8]) -> Result<Vec<ListedAgent>, InvalidAnswer> {
     #[derive(Deserialize)]
-    struct Agents {
-        agents: Vec<Agent>,
+    struct AgentListForm {
+        agents: Vec<ListedAgent>,
     }
-    Ok(object_or_array(body, |object: Agents| object.agents)?)
+    Ok(object_or_array(body, |object: AgentListForm| {
+        object.agents
+    })?)
 }
 
 /// Reads the history of `agent_id`, sorted oldest first: `{"pings": […]}`, `{"history": […]}` or a
@@ -94,15 +96,15 @@ pub fn read_agents(body: &[u8]) -> Result<Vec<Agent>, InvalidAnswer> {
 /// # Errors
 /// Anything that is not such a history, that of another agent, or one with a percentage, time or
 /// window that is none.
-pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<Ping>, InvalidAnswer> {
+pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<HistoryPing>, InvalidAnswer> {
     #[derive(Deserialize)]
-    struct History {
+    struct HistoryForm {
         agent_id: Option<String>,
         #[serde(alias = "history")]
         pings: Vec<PingForm>,
     }
     let mut owner = None;
-    let forms = object_or_array(body, |object: History| {
+    let forms = object_or_array(body, |object: HistoryForm| {
         owner = object.agent_id;
         object.pings
     })?;
@@ -112,7 +114,7 @@ pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<Ping>, InvalidAns
             expected: agent_id.to_owned(),
         });
     }
-    let mut pings: Vec<Ping> = forms.into_iter().map(Ping::from).collect();
+    let mut pings: Vec<HistoryPing> = forms.into_iter().map(HistoryPing::from).collect();
     pings.sort_by_key(|ping| ping.timestamp);
     Ok(pings)
 }
@@ -121,21 +123,24 @@ pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<Ping>, InvalidAns
 ///
 /// # Errors
 /// As for a history.
-pub fn read_event(data: &[u8], agent_id: &str) -> Result<(Agent, Ping), InvalidAnswer> {
+pub fn read_event(
+    data: &[u8],
+    agent_id: &str,
+) -> Result<(ListedAgent, HistoryPing), InvalidAnswer> {
     #[derive(Deserialize)]
-    struct Event {
+    struct PingEventForm {
         #[serde(flatten)]
-        agent: Agent,
+        agent: ListedAgent,
         ping: PingForm,
     }
-    let Event { mut agent, ping } = serde_json::from_slice(data)?;
+    let PingEventForm { mut agent, ping } = serde_json::from_slice(data)?;
     if agent.agent_id != agent_id {
         return Err(InvalidAnswer::OtherAgent {
             got: agent.agent_id,
             expected: agent_id.to_owned(),
         });
     }
-    let ping = Ping::from(ping);
+    let ping = HistoryPing::from(ping);
     agent.last_ping_at = Some(ping.timestamp);
     agent.last_uptime_percent = ping.uptime_percent;
     Ok((agent, ping))
@@ -155,7 +160,7 @@ struct PingForm {
     first_ping: Option<bool>,
 }
 
-impl From<PingForm> for Ping {
+impl From<PingForm> for HistoryPing {
     fn from(form: PingForm) -> Self {
         let uptime_percent = form.uptime_percent.or(form.uptime_percentage);
         Self {
@@ -190,17 +195,17 @@ fn time_or_null<'de, D: Deserializer<'de>>(
 ) -> Result<Option<DateTime<Utc>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Form {
+    enum TimeForm {
         Text(String),
         Seconds(f64),
     }
-    let parsed = match Option::<Form>::deserialize(deserializer)? {
+    let parsed = match Option::<TimeForm>::deserialize(deserializer)? {
         None => return Ok(None),
-        Some(Form::Text(text)) => DateTime::parse_from_rfc3339(&text)
+        Some(TimeForm::Text(text)) => DateTime::parse_from_rfc3339(&text)
             .map(|time| time.to_utc())
             .or_else(|_| text.parse::<NaiveDateTime>().map(|time| time.and_utc()))
             .map_err(|_| format!("'{text}'")),
-        Some(Form::Seconds(seconds)) => {
+        Some(TimeForm::Seconds(seconds)) => {
             // Saturates, and from_timestamp_micros refuses what lies beyond its years.
             #[expect(clippy::cast_possible_truncation)]
             let micros = (seconds * 1e6) as i64;

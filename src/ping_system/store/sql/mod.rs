@@ -17,8 +17,8 @@ use uuid::Uuid;
 
 use super::rows::{self, AGENT_COLUMNS, PING_ELEMENTS, instant, interval_micros};
 use super::{
-    Claim, Claimed, Known, Lease, NewPing, Place, PruneFrom, Pruned, Registration, Store,
-    StoreError, Sum,
+    AgentRecord, Claim, Claimed, Cursor, Lease, PingRecord, PruneCursor, Pruned, Registration,
+    Store, StoreError, Sum,
 };
 use crate::wire::ping_system::served::Ping;
 
@@ -122,7 +122,7 @@ impl SqlStore {
 
 #[async_trait]
 impl Store for SqlStore {
-    async fn register(&self, new: &Registration) -> Result<Known, StoreError> {
+    async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError> {
         let sql = format!(
             "INSERT INTO agents (agent_id, agent_url, capabilities, metadata, registered_at, \
              next_ping_at, ping_interval_us) VALUES ($1, $2, $3, $4, $5, $6, $7) \
@@ -163,14 +163,14 @@ impl Store for SqlStore {
         .await
     }
 
-    async fn agent(&self, agent_id: &str) -> Result<Option<Known>, StoreError> {
+    async fn agent(&self, agent_id: &str) -> Result<Option<AgentRecord>, StoreError> {
         let sql = format!("SELECT {AGENT_COLUMNS} FROM agents WHERE agent_id = $1");
         let query = sqlx::query(AssertSqlSafe(sql)).bind(agent_id);
         let row = in_time(query.fetch_optional(&self.read)).await?;
         row.as_ref().map(rows::known).transpose()
     }
 
-    async fn agents(&self, due_at: Option<DateTime<Utc>>) -> Result<Vec<Known>, StoreError> {
+    async fn agents(&self, due_at: Option<DateTime<Utc>>) -> Result<Vec<AgentRecord>, StoreError> {
         let sql = format!(
             "SELECT {AGENT_COLUMNS} FROM agents WHERE next_ping_at <= $1 ORDER BY agent_id"
         );
@@ -252,7 +252,7 @@ impl Store for SqlStore {
         Ok(at.map(instant))
     }
 
-    async fn record(&self, pings: &[(Claim, NewPing)]) -> Result<Vec<bool>, StoreError> {
+    async fn record(&self, pings: &[(Claim, PingRecord)]) -> Result<Vec<bool>, StoreError> {
         tokio::time::timeout(PATIENCE, async {
             let mut transaction = self.write.begin().await?;
             let mut stored = Vec::with_capacity(pings.len());
@@ -269,9 +269,9 @@ impl Store for SqlStore {
     async fn history(
         &self,
         agent_key: i64,
-        behind: Place,
+        behind: Cursor,
         limit: usize,
-    ) -> Result<Vec<(Place, Ping)>, StoreError> {
+    ) -> Result<Vec<(Cursor, Ping)>, StoreError> {
         let sql = self.as_json(
             "SELECT * FROM pings WHERE agent_key = $1 AND (at, seq) > ($2, $3) \
              ORDER BY at, seq LIMIT $4",
@@ -309,7 +309,7 @@ impl Store for SqlStore {
         self.sums(since, agent_keys).await
     }
 
-    async fn pull_in(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+    async fn reschedule_overdue(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
         // A tenth more than the interval is beyond any spread.
         let query = sqlx::query(
             "UPDATE agents SET next_ping_at = $1 \
@@ -320,7 +320,7 @@ impl Store for SqlStore {
         Ok(())
     }
 
-    async fn prune(&self, before: DateTime<Utc>, from: PruneFrom) -> Result<Pruned, StoreError> {
+    async fn prune(&self, before: DateTime<Utc>, from: PruneCursor) -> Result<Pruned, StoreError> {
         in_time(self.prune_step(before.timestamp_micros(), from)).await
     }
 

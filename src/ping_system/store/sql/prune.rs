@@ -2,7 +2,7 @@
 
 use sqlx::Row;
 
-use super::super::{PruneFrom, Pruned};
+use super::super::{PruneCursor, Pruned};
 use super::{MICROS_PER_HOUR, SqlStore};
 
 /// How much one step does at most.
@@ -13,7 +13,7 @@ impl SqlStore {
     pub(super) async fn prune_step(
         &self,
         before: i64,
-        from: PruneFrom,
+        from: PruneCursor,
     ) -> Result<Pruned, sqlx::Error> {
         let mut transaction = self.write.begin().await?;
         let due = sqlx::query(
@@ -64,7 +64,7 @@ impl SqlStore {
         transaction.commit().await?;
         if i64::try_from(due.len()) == Ok(PRUNED_AGENTS) {
             let last = due.last().map(|row| row.try_get("key")).transpose()?;
-            pruned.next = last.map(PruneFrom);
+            pruned.next = last.map(PruneCursor);
         }
         Ok(pruned)
     }

@@ -4,7 +4,7 @@ use sqlx::{Any, Transaction};
 use uuid::Uuid;
 
 use super::super::rows::interval_micros;
-use super::super::{Claim, NewPing, StoreError};
+use super::super::{Claim, PingRecord, StoreError};
 use super::{MICROS_PER_HOUR, SqlStore};
 use crate::wire::ping_system::served::{PingEvent, Status};
 
@@ -15,8 +15,8 @@ pub(in crate::ping_system::store) struct Notification {
     pub(in crate::ping_system::store) event: PingEvent,
 }
 
-impl From<&NewPing> for PingEvent {
-    fn from(new: &NewPing) -> Self {
+impl From<&PingRecord> for PingEvent {
+    fn from(new: &PingRecord) -> Self {
         let agent = &new.after.agent;
         Self {
             agent_id: agent.agent_id.clone(),
@@ -36,7 +36,7 @@ impl SqlStore {
         &self,
         transaction: &mut Transaction<'static, Any>,
         claim: &Claim,
-        new: &NewPing,
+        new: &PingRecord,
     ) -> Result<bool, StoreError> {
         let (agent, ping) = (&new.after.agent, &new.ping);
         let at = ping.timestamp.timestamp_micros();
@@ -50,8 +50,8 @@ impl SqlStore {
         .bind(agent.next_ping_at.timestamp_micros())
         .bind(interval_micros(agent.ping_interval_minutes))
         .bind(seq)
-        .bind(i64::from(new.after.behaviour.consecutive_poor))
-        .bind(i64::from(new.after.behaviour.good_in_a_row))
+        .bind(i64::from(new.after.streak.consecutive_poor))
+        .bind(i64::from(new.after.streak.good_in_a_row))
         .bind(at)
         .bind(i64::from(agent.status == Status::Active))
         .bind(or_nothing(agent.last_uptime_percent.map(f64::from)))

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::money::Wei;
 use crate::runner::events::accounts::Statistics;
-use crate::runner::events::event::State;
+use crate::runner::events::event::Freshness;
 use crate::runner::events::event::{
     ClaimChecked, Event, JobDone, RateChanged, RateReason, UptimePolled,
 };
@@ -23,7 +23,7 @@ pub struct JsonOutput;
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Line<'a> {
+enum JsonEvent<'a> {
     Started {
         #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
@@ -59,7 +59,7 @@ enum Line<'a> {
         ts: DateTime<Utc>,
         agent: &'a str,
         uptime_percent: Option<Percent>,
-        state: State,
+        state: Freshness,
         pings: usize,
         consecutive_poor: Option<u64>,
         ping_interval_minutes: Option<f64>,
@@ -109,18 +109,18 @@ impl JsonOutput {
     /// Appends the line of an event, where it has one.
     pub fn event(&self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
         let line = match event {
-            Event::Started { ts } => Line::Started {
+            Event::Started { ts } => JsonEvent::Started {
                 ts: *ts,
                 agents: &roster.agents,
                 base_rate: roster.base_rate,
                 capabilities: &roster.capabilities,
                 version: env!("CARGO_PKG_VERSION"),
             },
-            Event::AgentJoined(joined) => Line::AgentJoined {
+            Event::AgentJoined(joined) => JsonEvent::AgentJoined {
                 ts: joined.ts,
                 agent: roster.agent(joined.agent),
             },
-            Event::AgentLeft { ts, agent } => Line::AgentLeft {
+            Event::AgentLeft { ts, agent } => JsonEvent::AgentLeft {
                 ts: *ts,
                 agent: roster.agent(*agent),
             },
@@ -147,22 +147,22 @@ fn append(line: &impl Serialize, lines: &mut Vec<u8>) {
     lines.push(b'\n');
 }
 
-fn uptime<'a>(polled: &UptimePolled, roster: &'a Roster) -> Line<'a> {
-    Line::Uptime {
+fn uptime<'a>(polled: &UptimePolled, roster: &'a Roster) -> JsonEvent<'a> {
+    JsonEvent::Uptime {
         ts: polled.ts,
         agent: roster.agent(polled.agent),
         uptime_percent: polled.uptime,
         state: polled.state,
         pings: polled.pings,
-        consecutive_poor: polled.standing.consecutive_poor,
-        ping_interval_minutes: polled.standing.ping_interval_minutes,
-        total_pings: polled.standing.total_pings,
+        consecutive_poor: polled.ping_stats.consecutive_poor,
+        ping_interval_minutes: polled.ping_stats.ping_interval_minutes,
+        total_pings: polled.ping_stats.total_pings,
     }
 }
 
-fn claim<'a>(checked: &ClaimChecked, roster: &'a Roster) -> Line<'a> {
+fn claim<'a>(checked: &ClaimChecked, roster: &'a Roster) -> JsonEvent<'a> {
     let found = checked.contradiction;
-    Line::Claim {
+    JsonEvent::Claim {
         ts: checked.ts,
         agent: roster.agent(checked.agent),
         uptime_percent: checked.uptime,
@@ -175,8 +175,8 @@ fn claim<'a>(checked: &ClaimChecked, roster: &'a Roster) -> Line<'a> {
     }
 }
 
-fn rate_changed<'a>(changed: &RateChanged, roster: &'a Roster) -> Line<'a> {
-    Line::RateChanged {
+fn rate_changed<'a>(changed: &RateChanged, roster: &'a Roster) -> JsonEvent<'a> {
+    JsonEvent::RateChanged {
         ts: changed.ts,
         agent: roster.agent(changed.agent),
         from: changed.from,
@@ -186,9 +186,9 @@ fn rate_changed<'a>(changed: &RateChanged, roster: &'a Roster) -> Line<'a> {
     }
 }
 
-fn job<'a>(done: &'a JobDone, roster: &'a Roster) -> Line<'a> {
+fn job<'a>(done: &'a JobDone, roster: &'a Roster) -> JsonEvent<'a> {
     let answer = &done.answer;
-    Line::Job {
+    JsonEvent::Job {
         ts: done.ts,
         agent: roster.agent(done.agent),
         job_id: done.job_id,

@@ -324,8 +324,8 @@ mod tests {
 
     use super::*;
     use crate::runner::events::accounts::Accounts;
-    use crate::runner::events::event::{Answer, UptimePolled};
-    use crate::runner::events::event::{Standing, State};
+    use crate::runner::events::event::{Freshness, PingStats};
+    use crate::runner::events::event::{JobAnswer, UptimePolled};
     use crate::runner::roster::{AgentIndex, CapabilityIndex};
     use crate::runner::testing::percent;
     use crate::units::JobsPerMinute;
@@ -352,9 +352,9 @@ mod tests {
             rate: JobsPerMinute::new(60),
             uptime: percent(99.56),
             cost: None,
-            answer: Answer {
+            answer: JobAnswer {
                 status,
-                ..Answer::failure(outcome, error.to_owned())
+                ..JobAnswer::failure(outcome, error.to_owned())
             },
         }
     }
@@ -428,11 +428,11 @@ mod tests {
         accounts.apply(&Event::Uptime(UptimePolled {
             ts: DateTime::UNIX_EPOCH,
             agent: AgentIndex(0),
-            state: State::Fresh,
+            state: Freshness::Fresh,
             uptime: Some(percent(96.256)),
             answered: true,
             pings: 4,
-            standing: Standing {
+            ping_stats: PingStats {
                 consecutive_poor: Some(0),
                 ping_interval_minutes: Some(15.0),
                 total_pings: Some(8),

@@ -12,20 +12,20 @@ use tokio_util::sync::CancellationToken;
 use crate::runner::events::worker::Worker;
 use crate::terminal;
 
-/// Lines waiting to be written beyond which there is no room for more.
-const ROOM_BYTES: usize = 4 << 20;
+/// Lines waiting to be written beyond which there is no ready for more.
+const CAPACITY_BYTES: usize = 4 << 20;
 /// Lines of this time are written together.
 const BATCH: Duration = Duration::from_millis(25);
 /// A queue of lines and the thread that writes them.
 #[derive(Debug)]
 pub struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
     thread: Worker,
 }
 
 #[derive(Debug)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct WriterShared {
+    queue: Mutex<LineQueue>,
     filled: Condvar,
     written: Notify,
     /// Cancelled when standard output takes no more.
@@ -33,7 +33,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct LineQueue {
     lines: Vec<u8>,
     status: Option<String>,
     closed: bool,
@@ -48,7 +48,7 @@ impl Writer {
     /// # Errors
     /// When no thread can be started.
     pub fn start(out: impl Write + Send + 'static, failed: CancellationToken) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(WriterShared {
             queue: Mutex::default(),
             filled: Condvar::new(),
             written: Notify::new(),
@@ -66,7 +66,7 @@ impl Writer {
         let mut queue = self.shared.queue.lock();
         if queue.error.is_none() {
             queue.lines.extend_from_slice(lines);
-            self.shared.tell(&queue);
+            self.shared.wake(&queue);
         }
     }
 
@@ -74,21 +74,21 @@ impl Writer {
     pub fn set_status(&self, status: String) {
         let mut queue = self.shared.queue.lock();
         queue.status = Some(status);
-        self.shared.tell(&queue);
+        self.shared.wake(&queue);
     }
 
     /// Whether more lines can wait.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.shared.queue.lock().lines.len() < ROOM_BYTES
+    pub fn has_capacity(&self) -> bool {
+        self.shared.queue.lock().lines.len() < CAPACITY_BYTES
     }
 
     /// Waits until more lines can wait.
-    pub async fn room(&self) {
+    pub async fn ready(&self) {
         loop {
             // Before the look at the queue: a batch written in between must not be missed.
             let written = self.shared.written.notified();
-            if self.has_room() {
+            if self.has_capacity() {
                 return;
             }
             written.await;
@@ -103,17 +103,17 @@ impl Writer {
         {
             let mut queue = self.shared.queue.lock();
             queue.closed = true;
-            self.shared.tell(&queue);
+            self.shared.wake(&queue);
         }
         self.thread.ended().await?;
         self.shared.queue.lock().error.take().map_or(Ok(()), Err)
     }
 }
 
-impl Shared {
+impl WriterShared {
     /// Wakes the thread if it waits. Between two batches it does not: to be woken for each line
     /// would cost more than the line.
-    fn tell(&self, queue: &Queue) {
+    fn wake(&self, queue: &LineQueue) {
         if queue.idle {
             self.filled.notify_one();
         }
@@ -206,19 +206,19 @@ mod tests {
         writer.write(&line);
         // From here on the thread takes no more lines.
         stalls.recv().unwrap();
-        while writer.has_room() {
+        while writer.has_capacity() {
             writer.write(&line);
         }
-        let mut room = std::pin::pin!(writer.room());
+        let mut ready = std::pin::pin!(writer.ready());
         let stalled =
-            std::future::poll_fn(|cx| std::task::Poll::Ready(room.as_mut().poll(cx).is_pending()));
+            std::future::poll_fn(|cx| std::task::Poll::Ready(ready.as_mut().poll(cx).is_pending()));
         assert!(stalled.await);
         drop(go);
-        room.await;
+        ready.await;
         writer.write(b"end\n");
         writer.close().await.unwrap();
         let seen = seen.lock();
-        assert!(seen.len() > ROOM_BYTES && seen.ends_with(b"xend\n"));
+        assert!(seen.len() > CAPACITY_BYTES && seen.ends_with(b"xend\n"));
     }
 
     struct Full;
@@ -239,7 +239,7 @@ mod tests {
         let writer = Writer::start(Full, failed.clone()).unwrap();
         writer.write(b"line\n");
         failed.cancelled().await;
-        writer.room().await;
+        writer.ready().await;
         let error = writer.close().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
