@@ -1,19 +1,21 @@
-//! `uptime-runner` sends paced jobs to a Livepeer BYOC gateway at the rate that a GPU agent's uptime
-//! has earned, and accounts for every one.
+//! `uptime-runner` sends paced jobs to a Livepeer BYOC gateway at the rate that a GPU agent's uptime has
+//! earned, and accounts for every one. `.github/docs/architecture.md` has the map in words.
 //!
-//! In the order in which data flows:
-//! - [`wire`]: what crosses the network, with its limits; no I/O.
-//! - [`runner`]: the job runner: pings → uptime → rate → paced jobs → outcomes → accounts → output.
-//! - [`agent`]: the agent container: GPU checks → ledger → answers to pings.
-//! - [`ping_system`]: the ping monitoring system: agents → pings → history → answers.
-//! - [`records`]: the file that a recorded run leaves.
-//! - [`report`]: what recorded runs say.
+//! Data flows down this list; an import never points up:
+//! - [`cli`]: the commands; each flattens the options of its part.
 //! - [`sim`]: scripted counterparts, for `mock` and `demo`.
-//!
-//! Around them: [`cli`] turns what was typed into one checked value, [`units`] and
-//! [`money`] are values that carry their unit, [`net`], [`open_files`],
-//! [`shutdown`], [`telemetry`] and [`terminal`] are the edges.
+//! - [`report`]: what recorded runs say.
+//! - [`runner`]: the job runner: uptime → rate → paced jobs → outcomes → accounts and output.
+//! - [`ping_system`]: the ping monitoring system: agents → pings → history → answers.
+//! - [`agent`]: the agent container: GPU probes → ledger → answers to pings.
+//! - [`wire`]: what crosses the network, with its limits, and the rules that both ends share; no I/O.
+//! - [`net`]: client, server and credentials: one way to do HTTP for all parts.
+//! - [`records`]: the file that a recorded run leaves.
+//! - [`money`], [`units`], `option_values`: values that carry their unit.
+//! - [`shutdown`], [`telemetry`], [`terminal`], `open_files`, `text`: the edges.
 
+// What no other crate can reach is `pub(crate)`, so that the compiler finds dead code.
+#![warn(unreachable_pub)]
 #![cfg_attr(
     test,
     allow(
@@ -34,8 +36,8 @@ pub mod money;
 #[cfg(test)]
 mod mutation;
 pub mod net;
-pub mod open_files;
-pub mod option_values;
+mod open_files;
+mod option_values;
 pub mod ping_system;
 pub mod records;
 pub mod report;
@@ -44,6 +46,6 @@ pub mod shutdown;
 pub mod sim;
 pub mod telemetry;
 pub mod terminal;
-pub mod text;
+mod text;
 pub mod units;
 pub mod wire;

@@ -10,7 +10,7 @@ const OWN_FILES: u64 = 20;
 #[error(
     "{option} {asked}: needs {needed} open files, but the hard limit is {hard}: expected at most {carried}, or a higher limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
 )]
-pub struct TooFewFiles {
+pub(crate) struct TooFewFiles {
     option: &'static str,
     asked: usize,
     needed: u64,
@@ -23,7 +23,7 @@ pub struct TooFewFiles {
 ///
 /// # Errors
 /// When the hard limit is too low.
-pub fn allow(option: &'static str, asked: usize, own: u64) -> Result<(), TooFewFiles> {
+pub(crate) fn allow(option: &'static str, asked: usize, own: u64) -> Result<(), TooFewFiles> {
     let own = own.saturating_add(OWN_FILES);
     let needed = (asked as u64).saturating_add(own);
     let limit = getrlimit(Resource::Nofile);

@@ -12,7 +12,6 @@ use crate::units::JobsPerMinute;
 /// How results are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OutputFormat {
-    /// For people.
     #[default]
     Text,
     /// One object a line.
@@ -33,7 +32,7 @@ impl FromStr for OutputFormat {
 
 /// The base rate, from 1 to [`JobsPerMinute::MAX`].
 #[derive(Debug, Clone, Copy)]
-pub struct BaseRate(pub(crate) JobsPerMinute);
+pub(crate) struct BaseRate(pub(crate) JobsPerMinute);
 
 impl FromStr for BaseRate {
     type Err = String;
@@ -56,7 +55,7 @@ impl FromStr for BaseRate {
 
 /// An amount of wei that may be spent, over 0.
 #[derive(Debug, Clone)]
-pub struct Budget(pub(crate) Wei);
+pub(crate) struct Budget(pub(crate) Wei);
 
 impl FromStr for Budget {
     type Err = &'static str;
@@ -72,7 +71,7 @@ impl FromStr for Budget {
 
 /// A whole number over 0.
 #[derive(Debug, Clone, Copy)]
-pub struct Count(pub(crate) NonZeroU64);
+pub(crate) struct Count(pub(crate) NonZeroU64);
 
 impl FromStr for Count {
     type Err = &'static str;
@@ -87,7 +86,7 @@ impl FromStr for Count {
 
 /// A whole number from 0.
 #[derive(Debug, Clone, Copy)]
-pub struct Whole(pub(crate) u64);
+pub(crate) struct Whole(pub(crate) u64);
 
 impl FromStr for Whole {
     type Err = &'static str;
@@ -102,7 +101,7 @@ impl FromStr for Whole {
 
 /// An http or https address with a host, and without what does not belong there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpUrl(pub(crate) Url);
+pub(crate) struct HttpUrl(pub(crate) Url);
 
 impl FromStr for HttpUrl {
     type Err = String;
@@ -127,7 +126,7 @@ impl FromStr for HttpUrl {
 
 /// An address to listen at.
 #[derive(Debug, Clone, Copy)]
-pub struct ListenAddress(pub SocketAddr);
+pub(crate) struct ListenAddress(pub SocketAddr);
 
 impl FromStr for ListenAddress {
     type Err = &'static str;
@@ -143,7 +142,7 @@ impl FromStr for ListenAddress {
 
 /// The weight of a capability in the random choice, over 0.
 #[derive(Debug, Clone, Copy)]
-pub struct Weight(pub(crate) f64);
+pub(crate) struct Weight(pub(crate) f64);
 
 impl FromStr for Weight {
     type Err = &'static str;

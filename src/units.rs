@@ -19,9 +19,7 @@ pub struct Percent(f64);
 pub struct NotAPercentage(pub f64);
 
 impl Percent {
-    /// 0 %.
     pub const ZERO: Self = Self(0.0);
-    /// 100 %.
     pub const FULL: Self = Self(100.0);
 
     /// This many percent.

@@ -23,7 +23,7 @@ use crate::wire::agent::{GpuHealth, GpuStatus};
 const HOUR: Duration = Duration::from_hours(1);
 
 /// All routes; all but `/agent/health` ask for the token, where there is one.
-pub fn routes(shared: Arc<AgentState>, agent_id: String, token: Option<Token>) -> Router {
+pub(crate) fn routes(shared: Arc<AgentState>, agent_id: String, token: Option<Token>) -> Router {
     let guarded = Router::new()
         .route("/agent/uptime-since-last-ping", get(uptime))
         .route("/agent/gpu-status", get(gpu_status))

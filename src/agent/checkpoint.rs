@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// Everything that an agent knows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     version: u32,
     agent_id: String,
     ledger: Ledger,
@@ -55,7 +55,7 @@ pub struct Restored {
 
 /// Why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub(crate) enum Unusable {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),

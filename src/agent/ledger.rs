@@ -19,7 +19,6 @@ pub enum GpuState {
     Up,
     /// They were seen not to be.
     Down,
-    /// Nobody looked.
     Unwatched,
 }
 
@@ -56,7 +55,6 @@ struct Segment {
 /// What the ledger says of a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Window {
-    /// Its length.
     pub length: Duration,
     /// The part in which the GPUs were seen healthy.
     pub up: Duration,

@@ -1,13 +1,13 @@
 //! The agent container: watches the GPU, keeps the ledger of its uptime, and answers the ping
 //! system. It never decides on rates or payment.
 
-pub mod api;
-pub mod checkpoint;
-pub mod ledger;
-pub mod monitor;
-pub mod options;
-pub mod probe;
-pub mod tracker;
+pub(crate) mod api;
+pub(crate) mod checkpoint;
+pub(crate) mod ledger;
+pub(crate) mod monitor;
+pub(crate) mod options;
+pub(crate) mod probe;
+pub(crate) mod tracker;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

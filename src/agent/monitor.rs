@@ -18,7 +18,7 @@ const LAST_WRITE: Duration = Duration::from_secs(5);
 
 /// What the loop and the routes share.
 #[derive(Debug)]
-pub struct AgentState {
+pub(crate) struct AgentState {
     tracker: Mutex<UptimeTracker>,
     started: Instant,
     started_at: Duration,
@@ -31,7 +31,7 @@ pub struct AgentState {
 impl AgentState {
     /// `started_at` is the time since the agent's first start now.
     #[must_use]
-    pub fn new(tracker: UptimeTracker, started_at: Duration) -> Self {
+    pub(crate) fn new(tracker: UptimeTracker, started_at: Duration) -> Self {
         Self {
             tracker: Mutex::new(tracker),
             started: Instant::now(),
@@ -43,18 +43,18 @@ impl AgentState {
 
     /// Time since the agent's first start.
     #[must_use]
-    pub fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         self.started_at + self.started.elapsed()
     }
 
     /// What is known.
-    pub fn tracker(&self) -> MutexGuard<'_, UptimeTracker> {
+    pub(crate) fn tracker(&self) -> MutexGuard<'_, UptimeTracker> {
         self.tracker.lock()
     }
 }
 
 /// Checks at each interval until `stop`, and has everything written that must survive.
-pub async fn run(
+pub(crate) async fn run(
     shared: &AgentState,
     mut prober: Prober,
     check_interval: Duration,

@@ -37,7 +37,7 @@ impl TrackerConfig {
 
 /// What an agent knows.
 #[derive(Debug)]
-pub struct UptimeTracker {
+pub(crate) struct UptimeTracker {
     rules: TrackerConfig,
     boot_id: Uuid,
     ledger: Ledger,
@@ -53,7 +53,7 @@ pub struct UptimeTracker {
 /// A window that begins in the future, further than clocks differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("since={since} lies in the future: expected a time before {now}")]
-pub struct SinceInFuture {
+pub(crate) struct SinceInFuture {
     since: DateTime<Utc>,
     now: DateTime<Utc>,
 }
@@ -62,7 +62,7 @@ impl UptimeTracker {
     /// Begins at `wall`, or goes on with what was restored. Returns it with the time since the
     /// agent's first start.
     #[must_use]
-    pub fn begin(
+    pub(crate) fn begin(
         rules: TrackerConfig,
         boot_id: Uuid,
         wall: DateTime<Utc>,
@@ -99,7 +99,7 @@ impl UptimeTracker {
     }
 
     /// A check that began at `at` found this. Returns whether the state is another than before.
-    pub fn record_probe(&mut self, at: Duration, snapshot: GpuSnapshot) -> bool {
+    pub(crate) fn record_probe(&mut self, at: Duration, snapshot: GpuSnapshot) -> bool {
         let healthy = snapshot.healthy();
         if self.required.is_none() && !snapshot.devices.is_empty() {
             self.required = Some(snapshot.devices.len());
@@ -122,7 +122,7 @@ impl UptimeTracker {
     ///
     /// # Errors
     /// When `since` lies in the future, further than clocks differ.
-    pub fn report(
+    pub(crate) fn report(
         &mut self,
         now: Duration,
         since: Option<DateTime<Utc>>,
@@ -169,13 +169,13 @@ impl UptimeTracker {
 
     /// The window of this length that ends at `now`.
     #[must_use]
-    pub fn window(&self, length: Duration, now: Duration) -> Window {
+    pub(crate) fn window(&self, length: Duration, now: Duration) -> Window {
         self.ledger.window(length, now, self.rules.longest_gap())
     }
 
     /// All GPUs at the last check.
     #[must_use]
-    pub fn gpu_status(&self, now: Duration) -> GpuStatus {
+    pub(crate) fn gpu_status(&self, now: Duration) -> GpuStatus {
         let Some((snapshot, at)) = &self.last else {
             return GpuStatus {
                 status: "not checked yet".to_owned(),
@@ -211,20 +211,20 @@ impl UptimeTracker {
 
     /// Whether the last check, if it is not overdue, found enough GPUs healthy.
     #[must_use]
-    pub fn is_up(&self, now: Duration) -> bool {
+    pub(crate) fn is_up(&self, now: Duration) -> bool {
         let overdue = now.saturating_sub(self.ledger.watched_until()) > self.rules.longest_gap();
         self.ledger.seen() == Some(GpuState::Up) && !overdue
     }
 
     /// What a checkpoint keeps.
     #[must_use]
-    pub fn ledger(&self) -> &Ledger {
+    pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
     /// How far the GPUs were watched.
     #[must_use]
-    pub fn watermark(&self) -> Watermark {
+    pub(crate) fn watermark(&self) -> Watermark {
         let watched_until = self.ledger.watched_until();
         Watermark {
             boot_id: self.boot_id,

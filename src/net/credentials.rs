@@ -21,7 +21,6 @@ impl std::fmt::Debug for Token {
 }
 
 impl Token {
-    /// This secret.
     #[must_use]
     pub fn new(secret: &str) -> Self {
         Self(secret.into())
@@ -37,7 +36,7 @@ impl Token {
 
 #[must_use]
 /// The token in this environment variable, unless it is not set or blank.
-pub fn token_in(variable: &str) -> Option<String> {
+pub(crate) fn token_in(variable: &str) -> Option<String> {
     std::env::var(variable)
         .ok()
         .filter(|token| !token.trim().is_empty())
@@ -47,7 +46,7 @@ pub fn token_in(variable: &str) -> Option<String> {
 ///
 /// # Errors
 /// Those of [`secret`].
-pub fn bearer(
+pub(crate) fn bearer(
     option: &str,
     file: Option<PathBuf>,
     variable: &str,
@@ -65,7 +64,7 @@ pub fn bearer(
 ///
 /// # Errors
 /// A file that cannot be read, or a token that is empty or has spaces or other than ASCII characters.
-pub fn secret(
+pub(crate) fn secret(
     option: &str,
     file: Option<PathBuf>,
     variable: &str,
@@ -95,7 +94,7 @@ pub fn secret(
 ///
 /// # Errors
 /// A file that cannot be read, or holds no certificate in PEM form.
-pub fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
+pub(crate) fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
     let source = format!("--ca-file {}", file.display());
     let pem = std::fs::read(file).with_context(|| format!("{source}: cannot be read"))?;
     let roots = Certificate::from_pem_bundle(&pem)
@@ -111,7 +110,11 @@ pub fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
 ///
 /// # Errors
 /// When neither is the case.
-pub fn check_exposure(listen: SocketAddr, allowed: bool, variable: &str) -> anyhow::Result<()> {
+pub(crate) fn check_exposure(
+    listen: SocketAddr,
+    allowed: bool,
+    variable: &str,
+) -> anyhow::Result<()> {
     ensure!(
         allowed || listen.ip().is_loopback(),
         "--listen {listen}: everybody who reaches it could ask: expected a token (--token-file, {variable}), an address such as 127.0.0.1, or --allow-unauthenticated"

@@ -15,7 +15,7 @@ pub struct Endpoint {
 /// `base` with `path` added by exactly one slash: a gateway redirects what has two of them, or none
 /// at the end.
 #[must_use]
-pub fn with_path(base: &Url, path: &str) -> Url {
+pub(crate) fn with_path(base: &Url, path: &str) -> Url {
     let mut url = base.clone();
     let before = base.path().trim_end_matches('/');
     let slash = if path.trim_matches('/').is_empty() {

@@ -10,7 +10,7 @@ use axum::routing::get;
 use super::server::error;
 
 /// Answers what `text` makes, in Prometheus' text format, at `/metrics`.
-pub fn metrics_routes<F>(text: F) -> Router
+pub(crate) fn metrics_routes<F>(text: F) -> Router
 where
     F: Fn() -> prometheus::Result<String> + Send + Sync + 'static,
 {
@@ -24,7 +24,7 @@ where
 
 /// An answer in Prometheus' text format.
 #[must_use]
-pub fn metrics_answer(text: prometheus::Result<String>) -> Response {
+pub(crate) fn metrics_answer(text: prometheus::Result<String>) -> Response {
     match text {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(wrong) => error(StatusCode::INTERNAL_SERVER_ERROR, &wrong.to_string()),

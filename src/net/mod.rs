@@ -1,7 +1,7 @@
 //! One way to do HTTP for all parts: the client, the server, and the credentials of both.
 
 pub mod client;
-pub mod credentials;
-pub mod endpoint;
-pub mod metrics;
+pub(crate) mod credentials;
+pub(crate) mod endpoint;
+pub(crate) mod metrics;
 pub mod server;

@@ -132,7 +132,6 @@ pub fn errors_as_json(router: Router) -> Router {
     }))
 }
 
-/// `{"error": text}`.
 #[must_use]
 pub fn error(status: StatusCode, text: &str) -> Response {
     (status, axum::Json(json!({ "error": text }))).into_response()

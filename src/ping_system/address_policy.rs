@@ -13,7 +13,7 @@ const MAX_URL_BYTES: usize = 2048;
 
 /// Why an agent's address is not called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AddressRejected {
+pub(crate) enum AddressRejected {
     /// Not an address of the wanted form.
     #[error(
         "agent_url: expected http://HOST[:PORT] or https://HOST[:PORT], with or without a path, up to 2048 bytes, without credentials, ? and #"
@@ -32,7 +32,7 @@ pub enum AddressRejected {
 
 /// Where agents may be.
 #[derive(Debug, Clone)]
-pub struct AddressPolicy {
+pub(crate) struct AddressPolicy {
     allowed: Arc<[IpNet]>,
     own: SocketAddr,
 }
@@ -40,7 +40,7 @@ pub struct AddressPolicy {
 impl AddressPolicy {
     /// Within `allowed`, or anywhere where that is empty; never at `own`, where we listen.
     #[must_use]
-    pub fn new(allowed: &[IpNet], own: SocketAddr) -> Self {
+    pub(crate) fn new(allowed: &[IpNet], own: SocketAddr) -> Self {
         Self {
             allowed: allowed.into(),
             own,
@@ -51,7 +51,7 @@ impl AddressPolicy {
     ///
     /// # Errors
     /// Why no agent can be there.
-    pub async fn check_registration(&self, text: &str) -> Result<Url, AddressRejected> {
+    pub(crate) async fn check_registration(&self, text: &str) -> Result<Url, AddressRejected> {
         let url = form(text)?;
         self.check(&url)?;
         let port = url.port_or_known_default().ok_or(AddressRejected::Form)?;
@@ -72,7 +72,7 @@ impl AddressPolicy {
     ///
     /// # Errors
     /// Why the address is not called.
-    pub fn check(&self, url: &Url) -> Result<(), AddressRejected> {
+    pub(crate) fn check(&self, url: &Url) -> Result<(), AddressRejected> {
         match url.host() {
             Some(Host::Ipv4(ip)) => self.check_ip(ip.into()),
             Some(Host::Ipv6(ip)) => self.check_ip(ip.into()),
@@ -144,7 +144,7 @@ impl Resolve for AddressPolicy {
 
 /// A network as `--allow-agents` names it: a single address stands for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network(pub IpNet);
+pub(crate) struct Network(pub IpNet);
 
 impl std::str::FromStr for Network {
     type Err = &'static str;

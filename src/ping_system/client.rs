@@ -20,9 +20,8 @@ use crate::wire::ping_system::served::Agent;
 /// How much of a reason is kept.
 const MAX_REASON_CHARS: usize = 200;
 
-/// Asks agents.
 #[derive(Debug)]
-pub struct AgentClient {
+pub(crate) struct AgentClient {
     client: Client,
     address_policy: AddressPolicy,
     authorization: Option<HeaderValue>,
@@ -35,7 +34,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// When the client cannot be set up.
-    pub fn new(
+    pub(crate) fn new(
         address_policy: AddressPolicy,
         authorization: Option<HeaderValue>,
         timeout: Duration,
@@ -65,7 +64,7 @@ impl AgentClient {
     }
 
     /// Asks `agent` for its uptime since the last ping that is stored.
-    pub async fn ask(&self, agent: &Agent) -> PingAttempt {
+    pub(crate) async fn ask(&self, agent: &Agent) -> PingAttempt {
         let at = whole_micros(Utc::now());
         let begun = Instant::now();
         let answer = tokio::time::timeout(self.timeout, self.report(agent))

@@ -19,7 +19,6 @@ pub struct PingAttempt {
     pub at: DateTime<Utc>,
     /// How long it took.
     pub took: Duration,
-    /// What came.
     pub answer: Result<Reported, String>,
 }
 

@@ -21,7 +21,7 @@ pub enum Topic {
 }
 
 /// What is published, shared by all who listen.
-pub type SharedPing = Arc<PingEvent>;
+pub(crate) type SharedPing = Arc<PingEvent>;
 
 /// Passes each new ping on to those who listen. A listener whose channel closes has missed
 /// something, and must ask anew.

@@ -79,7 +79,7 @@ impl IntervalRules {
 
 /// `interval`, up to 5 % shorter or longer; `random` is from 0 to 1.
 #[must_use]
-pub fn spread(interval: Duration, random: f64) -> Duration {
+pub(crate) fn spread(interval: Duration, random: f64) -> Duration {
     interval.mul_f64(1.0 + SPREAD * (2.0 * random.clamp(0.0, 1.0) - 1.0))
 }
 

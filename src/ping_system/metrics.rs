@@ -11,7 +11,7 @@ use crate::wire::ping_system::served::{Agent, Ping, Status};
 
 /// Counters and gauges of one ping system.
 #[derive(Debug)]
-pub struct PingMetrics {
+pub(crate) struct PingMetrics {
     registry: Registry,
     pings: IntCounterVec,
     duration: Histogram,
@@ -26,7 +26,7 @@ impl PingMetrics {
     ///
     /// # Errors
     /// Only where two had the same name.
-    pub fn new() -> prometheus::Result<Self> {
+    pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
@@ -84,18 +84,18 @@ impl PingMetrics {
     }
 
     /// An agent is being asked, so late.
-    pub fn begin(&self, late: Duration) {
+    pub(crate) fn begin(&self, late: Duration) {
         self.in_flight.inc();
         self.lateness.observe(late.as_secs_f64());
     }
 
     /// It is no longer.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.in_flight.dec();
     }
 
     /// A ping was stored.
-    pub fn stored(&self, ping: &Ping) {
+    pub(crate) fn stored(&self, ping: &Ping) {
         let result = if ping.success { "answered" } else { "failed" };
         self.pings.with_label_values(&[result]).inc();
         if let Some(milliseconds) = ping.response_time_ms {
@@ -104,7 +104,7 @@ impl PingMetrics {
     }
 
     /// A ping was not.
-    pub fn not_stored(&self) {
+    pub(crate) fn not_stored(&self) {
         self.not_stored.inc();
     }
 
@@ -112,7 +112,10 @@ impl PingMetrics {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn text<'a>(&self, agents: impl Iterator<Item = &'a Agent>) -> prometheus::Result<String> {
+    pub(crate) fn text<'a>(
+        &self,
+        agents: impl Iterator<Item = &'a Agent>,
+    ) -> prometheus::Result<String> {
         let (mut active, mut unreachable) = (0, 0);
         for agent in agents {
             match agent.status {

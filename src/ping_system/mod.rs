@@ -2,20 +2,20 @@
 //! behave, remembers what they said, and answers questions about it. It coordinates only: no job,
 //! no rate, no payment.
 
-pub mod address_policy;
-pub mod api;
-pub mod client;
+pub(crate) mod address_policy;
+pub(crate) mod api;
+pub(crate) mod client;
 pub mod evaluate;
-pub mod feed;
-pub mod interval;
-pub mod metrics;
-pub mod options;
-pub mod pinger;
-pub mod retention;
+pub(crate) mod feed;
+pub(crate) mod interval;
+pub(crate) mod metrics;
+pub(crate) mod options;
+pub(crate) mod pinger;
+pub(crate) mod retention;
 pub mod store;
 #[cfg(test)]
 mod testing;
-pub mod writer;
+pub(crate) mod writer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,9 +69,7 @@ pub struct PingSystemConfig {
 /// Where the ping system remembers. The URL may hold a password and is never shown.
 #[derive(Clone)]
 pub enum Database {
-    /// `sqlite:PATH`
     Sqlite(String),
-    /// `postgres://…`
     Postgres(String),
 }
 

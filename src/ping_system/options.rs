@@ -197,14 +197,14 @@ const UNIT_VARIABLES: [(&str, &str, Duration); 3] = [
 
 /// What these variables are set to: they take the place of their options' defaults.
 #[derive(Debug)]
-pub struct UnitVariables(Vec<(&'static str, String)>);
+pub(crate) struct UnitVariables(Vec<(&'static str, String)>);
 
 impl UnitVariables {
     /// Reads them.
     ///
     /// # Errors
     /// One that is no length of time, in a message that names it.
-    pub fn read() -> anyhow::Result<Self> {
+    pub(crate) fn read() -> anyhow::Result<Self> {
         let mut values = Vec::new();
         for (option, variable, unit) in UNIT_VARIABLES {
             let Ok(text) = std::env::var(variable) else {
@@ -223,7 +223,7 @@ impl UnitVariables {
 
     /// The command with these defaults.
     #[must_use]
-    pub fn prepare(&self, command: clap::Command) -> clap::Command {
+    pub(crate) fn prepare(&self, command: clap::Command) -> clap::Command {
         self.0.iter().fold(command, |command, (option, value)| {
             command.mut_arg(option, |arg| arg.default_value(value.clone()))
         })

@@ -33,16 +33,14 @@ const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(60);
 
 /// Asks agents, on schedule or at once.
 #[derive(Debug)]
-pub struct Pinger {
+pub(crate) struct Pinger {
     /// Knows who is due.
     pub store: Arc<dyn Store>,
-    /// Reaches agents.
     pub client: AgentClient,
     /// Takes what came of it.
     pub writer: PingWriter,
     /// Publishes pings, also those of other ping systems on the same database.
     pub feed: Arc<Feed>,
-    /// Judges it.
     pub rules: PingPolicy,
     /// The longest wait for an answer.
     pub timeout: Duration,
@@ -52,13 +50,12 @@ pub struct Pinger {
     pub under_way: TaskTracker,
     /// Wakes the schedule: somebody new may be due.
     pub wake: Notify,
-    /// Counts.
     pub metrics: Arc<PingMetrics>,
 }
 
 /// Why there is no ping now.
 #[derive(Debug, thiserror::Error)]
-pub enum PingError {
+pub(crate) enum PingError {
     /// There is no such agent.
     #[error("no agent of that name")]
     Unknown,
@@ -78,7 +75,7 @@ pub enum PingError {
 
 impl Pinger {
     /// Asks whoever is due, until `stop`; pings under way go on.
-    pub async fn run(self: &Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn run(self: &Arc<Self>, stop: CancellationToken) {
         let mut clock = WallClockCheck::start();
         let mut backoff = MIN_BACKOFF;
         let mut reschedule_overdue = true;
@@ -151,7 +148,7 @@ impl Pinger {
     ///
     /// # Errors
     /// When there is no such agent, or no ping of it could be stored.
-    pub async fn ping_now(self: &Arc<Self>, agent_id: &str) -> Result<Ping, PingError> {
+    pub(crate) async fn ping_now(self: &Arc<Self>, agent_id: &str) -> Result<Ping, PingError> {
         // Before the claim is tried, so that no ping is missed between the two.
         let mut told = self.feed.listen(Topic::Agent(agent_id.to_owned()));
         let permit = self.permit().await;

@@ -16,7 +16,7 @@ const LONGEST_ROUND: Duration = Duration::from_mins(10);
 const SHORTEST_ROUND: Duration = Duration::from_secs(1);
 
 /// Prunes until `stop`.
-pub async fn run(store: Arc<dyn Store>, retention: Duration, stop: CancellationToken) {
+pub(crate) async fn run(store: Arc<dyn Store>, retention: Duration, stop: CancellationToken) {
     let round = (retention / 10).clamp(SHORTEST_ROUND, LONGEST_ROUND);
     let mut pause = round;
     while stop

@@ -15,7 +15,7 @@ const MAX_BATCH: usize = 256;
 /// A ping that could not be stored; the reason is in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the ping cannot be stored")]
-pub struct NotStored;
+pub(crate) struct NotStored;
 
 struct Entry {
     ping: (Claim, PingRecord),
@@ -24,16 +24,16 @@ struct Entry {
 
 /// Where pings are handed in.
 #[derive(Debug, Clone)]
-pub struct PingWriter {
+pub(crate) struct PingWriter {
     entries: mpsc::Sender<Entry>,
 }
 
 /// What is handed in; [`Self::run`] stores it.
-pub struct PingWriterTask(mpsc::Receiver<Entry>);
+pub(crate) struct PingWriterTask(mpsc::Receiver<Entry>);
 
 /// A journal, and its other end.
 #[must_use]
-pub fn new() -> (PingWriter, PingWriterTask) {
+pub(crate) fn new() -> (PingWriter, PingWriterTask) {
     let (entries, handed_in) = mpsc::channel(MAX_BATCH);
     (PingWriter { entries }, PingWriterTask(handed_in))
 }
@@ -45,7 +45,7 @@ impl PingWriter {
     ///
     /// # Errors
     /// When the store does not take it.
-    pub async fn store(&self, claim: Claim, new: PingRecord) -> Result<bool, NotStored> {
+    pub(crate) async fn store(&self, claim: Claim, new: PingRecord) -> Result<bool, NotStored> {
         let (stored, told) = oneshot::channel();
         let ping = (claim, new);
         self.entries
@@ -58,7 +58,7 @@ impl PingWriter {
 
 impl PingWriterTask {
     /// Stores all that is handed in and tells `feed` of it, until every [`PingWriter`] is dropped.
-    pub async fn run(mut self, store: Arc<dyn Store>, feed: Arc<Feed>) {
+    pub(crate) async fn run(mut self, store: Arc<dyn Store>, feed: Arc<Feed>) {
         let mut batch = Vec::new();
         let mut failing = false;
         while self.0.recv_many(&mut batch, MAX_BATCH).await > 0 {

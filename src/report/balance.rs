@@ -73,7 +73,6 @@ pub struct BalanceSums {
     pub jobs: u64,
     /// How often something came.
     pub top_ups: u64,
-    /// How much.
     pub topped_up: Wei,
 }
 

@@ -45,7 +45,7 @@ pub struct Contradicted {
 
 /// What the jobs of each hour say; `None` where none says anything.
 #[must_use]
-pub fn claims(evidence: &BTreeMap<i64, Evidence>, runs: &[Timeline]) -> Option<Claims> {
+pub(crate) fn claims(evidence: &BTreeMap<i64, Evidence>, runs: &[Timeline]) -> Option<Claims> {
     if evidence.is_empty() {
         return None;
     }

@@ -56,7 +56,7 @@ pub struct Interval {
 /// What the jobs cost, from the price where there is one, or else from balances; `None` where neither
 /// is known. `punished` are the slots that punishment withheld.
 #[must_use]
-pub fn cost(jobs: &Tally, punished: Slots) -> Option<Cost> {
+pub(crate) fn cost(jobs: &Tally, punished: Slots) -> Option<Cost> {
     let by_price = !jobs.charged.is_empty();
     let (spent, of_jobs) = if by_price {
         let amounts = jobs.charged.iter().map(super::tally::Charged::amount);
@@ -109,7 +109,7 @@ fn per_eth(good: u64, all: u64, spent: &Wei) -> Option<Interval> {
 
 /// Wilson's interval for a share of which `good` of `all` were seen, `all` over 0.
 #[must_use]
-pub fn wilson(good: f64, all: f64) -> Interval {
+pub(crate) fn wilson(good: f64, all: f64) -> Interval {
     let share = good / all;
     let z2 = Z * Z;
     let centre = (share + z2 / (2.0 * all)) / (1.0 + z2 / all);

@@ -9,7 +9,7 @@ pub(super) const HOURS_AFTER: i64 = 3;
 
 /// When the rate of an agent dropped because of its uptime.
 #[must_use]
-pub fn drops(runs: &[Timeline]) -> Vec<Micros> {
+pub(crate) fn drops(runs: &[Timeline]) -> Vec<Micros> {
     let drops = runs.iter().flat_map(|run| {
         run.rates.windows(2).filter_map(|pair| {
             let [before, after] = pair else { return None };

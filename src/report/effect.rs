@@ -105,7 +105,6 @@ pub struct Around {
 pub struct HourAround {
     /// The mean uptime, over the time in which one was known.
     pub uptime_percent: Option<Percent>,
-    /// Jobs sent.
     pub jobs: u64,
     /// Of these, the share that succeeded.
     pub success_rate_percent: Option<Percent>,

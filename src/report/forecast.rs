@@ -24,7 +24,6 @@ const PRIOR: (f64, f64) = (0.2, 12.0 * HOUR);
 /// What is said of one agent and one tier.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TierForecast {
-    /// The tier.
     pub tier_percent: Percent,
     /// Whether it is reached at the end of what is known.
     pub reached: bool,
@@ -57,7 +56,7 @@ struct Segment {
 
 /// What is to be expected of an agent for each of the tiers; nothing where its uptime was never known.
 #[must_use]
-pub fn forecast(runs: &[Timeline], tiers: &[Percent]) -> Vec<TierForecast> {
+pub(crate) fn forecast(runs: &[Timeline], tiers: &[Percent]) -> Vec<TierForecast> {
     let of_tier = |&tier: &Percent| {
         let segments = segments(runs, tier);
         let last = segments.last()?;

@@ -24,7 +24,6 @@ pub struct RecordedRuns {
     pub records_dropped: u64,
     /// From when until when something is known.
     pub from: Micros,
-    /// See `from`.
     pub until: Micros,
     /// The last run's policy.
     pub policy: Policy,
@@ -37,7 +36,6 @@ pub struct RecordedRuns {
 pub struct AgentHistory {
     /// In the order of the runs.
     pub runs: Vec<Timeline>,
-    /// Its jobs.
     pub jobs: Tally,
 }
 
@@ -50,7 +48,6 @@ pub enum HistoryError {
     /// A value that is never recorded.
     #[error("{column} '{}': expected one that --record writes", .value.escape_debug())]
     Unknown {
-        /// Where.
         column: &'static str,
         /// What stands there.
         value: String,
@@ -60,7 +57,6 @@ pub enum HistoryError {
 /// How a file is read.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ReadOptions {
-    /// What counts.
     pub period: Period,
     /// Into how many parts of time jobs are summed up, for pictures, and of how many agents: those with
     /// the worst uptime.

@@ -1,20 +1,20 @@
 //! `report`: what recorded runs say of agents, what they cost, and what another policy would have done.
 
-pub mod balance;
-pub mod claims;
-pub mod cost;
-pub mod drops;
-pub mod effect;
-pub mod forecast;
+pub(crate) mod balance;
+pub(crate) mod claims;
+pub(crate) mod cost;
+pub(crate) mod drops;
+pub(crate) mod effect;
+pub(crate) mod forecast;
 pub mod history;
 pub mod period;
-pub mod render;
-pub mod replay;
+pub(crate) mod render;
+pub(crate) mod replay;
 pub mod statement;
-pub mod suggest;
+pub(crate) mod suggest;
 pub mod summary;
-pub mod tally;
-pub mod timeline;
+pub(crate) mod tally;
+pub(crate) mod timeline;
 
 use std::path::PathBuf;
 

@@ -39,7 +39,6 @@ impl Period {
 pub struct Moment(DateTime<Utc>);
 
 impl Moment {
-    /// The instant.
     #[must_use]
     pub fn micros(self) -> Micros {
         self.0.timestamp_micros()

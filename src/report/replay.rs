@@ -10,7 +10,7 @@ use crate::units::{JobsPerMinute, Percent, Share};
 /// The rates that `policy` gives for the recorded uptimes, from the first known one on, with the slots
 /// that were accounted for; while no uptime is known, nothing is sent, as it was.
 #[must_use]
-pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<RateInterval> {
+pub(crate) fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<RateInterval> {
     let shares = shares(timeline, policy);
     let (Some(&(begin, _)), Some(&first)) = (shares.first(), timeline.rates.first()) else {
         return Vec::new();
@@ -41,7 +41,7 @@ pub fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<RateInterval> {
 }
 
 /// The slots at each known uptime, in the order of time.
-pub fn slots_by_uptime(timeline: &Timeline) -> impl Iterator<Item = (Percent, Slots)> + '_ {
+pub(crate) fn slots_by_uptime(timeline: &Timeline) -> impl Iterator<Item = (Percent, Slots)> + '_ {
     let first = timeline.rates.first().map(|step| step.base);
     let bases = bases(timeline, Micros::MIN, first.unwrap_or_default());
     timeline.known().map(move |known| {

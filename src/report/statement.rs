@@ -12,7 +12,6 @@ use crate::units::{JobsPerMinute, Percent};
 /// What an agent earned.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Statement {
-    /// Who.
     pub agent_id: String,
     /// From when, in UTC.
     pub from: String,
@@ -34,7 +33,6 @@ pub struct Statement {
     pub charged: Vec<ChargedAt>,
     /// What it earned, where that is known.
     pub amount_wei: Option<Wei>,
-    /// From what.
     pub amount_from: Option<CostSource>,
 }
 
@@ -45,7 +43,6 @@ pub struct WithheldInterval {
     pub from: String,
     /// Until before when, in UTC.
     pub until: String,
-    /// Why.
     pub reason: &'static str,
     /// The rate in jobs per minute.
     pub rate: JobsPerMinute,
@@ -62,7 +59,6 @@ pub struct ChargedAt {
     pub price_wei: String,
     /// How many jobs.
     pub jobs: u64,
-    /// Their seconds.
     pub seconds: u64,
     /// Price times seconds.
     pub amount_wei: Wei,

@@ -56,7 +56,6 @@ pub struct Suggestion {
 /// What a policy would have been worth.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PolicyValue {
-    /// The policy.
     pub policy: String,
     /// Jobs that it would have sent, if shares held at once.
     pub jobs: f64,
@@ -151,7 +150,7 @@ impl Observations {
 /// The tiers that would have been worth most, among all of the search space and the recorded policy,
 /// where a good job is worth `value` and any job costs `cost`.
 #[must_use]
-pub fn suggest<'a>(
+pub(crate) fn suggest<'a>(
     agents: impl Iterator<Item = (&'a [Timeline], &'a Tally)>,
     recorded: &Policy,
     value: &Wei,

@@ -55,11 +55,9 @@ pub struct Report {
 /// All agents together.
 #[derive(Debug, Serialize)]
 pub struct Total {
-    /// Jobs sent.
     pub jobs: u64,
     /// Of these, those that succeeded.
     pub successful: u64,
-    /// Their share.
     pub success_rate_percent: Option<Percent>,
     /// What they cost, as far as that is known.
     pub spent_wei: Option<Wei>,
@@ -70,7 +68,6 @@ pub struct Total {
 /// An agent and what it gave for its money.
 #[derive(Debug, Serialize)]
 pub struct Ranked {
-    /// Who.
     pub agent: String,
     /// How many jobs succeeded for an ETH.
     pub good_jobs_per_eth: Interval,
@@ -93,7 +90,6 @@ pub struct AgentReport {
     pub slots_withheld: f64,
     /// Those by reason.
     pub withheld_by_reason: BTreeMap<&'static str, f64>,
-    /// By capability.
     pub capabilities: BTreeMap<String, JobsReport>,
     /// What its jobs cost, where that is known.
     pub cost: Option<Cost>,
@@ -115,7 +111,6 @@ pub struct JobsReport {
     pub jobs: u64,
     /// Of these, those that succeeded.
     pub successful: u64,
-    /// Their share.
     pub success_rate_percent: Option<Percent>,
     /// Latencies in milliseconds, from slot to last byte.
     pub latency_ms: Option<LatencyReport>,
@@ -126,7 +121,6 @@ pub struct JobsReport {
 /// Latencies in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct LatencyReport {
-    /// The mean.
     pub mean: f64,
     /// Half took at most this.
     pub p50: f64,
@@ -140,7 +134,6 @@ pub struct LatencyReport {
 /// taken to succeed, and to cost, as this agent's jobs did.
 #[derive(Debug, Serialize)]
 pub struct WhatIf {
-    /// The policy.
     pub policy: String,
     /// Jobs that it would have sent.
     pub jobs: f64,

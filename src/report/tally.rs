@@ -92,7 +92,6 @@ pub struct Tally {
 /// Jobs that were charged by the same price.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charged {
-    /// The price.
     pub price: WeiPerSecond,
     /// How many jobs.
     pub jobs: u64,
@@ -237,7 +236,7 @@ impl Tally {
 
 /// The tenth of a percent in which an uptime lies.
 #[must_use]
-pub fn tenth(percent: f64) -> u16 {
+pub(crate) fn tenth(percent: f64) -> u16 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -252,7 +251,6 @@ pub fn tenth(percent: f64) -> u16 {
 pub struct TimeBuckets {
     from: Micros,
     width: Micros,
-    /// In order.
     pub all: Vec<Slice>,
 }
 
@@ -267,7 +265,6 @@ pub struct Slice {
     pub latencies: Option<Box<Histogram<u32>>>,
 }
 
-/// None.
 impl Default for TimeBuckets {
     fn default() -> Self {
         Self::new(0, 0, 0)

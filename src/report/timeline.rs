@@ -11,11 +11,11 @@ use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
 
 /// Microseconds since 1970.
-pub type Micros = i64;
+pub(crate) type Micros = i64;
 
 /// An instant as RFC 3339 in UTC, to the millisecond.
 #[must_use]
-pub fn utc(at: Micros) -> String {
+pub(crate) fn utc(at: Micros) -> String {
     let time = DateTime::from_timestamp_micros(at);
     time.map_or_else(
         || at.to_string(),
@@ -43,7 +43,6 @@ impl Slots {
         tenths(self.count())
     }
 
-    /// How many.
     #[must_use]
     pub fn count(self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "far finer than a slot")]
@@ -60,7 +59,7 @@ impl Slots {
 
 /// Rounds to a tenth.
 #[must_use]
-pub fn tenths(number: f64) -> f64 {
+pub(crate) fn tenths(number: f64) -> f64 {
     // Adding 0 makes a negative zero positive.
     (number * 10.0).round() / 10.0 + 0.0
 }
@@ -103,11 +102,8 @@ pub struct RateStep {
 /// A time in which a rate held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateInterval {
-    /// From when.
     pub from: Micros,
-    /// Until when.
     pub until: Micros,
-    /// The rate.
     pub step: RateStep,
 }
 
@@ -134,11 +130,8 @@ impl RateInterval {
 /// A time in which an uptime was known.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UptimeInterval {
-    /// From when.
     pub from: Micros,
-    /// Until when.
     pub until: Micros,
-    /// The uptime.
     pub uptime: Percent,
 }
 
@@ -221,7 +214,7 @@ impl Timeline {
 
 /// The integral of the uptime over time.
 #[derive(Debug)]
-pub struct UptimeIntegral {
+pub(crate) struct UptimeIntegral {
     /// From when on each part counts, with its percent, and both sums before it.
     parts: Vec<(Micros, f64, f64, i64)>,
 }
@@ -229,7 +222,7 @@ pub struct UptimeIntegral {
 impl UptimeIntegral {
     /// Of runs in their order.
     #[must_use]
-    pub fn of(runs: &[Timeline]) -> Self {
+    pub(crate) fn of(runs: &[Timeline]) -> Self {
         let (mut weighted, mut micros) = (0.0, 0);
         let mut parts = Vec::new();
         for known in runs.iter().flat_map(Timeline::known) {
@@ -263,14 +256,14 @@ impl UptimeIntegral {
 
     /// Percent times seconds between two instants, and the microseconds in which an uptime was known.
     #[must_use]
-    pub fn between(&self, from: Micros, until: Micros) -> (f64, i64) {
+    pub(crate) fn between(&self, from: Micros, until: Micros) -> (f64, i64) {
         let (before, after) = (self.before(from), self.before(until));
         (after.0 - before.0, after.1 - before.1)
     }
 
     /// The mean between two instants, over the time in which one was known.
     #[must_use]
-    pub fn mean(&self, from: Micros, until: Micros) -> Option<Percent> {
+    pub(crate) fn mean(&self, from: Micros, until: Micros) -> Option<Percent> {
         let (weighted, micros) = self.between(from, until);
         if micros <= 0 {
             return None;
@@ -282,7 +275,7 @@ impl UptimeIntegral {
 
 /// As a number of seconds.
 #[must_use]
-pub fn seconds(micros: i64) -> f64 {
+pub(crate) fn seconds(micros: i64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "exact up to 285 years")]
     let seconds = micros as f64 / 1e6;
     seconds
@@ -290,7 +283,7 @@ pub fn seconds(micros: i64) -> f64 {
 
 /// Why slots are withheld: another part of a total rate withholds none, the uptime still does.
 #[must_use]
-pub fn cause(reason: RateReason) -> &'static str {
+pub(crate) fn cause(reason: RateReason) -> &'static str {
     match reason {
         RateReason::Allotment => RateReason::Uptime.name(),
         reason => reason.name(),

@@ -1,17 +1,17 @@
 //! The job runner: asks for agents' uptimes, turns them into job rates, sends paced jobs to the
 //! gateway and accounts for every one.
 
-pub mod agents;
+pub(crate) mod agents;
 pub mod check;
-pub mod config;
+pub(crate) mod config;
 mod deadline;
-pub mod events;
-pub mod rate;
-pub mod roster;
-pub mod send;
+pub(crate) mod events;
+pub(crate) mod rate;
+pub(crate) mod roster;
+pub(crate) mod send;
 #[cfg(test)]
 mod testing;
-pub mod uptime;
+pub(crate) mod uptime;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,6 @@ use self::config::RunnerConfig;
 use self::events::database::{RunDescription, RunRecorder};
 use self::events::event::Event;
 use self::events::output::Output;
-use self::events::output::json::JsonOutput;
 use self::events::output::text::TextOutput;
 use self::events::output::writer::Writer;
 use self::events::recorder::EventDispatcher;
@@ -207,7 +206,7 @@ fn recorder(
 ) -> anyhow::Result<EventDispatcher> {
     let output = match config.output.format {
         OutputFormat::Text => Output::Text(text),
-        OutputFormat::Json => Output::Json(JsonOutput),
+        OutputFormat::Json => Output::Json,
     };
     let roster = Roster {
         agents: config

@@ -6,15 +6,15 @@ use crate::units::JobsPerMinute;
 
 /// An agent's place in the [`Roster`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AgentIndex(pub usize);
+pub(crate) struct AgentIndex(pub usize);
 
 /// A capability's place in the [`Roster`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CapabilityIndex(pub usize);
+pub(crate) struct CapabilityIndex(pub usize);
 
 /// Who and what takes part in a run.
 #[derive(Debug, Clone)]
-pub struct Roster {
+pub(crate) struct Roster {
     /// The agents' names; more may join.
     pub agents: Vec<Arc<str>>,
     /// The capabilities' names.
@@ -26,13 +26,13 @@ pub struct Roster {
 impl Roster {
     /// An agent's name.
     #[must_use]
-    pub fn agent(&self, index: AgentIndex) -> &str {
+    pub(crate) fn agent(&self, index: AgentIndex) -> &str {
         &self.agents[index.0]
     }
 
     /// A capability's name.
     #[must_use]
-    pub fn capability(&self, index: CapabilityIndex) -> &str {
+    pub(crate) fn capability(&self, index: CapabilityIndex) -> &str {
         &self.capabilities[index.0]
     }
 }

@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::runner::events::event::JobAnswer;
 use crate::runner::events::output::Output;
-use crate::runner::events::output::json::JsonOutput;
 use crate::runner::events::output::writer::Writer;
 use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::roster::Roster;
@@ -63,7 +62,7 @@ pub(crate) fn recorder(base_rate: u32) -> (Arc<EventDispatcher>, Sink) {
         capabilities: vec!["gpu-check".into()],
         base_rate: JobsPerMinute::new(base_rate),
     };
-    let recorder = EventDispatcher::new(roster, Output::Json(JsonOutput), 0, writer, None).unwrap();
+    let recorder = EventDispatcher::new(roster, Output::Json, 0, writer, None).unwrap();
     (Arc::new(recorder), sink)
 }
 

@@ -2,4 +2,4 @@
 
 pub mod demo;
 pub mod mock;
-pub mod script;
+pub(crate) mod script;

@@ -113,7 +113,6 @@ pub enum Failure {
 /// How often to fail in which way: `500:2%`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FailureShare {
-    /// The way.
     pub failure: Failure,
     /// Of all jobs.
     pub share: Percent,

@@ -13,7 +13,6 @@ use crate::units::Percent;
 /// The answer to a ping: the uptime of a window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UptimeReport {
-    /// Who answers.
     pub agent_id: String,
     /// Time during which the GPU was seen healthy, over the window.
     pub uptime_percent: Percent,
@@ -137,22 +136,18 @@ pub struct GpuStatus {
     pub timestamp: DateTime<Utc>,
     /// How many are healthy.
     pub gpu_count: usize,
-    /// By index.
     pub devices: BTreeMap<u32, GpuDevice>,
 }
 
 /// One GPU; what it or its driver does not tell is `null`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuDevice {
-    /// Its index.
     pub device_id: u32,
     /// Whether it is well, or why not.
     pub health: GpuHealth,
     /// Its name for ever.
     pub uuid: Option<String>,
-    /// Its model.
     pub name: Option<String>,
-    /// Its memory.
     pub memory: Option<GpuMemory>,
     /// What its code is compiled for.
     pub compute_capability: Option<ComputeCapability>,
@@ -218,11 +213,9 @@ impl From<GpuHealth> for String {
 /// A GPU's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GpuMemory {
-    /// Installed.
     pub total_bytes: u64,
     /// Not in use.
     pub free_bytes: u64,
-    /// In use.
     pub used_bytes: u64,
     /// In use, of what is installed.
     pub usage_percentage: f64,
@@ -231,7 +224,6 @@ pub struct GpuMemory {
 /// A version of the instruction set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComputeCapability {
-    /// The generation.
     pub major: i32,
     /// The step in it.
     pub minor: i32,
@@ -242,7 +234,6 @@ pub struct ComputeCapability {
 /// How busy a GPU is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Utilization {
-    /// Its processors.
     pub gpu_percent: u32,
     /// Its memory's bus.
     pub memory_percent: u32,

@@ -5,7 +5,7 @@ use crate::units::Percent;
 /// What an agent's first ping says, which only asks whether a GPU is there: 100 % or 0 %. An answer
 /// without `gpu_available` says so by an uptime over 0.
 #[must_use]
-pub fn first_ping_uptime(gpu_available: Option<bool>, uptime: Option<Percent>) -> Percent {
+pub(crate) fn first_ping_uptime(gpu_available: Option<bool>, uptime: Option<Percent>) -> Percent {
     if gpu_available.unwrap_or(uptime != Some(Percent::ZERO)) {
         Percent::FULL
     } else {
@@ -16,7 +16,7 @@ pub fn first_ping_uptime(gpu_available: Option<bool>, uptime: Option<Percent>) -
 /// The seconds that a ping speaks for, by which it weighs in a mean: those of its own window, or else
 /// those since the ping before it; `None` where neither is known.
 #[must_use]
-pub fn covered_seconds(
+pub(crate) fn covered_seconds(
     window_seconds: Option<f64>,
     seconds_since_previous: Option<f64>,
 ) -> Option<f64> {

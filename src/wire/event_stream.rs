@@ -8,7 +8,7 @@ const MAX_BYTES: usize = 64 << 10;
 
 /// One event: its kind, and its data with a newline between its lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServerSentEvent {
+pub(crate) struct ServerSentEvent {
     /// What `event:` said; `message` where it said nothing.
     pub kind: String,
     /// What `data:` said.
@@ -18,11 +18,11 @@ pub struct ServerSentEvent {
 /// A stream that is no stream of events, or has one that is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an event over {} KiB", MAX_BYTES >> 10)]
-pub struct TooLong;
+pub(crate) struct TooLong;
 
 /// Reads events out of pieces of text that are cut anywhere.
 #[derive(Debug, Default)]
-pub struct EventReader {
+pub(crate) struct EventReader {
     line: Vec<u8>,
     /// A line that ended with a carriage return may go on with a newline that belongs to it.
     after_return: bool,
@@ -34,7 +34,7 @@ impl EventReader {
     ///
     /// # Errors
     /// One that grows too long; the stream is of no more use then.
-    pub fn push(&mut self, piece: &[u8]) -> Result<Vec<ServerSentEvent>, TooLong> {
+    pub(crate) fn push(&mut self, piece: &[u8]) -> Result<Vec<ServerSentEvent>, TooLong> {
         let mut events = Vec::new();
         for &byte in piece {
             let after_return = mem::replace(&mut self.after_return, byte == b'\r');

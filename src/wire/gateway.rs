@@ -105,7 +105,6 @@ pub enum Outcome {
     HttpError,
     /// No whole answer in time.
     Timeout,
-    /// No connection.
     Connect,
     /// The connection was lost half-way.
     Transport,

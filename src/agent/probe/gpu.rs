@@ -37,7 +37,7 @@ impl GpuSnapshot {
 }
 
 /// A request for a probe, answered on this channel.
-pub type ProbeRequest = oneshot::Sender<GpuSnapshot>;
+pub(crate) type ProbeRequest = oneshot::Sender<GpuSnapshot>;
 
 /// A way to probe GPUs. It may block for as long as the driver does, even for ever: it runs on a
 /// thread of its own.
@@ -52,7 +52,7 @@ pub trait GpuProbe: Send {
     clippy::cast_precision_loss,
     reason = "a share of bytes, shown as a percentage"
 )]
-pub fn memory(total_bytes: u64, used_bytes: u64) -> GpuMemory {
+pub(crate) fn memory(total_bytes: u64, used_bytes: u64) -> GpuMemory {
     GpuMemory {
         total_bytes,
         free_bytes: total_bytes.saturating_sub(used_bytes),

@@ -1,7 +1,7 @@
 //! Looking at GPUs, through a driver that may hang.
 
-pub mod gpu;
-pub mod nvml;
-pub mod prober;
-pub mod simulated;
-pub mod source;
+pub(crate) mod gpu;
+pub(crate) mod nvml;
+pub(crate) mod prober;
+pub(crate) mod simulated;
+pub(crate) mod source;

@@ -23,14 +23,14 @@ const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
 
 /// Looks through NVML.
 #[derive(Debug)]
-pub struct NvmlProbe {
+pub(crate) struct NvmlProbe {
     library: Option<PathBuf>,
 }
 
 impl NvmlProbe {
     /// Through this library, or the system's.
     #[must_use]
-    pub fn new(library: Option<PathBuf>) -> Self {
+    pub(crate) fn new(library: Option<PathBuf>) -> Self {
         Self { library }
     }
 

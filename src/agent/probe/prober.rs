@@ -13,7 +13,7 @@ use super::source::GpuSource;
 /// Runs probes on one thread. A thread that is stuck in the driver is abandoned and replaced, at most one
 /// at a time, so that a broken driver cannot pile up threads.
 #[derive(Debug)]
-pub struct Prober {
+pub(crate) struct Prober {
     source: GpuSource,
     requests: Option<Sender<ProbeRequest>>,
     /// The probe that missed its deadline.
@@ -25,7 +25,7 @@ pub struct Prober {
 impl Prober {
     /// Looks in this way.
     #[must_use]
-    pub fn new(source: GpuSource) -> Self {
+    pub(crate) fn new(source: GpuSource) -> Self {
         Self {
             source,
             requests: None,
@@ -35,7 +35,7 @@ impl Prober {
     }
 
     /// Probes once. A probe that takes longer than `deadline` finds nothing.
-    pub async fn probe(&mut self, deadline: Duration) -> GpuSnapshot {
+    pub(crate) async fn probe(&mut self, deadline: Duration) -> GpuSnapshot {
         if is_over(&mut self.abandoned) {
             self.abandoned = None;
         }

@@ -77,7 +77,7 @@ impl FromStr for GpuScript {
 
 /// Follows a script.
 #[derive(Debug)]
-pub struct SimulatedProbe {
+pub(crate) struct SimulatedProbe {
     script: GpuScript,
     started: Instant,
 }
@@ -94,7 +94,7 @@ impl GpuProbe for SimulatedProbe {
 impl SimulatedProbe {
     /// Follows `script`, which began at `started`.
     #[must_use]
-    pub fn new(script: GpuScript, started: Instant) -> Self {
+    pub(crate) fn new(script: GpuScript, started: Instant) -> Self {
         Self { script, started }
     }
 

@@ -19,7 +19,7 @@ const STRIP: usize = 30;
 /// Which agents, in which order.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct ListQuery {
+pub(super) struct ListQuery {
     /// By what they are sorted.
     pub sort: Sort,
     /// The other way round.
@@ -37,8 +37,7 @@ pub struct ListQuery {
 /// What agents can be sorted by; where they are equal, by name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Sort {
-    /// Name.
+pub(super) enum Sort {
     #[default]
     Agent,
     /// Unreachable ones first.
@@ -54,9 +53,7 @@ pub enum Sort {
     /// Uptime over the last 7 days.
     #[serde(rename = "uptime_7d")]
     Week,
-    /// Ping interval.
     Interval,
-    /// Next ping.
     Next,
 }
 
@@ -82,7 +79,7 @@ struct Row {
 
 /// How many agents there are, how they are, and how much was asked of them.
 #[must_use]
-pub fn totals(known: &[AgentRecord], now: DateTime<Utc>) -> Value {
+pub(super) fn totals(known: &[AgentRecord], now: DateTime<Utc>) -> Value {
     let count = |fits: fn(&Agent, DateTime<Utc>) -> bool| {
         known.iter().filter(|known| fits(&known.agent, now)).count()
     };
@@ -102,7 +99,7 @@ pub fn totals(known: &[AgentRecord], now: DateTime<Utc>) -> Value {
 ///
 /// # Errors
 /// When the store does not work.
-pub async fn rows(
+pub(super) async fn rows(
     store: &dyn Store,
     query: &ListQuery,
     uptime_threshold: Percent,

@@ -12,12 +12,12 @@ use tokio::sync::broadcast::Receiver;
 use crate::ping_system::feed::SharedPing;
 
 /// The longest silence, so that whoever listens finds out that the connection is lost.
-pub const HEARTBEAT: Duration = Duration::from_secs(5);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Tells each ping as an event `ping` until the channel closes, or the client falls too far
 /// behind; then the stream ends, and the client must ask anew. `place` is held for as long.
 #[must_use]
-pub fn answer(pings: Receiver<SharedPing>, place: OwnedSemaphorePermit) -> Response {
+pub(super) fn answer(pings: Receiver<SharedPing>, place: OwnedSemaphorePermit) -> Response {
     let events = stream::unfold((pings, place), async |(mut pings, place)| {
         let told = pings.recv().await.ok()?;
         // All of it has a JSON form.

@@ -5,7 +5,7 @@ mod error;
 mod events;
 mod history;
 mod registration;
-pub mod state;
+pub(crate) mod state;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -34,7 +34,7 @@ use crate::ping_system::store::{AgentRecord, Registration};
 use crate::wire::ping_system::served::{Agent, Ping};
 
 /// Event streams at once; each holds a connection.
-pub const MAX_STREAMS: usize = 512;
+pub(crate) const MAX_STREAMS: usize = 512;
 /// The longest path and query; an agent's name is up to 256 bytes, three times that when escaped.
 const MAX_PATH_BYTES: usize = 4 << 10;
 /// The longest that a client may take to send a body.
@@ -56,7 +56,7 @@ pub struct Tokens {
 }
 
 /// All routes; the page and `/health` are open to everybody and tell nothing of any agent.
-pub fn routes(state: Arc<AppState>, tokens: Tokens) -> Router {
+pub(crate) fn routes(state: Arc<AppState>, tokens: Tokens) -> Router {
     let readers: Vec<Token> = match tokens.read {
         Some(read) => tokens.write.iter().cloned().chain([read]).collect(),
         None => Vec::new(),

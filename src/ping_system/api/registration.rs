@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::wire::agent::is_agent_id;
 
 /// The longest registration that is read.
-pub const MAX_BODY_BYTES: usize = 64 << 10;
+pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
 const MAX_CAPABILITIES: usize = 64;
 const MAX_CAPABILITY_BYTES: usize = 128;
 /// As JSON; it is told in each list of agents.
@@ -16,7 +16,7 @@ const RESERVED: [&str; 2] = ["register", "due-for-ping"];
 
 /// A registration as it is sent.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct RegisterRequest {
+pub(super) struct RegisterRequest {
     /// The agent's name.
     pub agent_id: String,
     /// Where it answers, not yet checked.
@@ -31,7 +31,7 @@ pub struct RegisterRequest {
 
 /// Why a registration is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum InvalidRegistration {
+pub(super) enum InvalidRegistration {
     /// Not JSON, or not of the agreed form.
     #[error(
         "expected {{\"agent_id\": …, \"agent_url\": …, \"capabilities\": […], \"metadata\": {{…}}}}: {0}"
@@ -47,7 +47,6 @@ pub enum InvalidRegistration {
         "capabilities: expected up to {MAX_CAPABILITIES} names of up to {MAX_CAPABILITY_BYTES} bytes"
     )]
     Capabilities,
-    /// Too long.
     #[error("metadata: expected up to {MAX_METADATA_BYTES} bytes of JSON")]
     Metadata,
 }
@@ -56,7 +55,7 @@ pub enum InvalidRegistration {
 ///
 /// # Errors
 /// What it is refused for.
-pub fn read(body: &[u8]) -> Result<RegisterRequest, InvalidRegistration> {
+pub(super) fn read(body: &[u8]) -> Result<RegisterRequest, InvalidRegistration> {
     let form: RegisterRequest = serde_json::from_slice(body)?;
     if !is_agent_id(&form.agent_id) || RESERVED.contains(&form.agent_id.as_str()) {
         return Err(InvalidRegistration::Id);

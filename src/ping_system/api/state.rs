@@ -14,16 +14,13 @@ use crate::ping_system::pinger::Pinger;
 use crate::ping_system::store::{AgentRecord, Store};
 
 /// What the routes work with.
-pub struct AppState {
-    /// Remembers.
+pub(crate) struct AppState {
     pub store: Arc<dyn Store>,
-    /// Asks agents.
     pub pinger: Arc<Pinger>,
     /// Tells of new pings.
     pub feed: Arc<Feed>,
     /// Where agents may be.
     pub address_policy: AddressPolicy,
-    /// Counts.
     pub metrics: Arc<PingMetrics>,
     /// What intervals begin with.
     pub rules: PingPolicy,

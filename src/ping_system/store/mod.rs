@@ -3,7 +3,7 @@
 
 pub mod postgres;
 mod rows;
-pub mod sql;
+pub(crate) mod sql;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -26,7 +26,6 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Forgets an agent; `false` where there is none of that name.
     async fn remove(&self, agent_id: &str) -> Result<bool, StoreError>;
 
-    /// One agent.
     async fn agent(&self, agent_id: &str) -> Result<Option<AgentRecord>, StoreError>;
 
     /// All agents by name, or those whose next ping is due at `due_at`.
@@ -90,9 +89,7 @@ pub enum StoreError {
     /// It holds what this program never writes.
     #[error("database: agent '{agent_id}' has {what} that cannot be read: {error}")]
     Corrupt {
-        /// Whose row.
         agent_id: String,
-        /// Which column.
         what: &'static str,
         /// What is wrong.
         error: String,
@@ -102,7 +99,6 @@ pub enum StoreError {
 /// What is said of an agent when it is registered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Registration {
-    /// Its name.
     pub agent_id: String,
     /// Where it answers.
     pub agent_url: String,
@@ -130,7 +126,6 @@ pub struct AgentRecord {
 /// Who asks from now until when.
 #[derive(Debug, Clone, Copy)]
 pub struct Lease {
-    /// Now.
     pub now: DateTime<Utc>,
     /// When others may take over.
     pub until: DateTime<Utc>,
@@ -159,7 +154,6 @@ pub enum Claimed {
 /// A ping that is to be kept, and what it makes of its agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingRecord {
-    /// The ping.
     pub ping: Ping,
     /// What it weighs in a mean.
     pub covered_seconds: f64,
@@ -188,9 +182,7 @@ impl Cursor {
 /// Seconds up of seconds that pings speak for.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sum {
-    /// Up.
     pub up_seconds: f64,
-    /// All.
     pub covered_seconds: f64,
 }
 

@@ -19,14 +19,14 @@ const SECOND: Micros = 1_000_000;
 
 /// The time that charts have in common.
 #[derive(Debug, Clone, Copy)]
-pub struct TimeAxis {
+pub(crate) struct TimeAxis {
     from: Micros,
     until: Micros,
 }
 
 /// A line: values over time, where there is one.
 #[derive(Debug, Clone)]
-pub struct LineSeries<'a> {
+pub(crate) struct LineSeries<'a> {
     /// Its class in the page's style.
     pub class: &'a str,
     /// From when on which value; `None` where there is none.
@@ -37,10 +37,8 @@ pub struct LineSeries<'a> {
 
 /// A bar: a time, and its parts from below, each with its class.
 #[derive(Debug, Clone)]
-pub struct Bar<'a> {
-    /// From when.
+pub(crate) struct Bar<'a> {
     pub from: Micros,
-    /// Until when.
     pub until: Micros,
     /// How high each part is.
     pub parts: Vec<(&'a str, f64)>,
@@ -48,7 +46,7 @@ pub struct Bar<'a> {
 
 /// What a chart is about, and its range of values.
 #[derive(Debug, Clone, Copy)]
-pub struct Frame<'a> {
+pub(crate) struct Frame<'a> {
     /// In words, for those who do not see it.
     pub label: &'a str,
     /// The least value at the lower edge; the upper edge is found.
@@ -62,7 +60,7 @@ pub struct Frame<'a> {
 impl TimeAxis {
     /// From an instant until another one, at least a second.
     #[must_use]
-    pub fn new(from: Micros, until: Micros) -> Self {
+    pub(crate) fn new(from: Micros, until: Micros) -> Self {
         Self {
             from,
             until: until.max(from + SECOND),
@@ -100,7 +98,7 @@ fn share(part: i64, whole: i64) -> f64 {
 
 /// A chart of lines.
 #[must_use]
-pub fn lines(span: TimeAxis, frame: &Frame<'_>, lines: &[LineSeries<'_>]) -> String {
+pub(crate) fn lines(span: TimeAxis, frame: &Frame<'_>, lines: &[LineSeries<'_>]) -> String {
     text::build(|svg| write_lines(span, frame, lines, svg))
 }
 
@@ -127,7 +125,7 @@ fn write_lines(
 
 /// A chart of stacked bars.
 #[must_use]
-pub fn bars(span: TimeAxis, frame: &Frame<'_>, bars: &[Bar<'_>]) -> String {
+pub(crate) fn bars(span: TimeAxis, frame: &Frame<'_>, bars: &[Bar<'_>]) -> String {
     text::build(|svg| write_bars(span, frame, bars, svg))
 }
 

@@ -1,6 +1,6 @@
 //! Reports and statements as text, page, CSV and JSON.
 
-pub mod chart;
-pub mod html;
-pub mod statement;
-pub mod text;
+pub(crate) mod chart;
+pub(crate) mod html;
+pub(crate) mod statement;
+pub(crate) mod text;

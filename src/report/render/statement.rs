@@ -56,7 +56,7 @@ struct CsvRow<'a> {
 ///
 /// # Errors
 /// When a value cannot be written as a field.
-pub fn csv(statements: &[Statement]) -> csv::Result<Vec<u8>> {
+pub(crate) fn csv(statements: &[Statement]) -> csv::Result<Vec<u8>> {
     let mut out = WriterBuilder::new()
         .terminator(Terminator::CRLF)
         .has_headers(false)
@@ -112,7 +112,7 @@ pub fn csv(statements: &[Statement]) -> csv::Result<Vec<u8>> {
 
 /// Lines for people.
 #[must_use]
-pub fn lines(statements: &[Statement]) -> String {
+pub(crate) fn lines(statements: &[Statement]) -> String {
     text::build(|text| {
         let mut statements = statements.iter();
         statements.try_for_each(|statement| write_one(statement, text))

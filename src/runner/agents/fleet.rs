@@ -24,11 +24,11 @@ use crate::wire::gateway::same_orchestrator_form;
 use crate::wire::ping_system::ListedAgent;
 
 /// The agents that a ping system lists, by name.
-pub type Listed = Arc<BTreeMap<String, ListedAgent>>;
+pub(crate) type Listed = Arc<BTreeMap<String, ListedAgent>>;
 
 /// The agents of a run.
 #[derive(Debug)]
-pub struct Fleet {
+pub(crate) struct Fleet {
     config: Arc<RunnerConfig>,
     shared: Arc<SubmitterContext<Gateway>>,
     ping_system: Arc<PingSystem>,
@@ -44,7 +44,7 @@ pub struct Fleet {
 impl Fleet {
     /// Nobody is followed yet.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         config: Arc<RunnerConfig>,
         shared: Arc<SubmitterContext<Gateway>>,
         ping_system: Arc<PingSystem>,
@@ -64,7 +64,7 @@ impl Fleet {
     }
 
     /// Follows the agents that the roster began with.
-    pub fn follow_configured(&mut self) {
+    pub(crate) fn follow_configured(&mut self) {
         let config = Arc::clone(&self.config);
         for agent in config.agents.at_start() {
             self.follow(agent);
@@ -73,7 +73,7 @@ impl Fleet {
     }
 
     /// Follows whoever is listed, and nobody else.
-    pub fn follow_listed(&mut self, listed: &Listed) {
+    pub(crate) fn follow_listed(&mut self, listed: &Listed) {
         let config = Arc::clone(&self.config);
         let is_wanted = |id: &str| listed.contains_key(id) && config.agents.is_ours(id);
         let gone: Vec<String> = self.followed.keys().cloned().collect();
@@ -178,7 +178,7 @@ fn own_orchestrators(agent: &AgentSettings) -> Option<Vec<String>> {
 
 /// On which terms an agent is followed.
 #[must_use]
-pub fn terms(agent: &AgentSettings, config: &RunnerConfig) -> AgentTerms {
+pub(crate) fn terms(agent: &AgentSettings, config: &RunnerConfig) -> AgentTerms {
     AgentTerms {
         id: agent.id.as_str().into(),
         price: config.price(agent).cloned(),
@@ -206,7 +206,7 @@ async fn monitor(
 }
 
 /// Tells `listed` who is listed, at each `interval`.
-pub async fn watch_list(
+pub(crate) async fn watch_list(
     ping_system: Arc<PingSystem>,
     interval: Duration,
     listed: mpsc::Sender<Listed>,
@@ -232,7 +232,7 @@ pub async fn watch_list(
 }
 
 /// Shares out a total rate anew at each `interval`.
-pub async fn rebalance(rates: Arc<RateController>, interval: Duration) {
+pub(crate) async fn rebalance(rates: Arc<RateController>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

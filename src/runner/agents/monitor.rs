@@ -25,8 +25,7 @@ const STREAM_BUFFER: usize = 64;
 
 /// One agent's monitor.
 #[derive(Debug)]
-pub struct Monitor<'a> {
-    /// Whose uptime.
+pub(crate) struct Monitor<'a> {
     pub agent: AgentIndex,
     /// That agent's name.
     pub agent_id: &'a str,
@@ -66,7 +65,7 @@ impl MonitorState {
 impl Monitor<'_> {
     /// Asks `source`, listens to it where it tells new pings by itself, and tells the controller what is
     /// monitored of the uptime at each change, until `stop`.
-    pub async fn run(self, source: &impl UptimeSource, stop: CancellationToken) {
+    pub(crate) async fn run(self, source: &impl UptimeSource, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(self.uptime_interval);
         // After an answer that took longer than the interval, the next poll is a whole
         // interval later: a ping system that is slow is not helped by more questions.

@@ -28,7 +28,7 @@ const MAX_CONCURRENT_POLLS: usize = 8;
 ///
 /// # Errors
 /// When TLS is wanted and no roots can be loaded.
-pub fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
+pub(crate) fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
     let with_tls = [&config.ping.endpoint.url, &config.gateway.endpoint.url]
         .iter()
         .any(|u| u.scheme() == "https");
@@ -38,7 +38,7 @@ pub fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
 
 /// The ping system, as it is asked by all agents.
 #[must_use]
-pub fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
+pub(crate) fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
     PingSystem {
         client,
         url: config.ping.endpoint.url.clone(),
@@ -52,7 +52,7 @@ pub fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
 
 /// Gateway, limits and rates, for no agent yet.
 #[must_use]
-pub fn shared(
+pub(crate) fn shared(
     config: &RunnerConfig,
     client: Client,
     recorder: &Arc<EventDispatcher>,

@@ -38,7 +38,7 @@ const TIMER_GRAIN: Duration = Duration::from_millis(100);
 
 /// What the submitters of all agents share.
 #[derive(Debug)]
-pub struct SubmitterContext<G> {
+pub(crate) struct SubmitterContext<G> {
     /// Where jobs go.
     pub gateway: G,
     /// By capability: the longest wait for a job's answer.
@@ -61,12 +61,12 @@ pub struct SubmitterContext<G> {
 
 /// How many jobs may still be sent.
 #[derive(Debug)]
-pub struct JobCount(Option<AtomicU64>);
+pub(crate) struct JobCount(Option<AtomicU64>);
 
 impl JobCount {
     /// At most `jobs`, or any number.
     #[must_use]
-    pub fn new(jobs: Option<u64>) -> Self {
+    pub(crate) fn new(jobs: Option<u64>) -> Self {
         Self(jobs.map(AtomicU64::new))
     }
 
@@ -82,8 +82,7 @@ impl JobCount {
 
 /// One agent's submitter.
 #[derive(Debug)]
-pub struct Submitter<G> {
-    /// For whom.
+pub(crate) struct Submitter<G> {
     pub agent: AgentIndex,
     /// That agent's name.
     pub agent_id: Arc<str>,
@@ -99,7 +98,6 @@ pub struct Submitter<G> {
     pub stop: CancellationToken,
     /// Which job is next.
     pub picker: JobPicker,
-    /// Wakes it.
     pub timer: PreciseTimer,
     /// What is shared with other agents.
     pub shared: Arc<SubmitterContext<G>>,
@@ -107,7 +105,7 @@ pub struct Submitter<G> {
 
 impl<G: SendJob> Submitter<G> {
     /// Sends jobs at the target rate until `stop`.
-    pub async fn run(mut self, mut target: watch::Receiver<Option<TargetRate>>) {
+    pub(crate) async fn run(mut self, mut target: watch::Receiver<Option<TargetRate>>) {
         let stop = self.stop.clone();
         let mut pacer = Pacer::new(self.phase());
         let mut current: Option<TargetRate> = None;
@@ -309,14 +307,13 @@ impl<G: SendJob> Submitter<G> {
         });
         let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
         let job = Job {
-            id: job_id,
             capability: index,
             header: template.header(job_id, granted),
             body,
             timeout: shared.timeouts[index.0].min(paid),
             orchestrators: Arc::clone(&self.orchestrators),
         };
-        shared.recorder.record(&Event::Sent(agent, index));
+        shared.recorder.record(&Event::Sent);
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {

@@ -4,7 +4,7 @@ mod checks;
 mod file;
 mod layers;
 mod options;
-pub mod shard;
+pub(crate) mod shard;
 #[cfg(test)]
 mod tests;
 mod warnings;
@@ -46,7 +46,6 @@ pub struct RunnerConfig {
     pub ping: PingConfig,
     /// Where and which jobs are sent.
     pub gateway: GatewayConfig,
-    /// How many.
     pub rate: RateConfig,
     /// What bounds them.
     pub limits: LimitsConfig,
@@ -198,7 +197,6 @@ impl AgentsConfig {
 /// An agent to follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AgentSettings {
-    /// Its name.
     pub id: String,
     /// Who may do its jobs; empty for anybody.
     pub orchestrators: Vec<String>,
@@ -247,7 +245,7 @@ pub struct RunnerArgs {
 
 /// What only the file of `--config` holds.
 #[derive(Debug, Default)]
-pub struct ConfigFile {
+pub(crate) struct ConfigFile {
     source: FileText,
     tables: FileTables,
 }

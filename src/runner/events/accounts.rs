@@ -19,7 +19,7 @@ use crate::wire::gateway::Outcome;
 
 /// What a run has done so far.
 #[derive(Debug)]
-pub struct Accounts {
+pub(crate) struct Accounts {
     sent: u64,
     agents: Vec<(Arc<str>, AgentAccount)>,
     capabilities: Vec<(Arc<str>, CapabilityAccount)>,
@@ -45,7 +45,7 @@ struct CapabilityAccount {
 impl Accounts {
     /// Nothing has happened yet.
     #[must_use]
-    pub fn new(roster: &Roster) -> Self {
+    pub(crate) fn new(roster: &Roster) -> Self {
         let (agents, capabilities) = (roster.agents.iter(), roster.capabilities.iter());
         Self {
             sent: 0,
@@ -59,7 +59,7 @@ impl Accounts {
     }
 
     /// Takes in what happened.
-    pub fn apply(&mut self, event: &Event) {
+    pub(crate) fn apply(&mut self, event: &Event) {
         match event {
             Event::Started { .. } | Event::BaseChanged(_) | Event::Claim(_) => {}
             Event::AgentJoined(joined) => self.join(joined),
@@ -70,7 +70,7 @@ impl Accounts {
                 agent.ping_stats = polled.ping_stats;
             }
             Event::RateChanged(changed) => self.agent(changed.agent).rate = changed.to,
-            Event::Sent(..) => self.sent += 1,
+            Event::Sent => self.sent += 1,
             Event::Job(job) => {
                 if let Some(cost) = &job.cost {
                     *self.agent(job.agent).spent.get_or_insert_default() += cost;
@@ -95,13 +95,13 @@ impl Accounts {
 
     /// Jobs that left.
     #[must_use]
-    pub fn jobs_sent(&self) -> u64 {
+    pub(crate) fn jobs_sent(&self) -> u64 {
         self.sent
     }
 
     /// Jobs that were answered or given up.
     #[must_use]
-    pub fn jobs_done(&self) -> u64 {
+    pub(crate) fn jobs_done(&self) -> u64 {
         self.capabilities
             .iter()
             .map(|(_, account)| account.attempts())
@@ -110,7 +110,7 @@ impl Accounts {
 
     /// The rate of all agents together.
     #[must_use]
-    pub fn current_rate(&self) -> u64 {
+    pub(crate) fn current_rate(&self) -> u64 {
         self.agents
             .iter()
             .map(|(_, agent)| u64::from(agent.rate.get()))
@@ -119,7 +119,7 @@ impl Accounts {
 
     /// All capabilities together.
     #[must_use]
-    pub fn total(&self) -> CapabilityStatistics {
+    pub(crate) fn total(&self) -> CapabilityStatistics {
         let mut total = CapabilityAccount::default();
         for (_, capability) in &self.capabilities {
             total.add(capability);
@@ -129,7 +129,7 @@ impl Accounts {
 
     /// The accounts as they are printed.
     #[must_use]
-    pub fn statistics(&self, ts: DateTime<Utc>, runtime: Duration) -> Statistics {
+    pub(crate) fn statistics(&self, ts: DateTime<Utc>, runtime: Duration) -> Statistics {
         let (agents, capabilities) = (self.agents.iter(), self.capabilities.iter());
         Statistics {
             ts,
@@ -280,8 +280,7 @@ impl Latencies {
 
 /// The accounts at one instant: the fields of the JSON events `statistics` and `summary`.
 #[derive(Debug, Clone, Serialize)]
-pub struct Statistics {
-    /// When.
+pub(crate) struct Statistics {
     #[serde(serialize_with = "crate::units::serialize_timestamp")]
     pub ts: DateTime<Utc>,
     /// Seconds since the start.
@@ -290,17 +289,15 @@ pub struct Statistics {
     pub jobs_sent: u64,
     /// Jobs per minute now, over all agents.
     pub current_rate: u64,
-    /// By agent.
     #[serde(serialize_with = "as_map")]
     pub agents: Vec<(Arc<str>, AgentStatistics)>,
-    /// By capability.
     #[serde(serialize_with = "as_map")]
     pub capabilities: Vec<(Arc<str>, CapabilityStatistics)>,
 }
 
 /// An agent as the ping system last described it, and its rate.
 #[derive(Debug, Clone, Serialize)]
-pub struct AgentStatistics {
+pub(crate) struct AgentStatistics {
     /// The last known uptime.
     pub uptime_percent: Option<Percent>,
     /// Poor pings in a row.
@@ -343,11 +340,8 @@ pub struct CapabilityStatistics {
 /// Latencies in milliseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct LatencyStatistics {
-    /// The mean.
     pub mean: f64,
-    /// The shortest.
     pub min: f64,
-    /// The longest.
     pub max: f64,
     /// Half took at most this.
     pub p50: f64,

@@ -39,7 +39,7 @@ const INSERT_RATE: &str = "
 
 /// What a run is known by in the file.
 #[derive(Debug, Clone)]
-pub struct RunDescription {
+pub(crate) struct RunDescription {
     /// The agents of the roster, in its order.
     pub agents: Vec<AgentTerms>,
     /// The capabilities' names, in the order of the roster.
@@ -50,8 +50,7 @@ pub struct RunDescription {
 
 /// On which terms an agent is followed.
 #[derive(Debug, Clone)]
-pub struct AgentTerms {
-    /// Its name.
+pub(crate) struct AgentTerms {
     pub id: Arc<str>,
     /// What a second of its compute costs, where that is known.
     pub price: Option<WeiPerSecond>,
@@ -61,7 +60,7 @@ pub struct AgentTerms {
 
 /// A queue of records and the thread that writes them.
 #[derive(Debug)]
-pub struct RunRecorder {
+pub(crate) struct RunRecorder {
     shared: Arc<RecorderShared>,
     thread: Worker,
 }
@@ -93,7 +92,7 @@ impl RunRecorder {
     ///
     /// # Errors
     /// When the file cannot be used, or no thread can be started.
-    pub fn start(file: &Path, run: &RunDescription) -> anyhow::Result<Self> {
+    pub(crate) fn start(file: &Path, run: &RunDescription) -> anyhow::Result<Self> {
         let writer = RunWriter::begin(file, run)
             .with_context(|| format!("--record {}: cannot be used", file.display()))?;
         let shared = Arc::new(RecorderShared::default());
@@ -105,13 +104,13 @@ impl RunRecorder {
     }
 
     /// Takes in the agent that has the next place of the roster.
-    pub fn add_agent(&self, terms: AgentTerms) {
+    pub(crate) fn add_agent(&self, terms: AgentTerms) {
         // However much waits: what comes later refers to it.
         self.shared.queue.lock().records.push(Record::Agent(terms));
     }
 
     /// Takes in what happened; what there is no room for is counted.
-    pub fn record(&self, event: &Event) {
+    pub(crate) fn record(&self, event: &Event) {
         let record = match event {
             Event::Job(job) => Record::Job(Box::new(job.clone())),
             Event::Uptime(polled) => Record::Poll(polled.clone()),
@@ -123,7 +122,7 @@ impl RunRecorder {
             | Event::AgentJoined(_)
             | Event::AgentLeft { .. }
             | Event::Claim(_)
-            | Event::Sent(..)
+            | Event::Sent
             | Event::Delayed(..)
             | Event::Dropped(..) => return,
         };
@@ -140,7 +139,7 @@ impl RunRecorder {
     ///
     /// # Errors
     /// When the thread failed.
-    pub async fn close(&self) -> io::Result<u64> {
+    pub(crate) async fn close(&self) -> io::Result<u64> {
         self.shared.queue.lock().closed = true;
         self.shared.closing.notify_one();
         self.thread.ended().await?;

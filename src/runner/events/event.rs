@@ -15,19 +15,14 @@ use crate::wire::gateway::Outcome;
 
 /// Something that happened in a run.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub(crate) enum Event {
     /// The run began.
-    Started {
-        /// When.
-        ts: DateTime<Utc>,
-    },
+    Started { ts: DateTime<Utc> },
     /// An agent is followed from now on.
     AgentJoined(AgentJoined),
     /// An agent is not followed any more.
     AgentLeft {
-        /// When.
         ts: DateTime<Utc>,
-        /// Who.
         agent: AgentIndex,
     },
     /// The ping system was asked.
@@ -39,7 +34,7 @@ pub enum Event {
     /// What an agent's jobs say began to contradict what it claims, or no longer does.
     Claim(ClaimChecked),
     /// A job left.
-    Sent(AgentIndex, CapabilityIndex),
+    Sent,
     /// A job was answered, or given up.
     Job(JobDone),
     /// The policy withheld a slot of the base rate.
@@ -50,21 +45,17 @@ pub enum Event {
 
 /// An agent that is followed from now on.
 #[derive(Debug, Clone)]
-pub struct AgentJoined {
-    /// When.
+pub(crate) struct AgentJoined {
     pub ts: DateTime<Utc>,
     /// Its place: one of those that were there before, or the next one.
     pub agent: AgentIndex,
-    /// Its name.
     pub id: Arc<str>,
 }
 
 /// What an agent claims, beside what its jobs say.
 #[derive(Debug, Clone)]
-pub struct ClaimChecked {
-    /// When.
+pub(crate) struct ClaimChecked {
     pub ts: DateTime<Utc>,
-    /// Whose claim.
     pub agent: AgentIndex,
     /// The uptime that it reports.
     pub uptime: Percent,
@@ -75,7 +66,6 @@ pub struct ClaimChecked {
 /// Jobs that say something of their agent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evidence {
-    /// How many.
     pub jobs: u64,
     /// Of these, those that succeeded.
     pub good: u64,
@@ -83,7 +73,7 @@ pub struct Evidence {
 
 /// A claim that the evidence contradicts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Contradiction {
+pub(crate) struct Contradiction {
     /// The uptime at which what is claimed begins.
     pub claimed_tier: Percent,
     /// What contradicts it.
@@ -96,10 +86,8 @@ pub struct Contradiction {
 
 /// What is known of an agent after asking the ping system.
 #[derive(Debug, Clone)]
-pub struct UptimePolled {
-    /// When.
+pub(crate) struct UptimePolled {
     pub ts: DateTime<Utc>,
-    /// Whose uptime.
     pub agent: AgentIndex,
     /// How far it can be trusted.
     pub state: Freshness,
@@ -139,7 +127,7 @@ impl Freshness {
 
 /// What the ping system tells of an agent beside its uptime; only shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct PingStats {
+pub(crate) struct PingStats {
     /// Poor pings in a row.
     pub consecutive_poor: Option<u64>,
     /// Minutes between pings.
@@ -209,10 +197,9 @@ impl From<Freshness> for RateReason {
 
 /// Another rate of an agent.
 #[derive(Debug, Clone)]
-pub struct RateChanged {
+pub(crate) struct RateChanged {
     /// When it took hold.
     pub ts: DateTime<Utc>,
-    /// Whose rate.
     pub agent: AgentIndex,
     /// The rate before.
     pub from: JobsPerMinute,
@@ -222,16 +209,14 @@ pub struct RateChanged {
     pub base: JobsPerMinute,
     /// The last known uptime.
     pub uptime: Option<Percent>,
-    /// Why.
     pub reason: RateReason,
 }
 
 /// A job and what came of it.
 #[derive(Debug, Clone)]
-pub struct JobDone {
+pub(crate) struct JobDone {
     /// When it was sent.
     pub ts: DateTime<Utc>,
-    /// For whom.
     pub agent: AgentIndex,
     /// Its name in both nodes' logs.
     pub job_id: Uuid,
@@ -253,8 +238,7 @@ pub struct JobDone {
 
 /// What a gateway answered, or why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobAnswer {
-    /// The meaning.
+pub(crate) struct JobAnswer {
     pub outcome: Outcome,
     /// The HTTP status, where one came.
     pub status: Option<u16>,
@@ -271,7 +255,7 @@ pub struct JobAnswer {
 impl JobAnswer {
     /// No answer, and why.
     #[must_use]
-    pub fn failure(outcome: Outcome, error: String) -> Self {
+    pub(crate) fn failure(outcome: Outcome, error: String) -> Self {
         Self {
             outcome,
             status: None,

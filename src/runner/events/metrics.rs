@@ -18,7 +18,7 @@ const DURATION_BUCKETS: [f64; 14] = [
 
 /// Counters and gauges of one run.
 #[derive(Debug)]
-pub struct RunMetrics {
+pub(crate) struct RunMetrics {
     registry: Registry,
     families: Families,
     capabilities: Vec<Arc<str>>,
@@ -91,7 +91,7 @@ impl RunMetrics {
     ///
     /// # Errors
     /// When a name is not valid or registered twice.
-    pub fn new(roster: &Roster) -> prometheus::Result<Self> {
+    pub(crate) fn new(roster: &Roster) -> prometheus::Result<Self> {
         let by_capability = ["agent", "capability"];
         let counter = |name: &str, help: &str, labels: &[&str]| {
             IntCounterVec::new(Opts::new(name, help), labels)
@@ -172,9 +172,9 @@ impl RunMetrics {
     }
 
     /// Takes in what happened.
-    pub fn apply(&mut self, event: &Event) {
+    pub(crate) fn apply(&mut self, event: &Event) {
         match event {
-            Event::Started { .. } | Event::Sent(..) | Event::BaseChanged(_) => {}
+            Event::Started { .. } | Event::Sent | Event::BaseChanged(_) => {}
             Event::AgentJoined(joined) => {
                 if joined.agent.0 == self.agents.len() {
                     let metrics = self.families.of(&joined.id, &self.capabilities);
@@ -219,12 +219,12 @@ impl RunMetrics {
     }
 
     /// Sets how old an agent's last known uptime is; not a number where none is known.
-    pub fn set_uptime_age(&self, agent: AgentIndex, seconds: f64) {
+    pub(crate) fn set_uptime_age(&self, agent: AgentIndex, seconds: f64) {
         self.agents[agent.0].uptime_age.set(seconds);
     }
 
     /// Sets how many jobs wait for an answer.
-    pub fn set_in_flight(&self, jobs: usize) {
+    pub(crate) fn set_in_flight(&self, jobs: usize) {
         self.in_flight.set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 
@@ -232,7 +232,7 @@ impl RunMetrics {
     ///
     /// # Errors
     /// When a metric cannot be written as text.
-    pub fn text(&self) -> prometheus::Result<String> {
+    pub(crate) fn text(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }

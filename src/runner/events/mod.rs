@@ -1,10 +1,10 @@
 //! What happens in a run, and all that is fed by it: accounts, metrics, output and records.
 
-pub mod accounts;
-pub mod database;
-pub mod event;
-pub mod metrics;
-pub mod output;
-pub mod recorder;
-pub mod require;
-pub mod worker;
+pub(crate) mod accounts;
+pub(crate) mod database;
+pub(crate) mod event;
+pub(crate) mod metrics;
+pub(crate) mod output;
+pub(crate) mod recorder;
+pub(crate) mod require;
+pub(crate) mod worker;

@@ -21,7 +21,7 @@ use crate::wire::gateway::Outcome;
 
 /// Takes in events from all tasks of a run.
 #[derive(Debug)]
-pub struct EventDispatcher {
+pub(crate) struct EventDispatcher {
     started: Instant,
     output: Output,
     stats_every: u64,
@@ -88,7 +88,7 @@ impl EventDispatcher {
     ///
     /// # Errors
     /// When the metrics cannot be set up.
-    pub fn new(
+    pub(crate) fn new(
         roster: Roster,
         output: Output,
         stats_every: u64,
@@ -114,7 +114,7 @@ impl EventDispatcher {
     }
 
     /// Takes in an agent that joins, before anything is told of it.
-    pub fn add_agent(&self, agent: AgentIndex, terms: AgentTerms) {
+    pub(crate) fn add_agent(&self, agent: AgentIndex, terms: AgentTerms) {
         let id = Arc::clone(&terms.id);
         if let Some(recorder) = &self.recorder
             && agent.0 == self.state.lock().roster.agents.len()
@@ -126,7 +126,7 @@ impl EventDispatcher {
     }
 
     /// Takes in what happened.
-    pub fn record(&self, event: &Event) {
+    pub(crate) fn record(&self, event: &Event) {
         if let Some(recorder) = &self.recorder {
             recorder.record(event);
         }
@@ -186,7 +186,7 @@ impl EventDispatcher {
     /// Waits until standard output has taken enough lines that no more than a bounded number wait.
     /// Whoever holds a place for a job waits here before giving it back: where records must not be
     /// lost, an output that stalls ends up dropping slots, not lines.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         if !self.may_skip_lines() {
             self.writer.ready().await;
         }
@@ -196,7 +196,7 @@ impl EventDispatcher {
     ///
     /// # Errors
     /// When standard output did not take all lines.
-    pub async fn close(&self) -> std::io::Result<CapabilityStatistics> {
+    pub(crate) async fn close(&self) -> std::io::Result<CapabilityStatistics> {
         let total = {
             let state = self.state.lock();
             let statistics = state
@@ -224,7 +224,7 @@ impl EventDispatcher {
     ///
     /// # Errors
     /// When a metric cannot be written as text.
-    pub fn metrics_text(&self, in_flight: usize) -> prometheus::Result<String> {
+    pub(crate) fn metrics_text(&self, in_flight: usize) -> prometheus::Result<String> {
         let state = self.state.lock();
         for (index, known) in state.uptimes.iter().enumerate() {
             let age = known.map_or(f64::NAN, |(_, at)| at.elapsed().as_secs_f64());
@@ -235,7 +235,7 @@ impl EventDispatcher {
     }
 
     /// Shows what is going on below the lines of a terminal that is `columns` wide.
-    pub fn show_status(
+    pub(crate) fn show_status(
         &self,
         text: TextOutput,
         columns: usize,

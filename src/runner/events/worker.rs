@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 /// Such a thread.
 #[derive(Debug)]
-pub struct Worker {
+pub(crate) struct Worker {
     name: &'static str,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -17,7 +17,10 @@ impl Worker {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(name: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn start(
+        name: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let thread = std::thread::Builder::new().name(name.into()).spawn(work)?;
         Ok(Self {
             name,
@@ -29,7 +32,7 @@ impl Worker {
     ///
     /// # Errors
     /// When it panicked.
-    pub async fn ended(&self) -> io::Result<()> {
+    pub(crate) async fn ended(&self) -> io::Result<()> {
         let thread = self.thread.lock().take();
         let Some(thread) = thread else {
             return Ok(());

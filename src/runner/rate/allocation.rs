@@ -69,7 +69,7 @@ impl Split {
 /// Shares out all of `total` by weight, in whole jobs. Of whom nothing is known weighs as much as the
 /// others do on average.
 #[must_use]
-pub fn base_rates(
+pub(crate) fn base_rates(
     total: JobsPerMinute,
     split: Split,
     weights: &[Option<f64>],
@@ -128,7 +128,7 @@ fn whole_parts(whole: u32, shares: &[f64]) -> Vec<u32> {
 
 /// What an agent gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Allocation {
+pub(crate) struct Allocation {
     /// The slots that are its own, of which the policy may withhold some.
     pub base: JobsPerMinute,
     /// The jobs that it is sent.
@@ -137,7 +137,7 @@ pub struct Allocation {
 
 /// Gives what each agent has lost to those that have earned a greater share than it, in proportion to
 /// what they get: the slots become theirs. Where nobody is better, it stays withheld.
-pub fn redistribute(allocations: &mut [Allocation], shares: &[Option<Share>]) {
+pub(crate) fn redistribute(allocations: &mut [Allocation], shares: &[Option<Share>]) {
     let share = |n: usize| shares[n].unwrap_or(Share::NOTHING).get();
     let mut best_first: Vec<usize> = (0..allocations.len()).collect();
     best_first.sort_by(|&a, &b| share(b).total_cmp(&share(a)));

@@ -12,9 +12,9 @@ use crate::units::Percent;
 use crate::wire::gateway::Outcome;
 
 /// Fewer jobs than this prove nothing.
-pub const LEAST_JOBS: u64 = 50;
+pub(crate) const LEAST_JOBS: u64 = 50;
 /// A chance over this proves nothing.
-pub const LARGEST_CHANCE: f64 = 1e-4;
+pub(crate) const LARGEST_CHANCE: f64 = 1e-4;
 /// One job in a thousand may fail whoever does it, even where an uptime of 100 % is claimed.
 const HIGHEST_CLAIM: f64 = 0.999;
 
@@ -35,7 +35,7 @@ fn says_of_agent(outcome: Outcome) -> Option<bool> {
 /// What a job says of an agent that is tied to orchestrators of its own: whether it did it or failed it,
 /// `None` where it says nothing. `by` is the orchestrator that the answer names.
 #[must_use]
-pub fn job_says(
+pub(crate) fn job_says(
     outcome: Outcome,
     by: Option<&str>,
     is_one_of_its_own: impl FnOnce(&str) -> bool,
@@ -46,7 +46,7 @@ pub fn job_says(
 /// Whether the evidence contradicts the tier that an uptime claims; under the last one nothing is
 /// claimed.
 #[must_use]
-pub fn contradiction(
+pub(crate) fn contradiction(
     policy: &Policy,
     uptime: Percent,
     evidence: Evidence,

@@ -36,7 +36,7 @@ pub enum Sharing {
 
 /// What an agent is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TargetRate {
+pub(crate) struct TargetRate {
     /// The slots to account for.
     pub base: JobsPerMinute,
     /// The jobs to send.
@@ -49,7 +49,7 @@ pub struct TargetRate {
 
 /// What an observation led to, beside the rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// That claim and evidence began or ceased to differ.
     pub claim: Option<ClaimChange>,
     /// When the rate may change though nothing new is known: the agent is to be observed again then.
@@ -58,7 +58,7 @@ pub struct Observed {
 
 /// The rates of all agents.
 #[derive(Debug)]
-pub struct RateController {
+pub(crate) struct RateController {
     policy: Policy,
     sharing: Sharing,
     /// By agent; `None` for one that was removed.
@@ -131,7 +131,7 @@ impl AgentEntry {
 impl RateController {
     /// For no agent yet.
     #[must_use]
-    pub fn new(policy: Policy, sharing: Sharing) -> Self {
+    pub(crate) fn new(policy: Policy, sharing: Sharing) -> Self {
         Self {
             policy,
             sharing,
@@ -141,7 +141,7 @@ impl RateController {
 
     /// Adds an agent, whose target rate is published on what is returned. Of a total it has its part
     /// after the next [`Self::rebalance`].
-    pub fn add(
+    pub(crate) fn add(
         &self,
         AgentIndex(agent): AgentIndex,
         own_base: JobsPerMinute,
@@ -169,12 +169,12 @@ impl RateController {
     }
 
     /// Removes an agent; its channel closes.
-    pub fn remove(&self, AgentIndex(agent): AgentIndex) {
+    pub(crate) fn remove(&self, AgentIndex(agent): AgentIndex) {
         self.entries.lock()[agent] = None;
     }
 
     /// Decides anew what an agent has earned, by what is known of its uptime at `now`.
-    pub fn observe(
+    pub(crate) fn observe(
         &self,
         AgentIndex(agent): AgentIndex,
         state: Freshness,
@@ -212,7 +212,7 @@ impl RateController {
     }
 
     /// An agent's budget is spent: nothing more is sent to it.
-    pub fn budget_spent(&self, AgentIndex(agent): AgentIndex) {
+    pub(crate) fn budget_spent(&self, AgentIndex(agent): AgentIndex) {
         let mut entries = self.entries.lock();
         if let Some(entry) = entries.get_mut(agent).and_then(Option::as_mut) {
             entry.budget_spent = true;
@@ -228,7 +228,7 @@ impl RateController {
     }
 
     /// Shares out a total anew, by what is known now.
-    pub fn rebalance(&self) {
+    pub(crate) fn rebalance(&self) {
         let Sharing::Total { rate, split, .. } = self.sharing else {
             return;
         };

@@ -9,7 +9,7 @@ use crate::units::{JobsPerMinute, Percent, Share};
 
 /// What is known of an agent when its rate is decided.
 #[derive(Debug, Clone, Copy)]
-pub struct Observation {
+pub(crate) struct Observation {
     /// How far the uptime can be trusted now.
     pub state: Freshness,
     /// The last known uptime.
@@ -20,7 +20,7 @@ pub struct Observation {
 
 /// What an agent's uptime earns it now.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RateDecision {
+pub(crate) enum RateDecision {
     /// A share of the base rate, which may be nothing.
     Earns {
         /// The uptime that the agent reports.
@@ -47,7 +47,7 @@ pub enum RateDecision {
 impl RateDecision {
     /// The share of the base rate; `None` where nothing is to be sent.
     #[must_use]
-    pub fn share(self) -> Option<Share> {
+    pub(crate) fn share(self) -> Option<Share> {
         match self {
             Self::Earns { share, .. } | Self::Doubted { share, .. } => Some(share),
             Self::Suspended { .. } => None,
@@ -57,14 +57,14 @@ impl RateDecision {
     /// The rate that this makes of a base rate: the policy's probe rate is sent in any case, but for an
     /// agent that is suspended.
     #[must_use]
-    pub fn rate(self, policy: &Policy, base: JobsPerMinute) -> JobsPerMinute {
+    pub(crate) fn rate(self, policy: &Policy, base: JobsPerMinute) -> JobsPerMinute {
         let share = self.share();
         share.map_or(JobsPerMinute::ZERO, |share| policy.rate_of(base, share))
     }
 
     /// The last known uptime.
     #[must_use]
-    pub fn uptime(self) -> Option<Percent> {
+    pub(crate) fn uptime(self) -> Option<Percent> {
         match self {
             Self::Earns { uptime, .. } | Self::Doubted { uptime, .. } => Some(uptime),
             Self::Suspended { last_uptime, .. } => last_uptime,
@@ -73,7 +73,7 @@ impl RateDecision {
 
     /// Why the share is what it is.
     #[must_use]
-    pub fn reason(self) -> RateReason {
+    pub(crate) fn reason(self) -> RateReason {
         match self {
             Self::Earns { .. } => RateReason::Uptime,
             Self::Doubted { .. } => RateReason::Evidence,
@@ -84,7 +84,7 @@ impl RateDecision {
 
 /// That an agent's jobs began to contradict the uptime it reports, or no longer do.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ClaimChange {
+pub(crate) struct ClaimChange {
     /// The uptime that it reports.
     pub uptime: Percent,
     /// What contradicts it, if anything does.
@@ -93,7 +93,7 @@ pub struct ClaimChange {
 
 /// What one agent's next decision depends on, beside what is observed.
 #[derive(Debug)]
-pub struct DecisionState {
+pub(crate) struct DecisionState {
     recovery: Recovery,
     decided: Option<RateDecision>,
     contradicted: bool,
@@ -102,7 +102,7 @@ pub struct DecisionState {
 impl DecisionState {
     /// Nothing is decided yet.
     #[must_use]
-    pub fn new(policy: &Policy) -> Self {
+    pub(crate) fn new(policy: &Policy) -> Self {
         Self {
             recovery: Recovery::new(policy),
             decided: None,
@@ -112,18 +112,18 @@ impl DecisionState {
 
     /// What is decided; `None` until a first uptime was known.
     #[must_use]
-    pub fn decided(&self) -> Option<RateDecision> {
+    pub(crate) fn decided(&self) -> Option<RateDecision> {
         self.decided
     }
 
     /// When the share rises, if the uptime goes on to earn more.
     #[must_use]
-    pub fn rises_at(&self) -> Option<Instant> {
+    pub(crate) fn rises_at(&self) -> Option<Instant> {
         self.recovery.rises_at()
     }
 
     /// Decides anew at `now`, and tells whether claim and evidence began or ceased to differ.
-    pub fn decide(
+    pub(crate) fn decide(
         &mut self,
         policy: &Policy,
         observed: Observation,

@@ -19,7 +19,7 @@ const PARTS: u32 = 60;
 
 /// One agent's track record.
 #[derive(Debug)]
-pub struct JobStats {
+pub(crate) struct JobStats {
     /// Who may do its jobs, where nobody else's jobs go there: only then do they say something of it.
     orchestrators: Option<Vec<String>>,
     window: Duration,
@@ -37,7 +37,7 @@ impl JobStats {
     /// Of an agent that is tied to `orchestrators`, in the form of [`same_orchestrator_form`], alone;
     /// evidence counts for `window`.
     #[must_use]
-    pub fn new(orchestrators: Option<Vec<String>>, window: Duration) -> Self {
+    pub(crate) fn new(orchestrators: Option<Vec<String>>, window: Duration) -> Self {
         Self {
             orchestrators,
             window,
@@ -46,7 +46,7 @@ impl JobStats {
     }
 
     /// Takes in what became of a job.
-    pub fn job(&self, answer: &JobAnswer, latency: Duration, now: Instant) {
+    pub(crate) fn job(&self, answer: &JobAnswer, latency: Duration, now: Instant) {
         let mut jobs = self.jobs.lock();
         if jobs.recent.len() == RECENT_JOBS {
             jobs.recent.pop_front();
@@ -77,7 +77,7 @@ impl JobStats {
 
     /// What its jobs in the window say.
     #[must_use]
-    pub fn evidence(&self, now: Instant) -> Evidence {
+    pub(crate) fn evidence(&self, now: Instant) -> Evidence {
         let mut jobs = self.jobs.lock();
         self.forget(&mut jobs, now);
         let parts = jobs.evidence.iter();
@@ -89,7 +89,7 @@ impl JobStats {
 
     /// How well it has done its last jobs; `None` where too few of them succeeded.
     #[must_use]
-    pub fn performance(&self) -> Option<Performance> {
+    pub(crate) fn performance(&self) -> Option<Performance> {
         let jobs = self.jobs.lock();
         let mut latencies: Vec<Duration> = jobs
             .recent

@@ -1,8 +1,8 @@
 //! From an agent's uptime to the rate at which it is sent jobs.
 
-pub mod allocation;
-pub mod claims;
-pub mod controller;
-pub mod decision;
-pub mod job_stats;
-pub mod policy;
+pub(crate) mod allocation;
+pub(crate) mod claims;
+pub(crate) mod controller;
+pub(crate) mod decision;
+pub(crate) mod job_stats;
+pub(crate) mod policy;

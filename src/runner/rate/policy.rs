@@ -45,7 +45,6 @@ struct Tier {
     share: Percent,
 }
 
-/// SEED.md's.
 impl Default for Policy {
     fn default() -> Self {
         let tiers = [(99, 100), (95, 50), (90, 10)];
@@ -249,7 +248,7 @@ impl fmt::Display for Policy {
 
 /// Lets a share fall at once, and rise only after the uptime has earned more for long enough.
 #[derive(Debug, Clone)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     recover_after: Duration,
     share: Option<Share>,
     /// Since when more is earned, and the least of that.
@@ -259,7 +258,7 @@ pub struct Recovery {
 impl Recovery {
     /// By this policy, with no share yet: the first one holds at once.
     #[must_use]
-    pub fn new(policy: &Policy) -> Self {
+    pub(crate) fn new(policy: &Policy) -> Self {
         Self {
             recover_after: policy.recover_after,
             share: None,
@@ -268,7 +267,7 @@ impl Recovery {
     }
 
     /// The share at `now`, when `earned` is what the uptime earns.
-    pub fn allow(&mut self, earned: Share, now: Instant) -> Share {
+    pub(crate) fn allow(&mut self, earned: Share, now: Instant) -> Share {
         let share = match self.share {
             Some(share) if earned > share && !self.recover_after.is_zero() => {
                 let (since, least) = self.rising.unwrap_or((now, earned));
@@ -293,7 +292,7 @@ impl Recovery {
 
     /// When the share rises, if the uptime goes on to earn more.
     #[must_use]
-    pub fn rises_at(&self) -> Option<Instant> {
+    pub(crate) fn rises_at(&self) -> Option<Instant> {
         let (since, _) = self.rising?;
         since.checked_add(self.recover_after)
     }

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 /// The budgets of a run.
 #[derive(Debug)]
-pub struct Budgets(Mutex<Balances>);
+pub(crate) struct Budgets(Mutex<Balances>);
 
 #[derive(Debug)]
 struct Balances {
@@ -34,7 +34,7 @@ impl Balance {
 
 /// What there is money for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grant {
+pub(crate) enum Grant {
     /// A job of at most so many seconds of compute.
     Seconds(u64),
     /// None now; jobs under way may give something back.
@@ -48,7 +48,7 @@ pub enum Grant {
 impl Budgets {
     /// A budget for all agents together, where there is one.
     #[must_use]
-    pub fn new(common: Option<Wei>) -> Self {
+    pub(crate) fn new(common: Option<Wei>) -> Self {
         Self(Mutex::new(Balances {
             common: common.map(Balance::new),
             agents: Vec::new(),
@@ -56,7 +56,7 @@ impl Budgets {
     }
 
     /// Gives an agent a budget of its own; one that it has already stays as it is.
-    pub fn open(&self, AgentIndex(agent): AgentIndex, budget: Option<Wei>) {
+    pub(crate) fn open(&self, AgentIndex(agent): AgentIndex, budget: Option<Wei>) {
         let mut balances = self.0.lock();
         if balances.agents.len() <= agent {
             balances.agents.resize_with(agent + 1, || None);
@@ -68,7 +68,7 @@ impl Budgets {
     }
 
     /// Sets aside what a job of `wanted` seconds costs at most, or of fewer where there is less.
-    pub fn reserve(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
+    pub(crate) fn reserve(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
         let mut balances = self.0.lock();
         let seconds = |balance: &Balance| balance.free.whole_times(price.get()).unwrap_or(wanted);
         let granted = balances.of(agent).map(|balance| seconds(balance)).min();
@@ -91,7 +91,13 @@ impl Budgets {
     }
 
     /// Gives back what a job was granted and did not cost.
-    pub fn settle(&self, agent: AgentIndex, price: &WeiPerSecond, granted: u64, charged: u64) {
+    pub(crate) fn settle(
+        &self,
+        agent: AgentIndex,
+        price: &WeiPerSecond,
+        granted: u64,
+        charged: u64,
+    ) {
         for balance in self.0.lock().of(agent) {
             balance.free += &price.for_seconds(granted);
             balance.free -= &price.for_seconds(charged);

@@ -12,7 +12,7 @@ use crate::runner::roster::CapabilityIndex;
 use crate::wire::gateway::JobHeader;
 
 /// The capability that is asked for where nobody says otherwise.
-pub const DEFAULT: &str = "gpu-check";
+pub(crate) const DEFAULT: &str = "gpu-check";
 
 /// The least that a job's timeout is exceeded by, so that an orchestrator gives up first.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
@@ -146,7 +146,7 @@ impl JobTemplate {
 
 /// The job header's `parameters` of an agent that is tied to orchestrators.
 #[must_use]
-pub fn parameters(orchestrators: &[String]) -> String {
+pub(crate) fn parameters(orchestrators: &[String]) -> String {
     if orchestrators.is_empty() {
         return "{}".to_owned();
     }
@@ -158,7 +158,7 @@ pub fn parameters(orchestrators: &[String]) -> String {
 /// Slots that send nothing draw from a stream of their own: how many of them fall between two jobs
 /// depends on the clock, and must not change which job comes next.
 #[derive(Debug)]
-pub struct JobPicker {
+pub(crate) struct JobPicker {
     cumulated_weights: Vec<f64>,
     sent: Rng,
     unsent: Rng,
@@ -167,7 +167,7 @@ pub struct JobPicker {
 impl JobPicker {
     /// Chooses among capabilities of these weights.
     #[must_use]
-    pub fn new(weights: impl IntoIterator<Item = f64>, seed: u64) -> Self {
+    pub(crate) fn new(weights: impl IntoIterator<Item = f64>, seed: u64) -> Self {
         let mut sent = Rng::with_seed(seed);
         let cumulated_weights = weights
             .into_iter()
@@ -184,7 +184,7 @@ impl JobPicker {
     }
 
     /// The next job's capability, and the seed of its payload.
-    pub fn next_sent(&mut self) -> (CapabilityIndex, u32) {
+    pub(crate) fn next_sent(&mut self) -> (CapabilityIndex, u32) {
         (
             draw(&self.cumulated_weights, &mut self.sent),
             self.sent.u32(..),
@@ -192,7 +192,7 @@ impl JobPicker {
     }
 
     /// The capability on which a slot falls that sends nothing.
-    pub fn next_unsent(&mut self) -> CapabilityIndex {
+    pub(crate) fn next_unsent(&mut self) -> CapabilityIndex {
         draw(&self.cumulated_weights, &mut self.unsent)
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, StatusCode, Url};
-use uuid::Uuid;
 
 use crate::net::client::root_cause;
 use crate::runner::events::event::JobAnswer;
@@ -25,14 +24,11 @@ const SHOWN_CHARS: usize = 160;
 
 /// A job ready to be sent.
 #[derive(Debug)]
-pub struct Job {
-    /// Its name in both nodes' logs.
-    pub id: Uuid,
+pub(crate) struct Job {
     /// Which of the gateway's routes it takes.
     pub capability: CapabilityIndex,
     /// The job header's value.
     pub header: String,
-    /// The payload.
     pub body: Vec<u8>,
     /// The longest wait for the whole answer.
     pub timeout: Duration,
@@ -41,16 +37,15 @@ pub struct Job {
 }
 
 /// Where jobs go: the gateway, or a test's stand-in.
-pub trait SendJob: Send + Sync + 'static {
+pub(crate) trait SendJob: Send + Sync + 'static {
     /// Sends a job once and waits for the whole answer, at most the job's timeout.
     fn send(&self, job: Job) -> impl Future<Output = JobAnswer> + Send;
 }
 
 /// A Livepeer BYOC gateway.
 #[derive(Debug)]
-pub struct Gateway {
+pub(crate) struct Gateway {
     client: Client,
-    /// By capability.
     routes: Vec<Url>,
     authorization: Option<HeaderValue>,
 }
@@ -59,7 +54,11 @@ impl Gateway {
     /// A gateway that is reached by `client`, which must not follow redirects, at one address for
     /// each capability.
     #[must_use]
-    pub fn new(client: Client, routes: Vec<Url>, authorization: Option<HeaderValue>) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        routes: Vec<Url>,
+        authorization: Option<HeaderValue>,
+    ) -> Self {
         Self {
             client,
             routes,

@@ -8,12 +8,11 @@ use parking_lot::Mutex;
 /// InFlightLimit for jobs in flight. Half of them are kept for the agents, evenly; the other half is usage by
 /// whoever needs it. So an agent whose jobs hang cannot try_acquire the limit of all the others.
 #[derive(Debug)]
-pub struct InFlightLimit(Mutex<Usage>);
+pub(crate) struct InFlightLimit(Mutex<Usage>);
 
 #[derive(Debug)]
 struct Usage {
     all: usize,
-    /// By agent.
     held: Vec<usize>,
     /// How many of the limit are kept for each agent.
     kept: usize,
@@ -31,7 +30,7 @@ impl Usage {
 
 /// A permit, given back when dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     limit: Arc<InFlightLimit>,
     agent: usize,
 }
@@ -39,7 +38,7 @@ pub struct Permit {
 impl InFlightLimit {
     /// So many limit, for no agent yet.
     #[must_use]
-    pub fn new(all: usize) -> Self {
+    pub(crate) fn new(all: usize) -> Self {
         Self(Mutex::new(Usage {
             all,
             held: Vec::new(),
@@ -50,7 +49,7 @@ impl InFlightLimit {
     }
 
     /// Makes room for agents up to this one. A single agent may use all limit.
-    pub fn add_agent(&self, AgentIndex(agent): AgentIndex) {
+    pub(crate) fn add_agent(&self, AgentIndex(agent): AgentIndex) {
         let mut usage = self.0.lock();
         if agent >= usage.held.len() {
             usage.held.resize(agent + 1, 0);
@@ -63,7 +62,7 @@ impl InFlightLimit {
     }
 
     /// A permit for one of an agent's jobs, where there is one.
-    pub fn try_acquire(self: &Arc<Self>, AgentIndex(agent): AgentIndex) -> Option<Permit> {
+    pub(crate) fn try_acquire(self: &Arc<Self>, AgentIndex(agent): AgentIndex) -> Option<Permit> {
         let mut usage = self.0.lock();
         if usage.held[agent] >= usage.kept {
             let common = usage.all - usage.kept * usage.held.len();
@@ -81,7 +80,7 @@ impl InFlightLimit {
 
     /// Jobs in flight, over all agents.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.0.lock().in_flight
     }
 }

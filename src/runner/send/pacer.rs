@@ -19,7 +19,7 @@ const MINUTE_NANOS: u128 = 60_000_000_000;
 
 /// Decides when jobs are due at a rate that changes.
 #[derive(Debug)]
-pub struct Pacer {
+pub(crate) struct Pacer {
     /// How much of a gap the first slot after none waits.
     phase: Share,
     base: JobsPerMinute,
@@ -47,7 +47,7 @@ struct WithheldSlots {
 /// What has become due at one wake.
 #[derive(Debug)]
 #[must_use = "slots that are not accounted for are lost"]
-pub struct Due {
+pub(crate) struct Due {
     segment: Option<PacedSegment>,
     slots: Range<u64>,
     /// Slots so late that sending them would be a burst.
@@ -58,7 +58,7 @@ pub struct Due {
 
 impl Due {
     /// The instants at which the jobs to send now were due, oldest first.
-    pub fn slots(&self) -> impl Iterator<Item = Instant> + use<> {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Instant> + use<> {
         let slots = self.slots.clone();
         self.segment
             .into_iter()
@@ -77,7 +77,7 @@ impl Pacer {
     /// How many slots are taken together at most. After a stall, jobs that all leave at once would
     /// each need a connection of their own, while a few at a time take turns on the same ones. It is
     /// more than the highest rate has in half a millisecond, so it never holds up a steady run.
-    pub const AT_ONCE: u64 = 64;
+    pub(crate) const AT_ONCE: u64 = 64;
 
     /// The longest wait for the first slot after none.
     const LONGEST_PHASE: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ impl Pacer {
     /// was no rate, the first slot waits for `phase` of a gap, at most of a second: pacers that begin
     /// together need not stay in step.
     #[must_use]
-    pub fn new(phase: Share) -> Self {
+    pub(crate) fn new(phase: Share) -> Self {
         Self {
             phase,
             base: JobsPerMinute::ZERO,
@@ -97,27 +97,27 @@ impl Pacer {
 
     /// The current rate.
     #[must_use]
-    pub fn rate(&self) -> JobsPerMinute {
+    pub(crate) fn rate(&self) -> JobsPerMinute {
         self.segment
             .map_or(JobsPerMinute::ZERO, |segment| segment.rate)
     }
 
     /// When the next job is due; `None` at rate 0.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         self.segment.map(|segment| segment.due(segment.taken))
     }
 
     /// Takes what is due at `now`, at most [`Self::AT_ONCE`] slots: what more is due stays so. Late
     /// slots are due at once, but never more than one second's worth: a machine that slept must not
     /// burst.
-    pub fn advance(&mut self, now: Instant) -> Due {
+    pub(crate) fn advance(&mut self, now: Instant) -> Due {
         self.take(now, u64::MAX, Self::AT_ONCE)
     }
 
     /// Takes all that is due at `now`, the end of a run, which must leave nothing behind: beyond
     /// [`Self::AT_ONCE`] slots, late ones are overdue.
-    pub fn finish(&mut self, now: Instant) -> Due {
+    pub(crate) fn finish(&mut self, now: Instant) -> Due {
         self.take(now, Self::AT_ONCE, u64::MAX)
     }
 
@@ -150,7 +150,7 @@ impl Pacer {
     /// Takes what is due at `now`, then goes on at `rate`, with the slots of `base`: of the gap in progress the part that
     /// has passed stays passed. From 0, the first slot is due at the phase; to 0, what is due just now is
     /// withheld, for nothing is sent at rate 0.
-    pub fn change(&mut self, now: Instant, base: JobsPerMinute, rate: JobsPerMinute) -> Due {
+    pub(crate) fn change(&mut self, now: Instant, base: JobsPerMinute, rate: JobsPerMinute) -> Due {
         let mut due = self.take(now, u64::MAX, u64::MAX);
         if rate == JobsPerMinute::ZERO {
             due.withhold_slots();

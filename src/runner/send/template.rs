@@ -18,7 +18,7 @@ const PROMPTS: [&str; 8] = [
 /// A JSON value in which placeholders stand for values of the job. A placeholder that is the whole
 /// string becomes its value with its type; inside a longer string, text.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Template(Vec<Piece>);
+pub(crate) struct Template(Vec<Piece>);
 
 #[derive(Debug, Clone, PartialEq)]
 enum Piece {
@@ -87,7 +87,7 @@ fn unquoted(json: &str) -> &str {
 impl Template {
     /// Cuts a value at its placeholders.
     #[must_use]
-    pub fn new(value: &Value) -> Self {
+    pub(crate) fn new(value: &Value) -> Self {
         let mut template = Self(Vec::new());
         template.add(value);
         template
@@ -95,7 +95,7 @@ impl Template {
 
     /// The value with its placeholders filled, as JSON.
     #[must_use]
-    pub fn fill(&self, values: &PlaceholderValues) -> Vec<u8> {
+    pub(crate) fn fill(&self, values: &PlaceholderValues) -> Vec<u8> {
         let mut json = Vec::with_capacity(256);
         for piece in &self.0 {
             match piece {

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 /// One sleeper's timer clock.
 #[derive(Debug)]
-pub struct PreciseTimer(TimerKind);
+pub(crate) struct PreciseTimer(TimerKind);
 
 #[derive(Debug)]
 enum TimerKind {
@@ -17,7 +17,7 @@ enum TimerKind {
 impl PreciseTimer {
     /// The most precise that this machine has.
     #[must_use]
-    pub fn precise() -> Self {
+    pub(crate) fn precise() -> Self {
         #[cfg(target_os = "linux")]
         match kernel::Timer::new() {
             Ok(timer) => return Self(TimerKind::Kernel(timer)),
@@ -31,13 +31,13 @@ impl PreciseTimer {
 
     /// The runtime's, which follows a paused clock.
     #[must_use]
-    pub fn of_runtime() -> Self {
+    pub(crate) fn of_runtime() -> Self {
         Self(TimerKind::Runtime)
     }
 
     /// Returns at `deadline` or, should it have passed, as soon as other tasks had their turn.
     /// Cancelling it is safe.
-    pub async fn until(&mut self, deadline: Instant) {
+    pub(crate) async fn until(&mut self, deadline: Instant) {
         match &mut self.0 {
             #[cfg(target_os = "linux")]
             TimerKind::Kernel(timer) => {
@@ -66,10 +66,10 @@ mod kernel {
     use tokio::time::Instant;
 
     #[derive(Debug)]
-    pub struct Timer(AsyncFd<OwnedFd>);
+    pub(super) struct Timer(AsyncFd<OwnedFd>);
 
     impl Timer {
-        pub fn new() -> io::Result<Self> {
+        pub(super) fn new() -> io::Result<Self> {
             let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
             let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
             #[expect(
@@ -79,7 +79,7 @@ mod kernel {
             AsyncFd::new(timer).map(Self)
         }
 
-        pub async fn until(&mut self, deadline: Instant) -> io::Result<()> {
+        pub(super) async fn until(&mut self, deadline: Instant) -> io::Result<()> {
             // A timer of 0 would be one that never rings.
             let wait = deadline
                 .saturating_duration_since(Instant::now())

@@ -24,7 +24,7 @@ const HOUR: Duration = Duration::from_hours(1);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Who knows agents' uptimes: a ping system, or a test's stand-in.
-pub trait UptimeSource: Send + Sync + 'static {
+pub(crate) trait UptimeSource: Send + Sync + 'static {
     /// New pings of one agent.
     type PingEvents: PingEvents;
 
@@ -39,7 +39,7 @@ pub trait UptimeSource: Send + Sync + 'static {
 }
 
 /// New pings as they come.
-pub trait PingEvents: Send {
+pub(crate) trait PingEvents: Send {
     /// The next one, and what it made of its agent; an error ends the stream.
     fn next(&mut self)
     -> impl Future<Output = Result<(ListedAgent, HistoryPing), AskError>> + Send;
@@ -47,13 +47,12 @@ pub trait PingEvents: Send {
 
 /// Why there is no good answer.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum AskError {
+pub(crate) enum AskError {
     /// No connection, or one that was lost.
     #[error("{url}: {cause}")]
     Transport {
         /// What was asked.
         url: String,
-        /// What happened.
         cause: String,
     },
     /// No whole answer in time.
@@ -69,7 +68,6 @@ pub enum AskError {
     Status {
         /// What was asked.
         url: String,
-        /// What came.
         status: StatusCode,
         /// What may help.
         hint: String,
@@ -93,7 +91,6 @@ pub enum AskError {
     StreamLost {
         /// What was listened to.
         url: String,
-        /// What happened.
         what: String,
     },
     /// The ping system does not know the agent.
@@ -110,7 +107,7 @@ pub enum AskError {
 
 /// A ping system.
 #[derive(Debug)]
-pub struct PingSystem {
+pub(crate) struct PingSystem {
     /// Reaches it; must not follow redirects.
     pub client: Client,
     /// What `/ping-system/…` is added to.
@@ -128,7 +125,7 @@ pub struct PingSystem {
 }
 
 /// The agents that are listed, by name, or why there is no list.
-pub type AgentList = Result<Arc<BTreeMap<String, ListedAgent>>, AskError>;
+pub(crate) type AgentList = Result<Arc<BTreeMap<String, ListedAgent>>, AskError>;
 
 impl PingSystem {
     fn address(&self, path: &[&str]) -> Url {
@@ -186,7 +183,7 @@ impl PingSystem {
     ///
     /// # Errors
     /// When there is no good answer.
-    pub async fn agents(&self) -> AgentList {
+    pub(crate) async fn agents(&self) -> AgentList {
         // Held while asking: whoever comes meanwhile waits for the same answer.
         let mut last = self.cached_list.lock().await;
         let shared = LIST_LIFETIME.min(self.timeout / 2);
@@ -314,7 +311,7 @@ const EVENT_STREAM: &str = "text/event-stream";
 
 /// A ping system's stream of one agent's new pings.
 #[derive(Debug)]
-pub struct PingStream {
+pub(crate) struct PingStream {
     agent_id: String,
     url: String,
     response: Response,

@@ -17,7 +17,7 @@ const CLOCK_SLACK: TimeDelta = TimeDelta::minutes(5);
 
 /// What a good answer says of an agent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct UptimeEstimate {
+pub(crate) struct UptimeEstimate {
     /// The uptime now; `None` where no ping says anything of now.
     pub uptime: Option<Percent>,
     /// How many pings the window holds.
@@ -38,7 +38,7 @@ impl From<&ListedAgent> for PingStats {
 
 /// What a ping system has told of an agent so far.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AgentSnapshot {
+pub(crate) struct AgentSnapshot {
     /// The agent, as the list has it.
     pub agent: ListedAgent,
     /// Its pings, oldest first.
@@ -48,7 +48,7 @@ pub struct AgentSnapshot {
 impl AgentSnapshot {
     /// What that says of a moment.
     #[must_use]
-    pub fn estimate(&self, now: DateTime<Utc>, window: Duration) -> UptimeEstimate {
+    pub(crate) fn estimate(&self, now: DateTime<Utc>, window: Duration) -> UptimeEstimate {
         let (mean, pings) = mean_in_window(&self.history, now, window);
         let uptime = mean.or_else(|| {
             let newest = newest_in_list(&self.agent).or_else(|| newest_in_history(&self.history));
@@ -63,7 +63,7 @@ impl AgentSnapshot {
 
     /// Takes in a new ping, and forgets what is older than the window but for the last before it. A
     /// ping that is known changes nothing.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         agent: ListedAgent,
         ping: HistoryPing,
@@ -94,7 +94,7 @@ impl AgentSnapshot {
 ///
 /// First pings prove only that a GPU exists: they count only where there is nothing better.
 #[must_use]
-pub fn mean_in_window(
+pub(crate) fn mean_in_window(
     history: &[HistoryPing],
     now: DateTime<Utc>,
     window: Duration,
@@ -125,7 +125,7 @@ pub fn mean_in_window(
 /// The newest ping, for as long as its own interval covers now: for agents that are pinged so
 /// seldom that the window holds nothing.
 #[must_use]
-pub fn newest_if_covering(
+pub(crate) fn newest_if_covering(
     newest: Option<(Percent, DateTime<Utc>)>,
     ping_interval_minutes: Option<f64>,
     now: DateTime<Utc>,
@@ -138,13 +138,13 @@ pub fn newest_if_covering(
 
 /// The newest ping as the list of agents tells it.
 #[must_use]
-pub fn newest_in_list(agent: &ListedAgent) -> Option<(Percent, DateTime<Utc>)> {
+pub(crate) fn newest_in_list(agent: &ListedAgent) -> Option<(Percent, DateTime<Utc>)> {
     Some((agent.last_uptime_percent?, agent.last_ping_at?))
 }
 
 /// The newest ping of a history sorted oldest first.
 #[must_use]
-pub fn newest_in_history(history: &[HistoryPing]) -> Option<(Percent, DateTime<Utc>)> {
+pub(crate) fn newest_in_history(history: &[HistoryPing]) -> Option<(Percent, DateTime<Utc>)> {
     history
         .iter()
         .rev()
@@ -188,7 +188,7 @@ fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
 
 /// What is known of an agent's uptime, over all good and bad answers so far.
 #[derive(Debug, Clone)]
-pub struct UptimeFreshness {
+pub(crate) struct UptimeFreshness {
     stale_after: Duration,
     last: Option<(Percent, Instant)>,
 }
@@ -196,7 +196,7 @@ pub struct UptimeFreshness {
 impl UptimeFreshness {
     /// Nothing is known yet; later, a known uptime may be acted on for `stale_after`.
     #[must_use]
-    pub fn new(stale_after: Duration) -> Self {
+    pub(crate) fn new(stale_after: Duration) -> Self {
         Self {
             stale_after,
             last: None,
@@ -205,19 +205,19 @@ impl UptimeFreshness {
 
     /// Takes in a good answer at `now`. One that knows no uptime is freshness too: it ends the
     /// last one. (Bad answers and silence change nothing but let the last one age.)
-    pub fn answered(&mut self, uptime: Option<Percent>, now: Instant) {
+    pub(crate) fn answered(&mut self, uptime: Option<Percent>, now: Instant) {
         self.last = uptime.map(|percent| (percent, now));
     }
 
     /// Takes in what the pings that are known say of a later moment: the uptime changes, but is no
     /// younger than before.
-    pub fn reestimated(&mut self, uptime: Option<Percent>) {
+    pub(crate) fn reestimated(&mut self, uptime: Option<Percent>) {
         self.last = uptime.zip(self.last.map(|(_, at)| at));
     }
 
     /// The state and the last known uptime.
     #[must_use]
-    pub fn at(&self, now: Instant) -> (Freshness, Option<Percent>) {
+    pub(crate) fn at(&self, now: Instant) -> (Freshness, Option<Percent>) {
         match (self.last, self.stale_at()) {
             (Some((percent, _)), Some(stale_at)) if now < stale_at => {
                 (Freshness::Fresh, Some(percent))
@@ -229,7 +229,7 @@ impl UptimeFreshness {
 
     /// When the known uptime may no longer be acted on, unless a good answer comes before.
     #[must_use]
-    pub fn stale_at(&self) -> Option<Instant> {
+    pub(crate) fn stale_at(&self) -> Option<Instant> {
         self.last.map(|(_, known_at)| known_at + self.stale_after)
     }
 }

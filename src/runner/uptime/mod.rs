@@ -1,5 +1,5 @@
 //! From a ping system's answers and events to an agent's uptime.
 
-pub mod client;
-pub mod estimate;
-pub mod subscription;
+pub(crate) mod client;
+pub(crate) mod estimate;
+pub(crate) mod subscription;

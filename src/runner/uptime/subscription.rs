@@ -14,18 +14,17 @@ const UNSUPPORTED_PAUSE: Duration = Duration::from_mins(10);
 
 /// What is events of an agent.
 #[derive(Debug, Clone, PartialEq)]
-pub enum StreamEvent {
+pub(crate) enum StreamEvent {
     /// From now on each new ping is told.
     Opened,
     /// A new ping, and what it made of its agent.
     Ping(Box<(ListedAgent, HistoryPing)>),
-    /// No longer.
     Closed,
 }
 
 /// Tells `events` what `source` tells of an agent, for ever, or until nobody takes it. After each end
 /// it waits for `pause` before it listens again.
-pub async fn follow(
+pub(crate) async fn follow(
     source: &impl UptimeSource,
     agent_id: &str,
     pause: Duration,

@@ -81,6 +81,5 @@ pub struct PingEvent {
     pub consecutive_poor_uptime: u32,
     /// As in [`Agent`].
     pub ping_interval_minutes: f64,
-    /// The ping.
     pub ping: Ping,
 }

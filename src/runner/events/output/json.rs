@@ -17,10 +17,6 @@ use crate::runner::roster::Roster;
 use crate::units::{JobsPerMinute, Percent, milliseconds, serialize_timestamp};
 use crate::wire::gateway::Outcome;
 
-/// Writes events as JSON.
-#[derive(Debug, Default)]
-pub struct JsonOutput;
-
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum JsonEvent<'a> {
@@ -105,40 +101,38 @@ struct StatisticsLine<'a> {
     statistics: &'a Statistics,
 }
 
-impl JsonOutput {
-    /// Appends the line of an event, where it has one.
-    pub fn event(&self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
-        let line = match event {
-            Event::Started { ts } => JsonEvent::Started {
-                ts: *ts,
-                agents: &roster.agents,
-                base_rate: roster.base_rate,
-                capabilities: &roster.capabilities,
-                version: env!("CARGO_PKG_VERSION"),
-            },
-            Event::AgentJoined(joined) => JsonEvent::AgentJoined {
-                ts: joined.ts,
-                agent: roster.agent(joined.agent),
-            },
-            Event::AgentLeft { ts, agent } => JsonEvent::AgentLeft {
-                ts: *ts,
-                agent: roster.agent(*agent),
-            },
-            Event::Claim(checked) => claim(checked, roster),
-            Event::Uptime(polled) => uptime(polled, roster),
-            Event::RateChanged(changed) => rate_changed(changed, roster),
-            Event::Job(done) => job(done, roster),
-            Event::Sent(..) | Event::Delayed(..) | Event::Dropped(..) | Event::BaseChanged(_) => {
-                return;
-            }
-        };
-        append(&line, lines);
-    }
+/// Appends the line of an event, where it has one.
+pub(crate) fn event(event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
+    let line = match event {
+        Event::Started { ts } => JsonEvent::Started {
+            ts: *ts,
+            agents: &roster.agents,
+            base_rate: roster.base_rate,
+            capabilities: &roster.capabilities,
+            version: env!("CARGO_PKG_VERSION"),
+        },
+        Event::AgentJoined(joined) => JsonEvent::AgentJoined {
+            ts: joined.ts,
+            agent: roster.agent(joined.agent),
+        },
+        Event::AgentLeft { ts, agent } => JsonEvent::AgentLeft {
+            ts: *ts,
+            agent: roster.agent(*agent),
+        },
+        Event::Claim(checked) => claim(checked, roster),
+        Event::Uptime(polled) => uptime(polled, roster),
+        Event::RateChanged(changed) => rate_changed(changed, roster),
+        Event::Job(done) => job(done, roster),
+        Event::Sent | Event::Delayed(..) | Event::Dropped(..) | Event::BaseChanged(_) => {
+            return;
+        }
+    };
+    append(&line, lines);
+}
 
-    /// Appends the accounts under the name of `event`.
-    pub fn statistics(&self, event: &'static str, statistics: &Statistics, lines: &mut Vec<u8>) {
-        append(&StatisticsLine { event, statistics }, lines);
-    }
+/// Appends the accounts under the name of `event`.
+pub(crate) fn statistics(event: &'static str, statistics: &Statistics, lines: &mut Vec<u8>) {
+    append(&StatisticsLine { event, statistics }, lines);
 }
 
 fn append(line: &impl Serialize, lines: &mut Vec<u8>) {

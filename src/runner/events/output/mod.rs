@@ -1,13 +1,12 @@
 //! Events to lines.
 
-pub mod json;
-pub mod text;
-pub mod writer;
+pub(crate) mod json;
+pub(crate) mod text;
+pub(crate) mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::json::JsonOutput;
 use self::text::TextOutput;
 use crate::runner::events::accounts::Statistics;
 use crate::runner::events::event::Event;
@@ -16,42 +15,41 @@ use crate::units::Percent;
 
 /// How results are written.
 #[derive(Debug)]
-pub enum Output {
-    /// For people.
+pub(crate) enum Output {
     Text(TextOutput),
     /// For programs: one object a line.
-    Json(JsonOutput),
+    Json,
 }
 
 impl Output {
     /// Appends the lines that an event makes, often none.
-    pub fn event(&self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
+    pub(crate) fn event(&self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
         match self {
             Self::Text(text) => text.event(event, roster, lines),
-            Self::Json(json) => json.event(event, roster, lines),
+            Self::Json => json::event(event, roster, lines),
         }
     }
 
     /// Appends the accounts in the middle of a run.
-    pub fn statistics(&self, statistics: &Statistics, lines: &mut Vec<u8>) {
+    pub(crate) fn statistics(&self, statistics: &Statistics, lines: &mut Vec<u8>) {
         match self {
             Self::Text(text) => text.statistics(statistics, lines),
-            Self::Json(json) => json.statistics("statistics", statistics, lines),
+            Self::Json => json::statistics("statistics", statistics, lines),
         }
     }
 
     /// Appends the accounts at the end.
-    pub fn summary(&self, statistics: &Statistics, lines: &mut Vec<u8>) {
+    pub(crate) fn summary(&self, statistics: &Statistics, lines: &mut Vec<u8>) {
         match self {
             Self::Text(text) => text.statistics(statistics, lines),
-            Self::Json(json) => json.statistics("summary", statistics, lines),
+            Self::Json => json::statistics("summary", statistics, lines),
         }
     }
 }
 
 /// What goes on between jobs, for the status line of a terminal.
 #[derive(Debug, Clone)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Jobs per minute now, over all agents.
     pub rate: u64,
     /// What is known of each agent.
@@ -68,8 +66,7 @@ pub struct Progress {
 
 /// What is known of an agent between jobs.
 #[derive(Debug, Clone)]
-pub struct AgentProgress {
-    /// Its name.
+pub(crate) struct AgentProgress {
     pub id: Arc<str>,
     /// Its uptime, and for how long that has been known; `None` where it is not.
     pub uptime: Option<(Percent, Duration)>,

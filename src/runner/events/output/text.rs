@@ -18,7 +18,7 @@ const WRITABLE: &str = "a buffer takes whatever is written";
 
 /// Writes events as text.
 #[derive(Debug, Clone, Copy)]
-pub struct TextOutput {
+pub(crate) struct TextOutput {
     /// Whether colours are wanted.
     pub colour: bool,
 }
@@ -42,7 +42,7 @@ impl TextOutput {
     }
 
     /// Appends the lines of an event, where it has any.
-    pub fn event(self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
+    pub(crate) fn event(self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
         match event {
             Event::Job(job) => self.job(job, roster, &Local, lines),
             Event::RateChanged(changed) => self.rate_changed(changed, roster, lines),
@@ -61,7 +61,7 @@ impl TextOutput {
             Event::Started { .. }
             | Event::BaseChanged(_)
             | Event::Uptime(_)
-            | Event::Sent(..)
+            | Event::Sent
             | Event::Delayed(..)
             | Event::Dropped(..) => {}
         }
@@ -152,7 +152,7 @@ impl TextOutput {
     }
 
     /// Appends the block of statistics.
-    pub fn statistics(self, statistics: &Statistics, lines: &mut Vec<u8>) {
+    pub(crate) fn statistics(self, statistics: &Statistics, lines: &mut Vec<u8>) {
         let block = text::build(|text| self.write_statistics(statistics, text));
         writeln!(lines, "\n{block}").expect(WRITABLE);
     }
@@ -186,7 +186,7 @@ impl TextOutput {
 
     /// The status line of a terminal that is `columns` wide.
     #[must_use]
-    pub fn status(self, progress: &Progress, columns: usize) -> String {
+    pub(crate) fn status(self, progress: &Progress, columns: usize) -> String {
         let Styles { faint, .. } = self.styles();
         let line = text::build(|line| write_progress(progress, line));
         // All its characters are one column wide; the last column stays free, for there a
@@ -452,7 +452,7 @@ mod tests {
             (Outcome::Success, 200, 48_300),
             (Outcome::HttpError, 500, 125_600),
         ] {
-            accounts.apply(&Event::Sent(AgentIndex(0), CapabilityIndex(0)));
+            accounts.apply(&Event::Sent);
             accounts.apply(&Event::Job(job(outcome, Some(status), "", latency_us)));
         }
         accounts.apply(&Event::Delayed(AgentIndex(0), CapabilityIndex(0)));

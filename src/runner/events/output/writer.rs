@@ -18,7 +18,7 @@ const CAPACITY_BYTES: usize = 4 << 20;
 const BATCH: Duration = Duration::from_millis(25);
 /// A queue of lines and the thread that writes them.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     shared: Arc<WriterShared>,
     thread: Worker,
 }
@@ -47,7 +47,10 @@ impl Writer {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(out: impl Write + Send + 'static, failed: CancellationToken) -> io::Result<Self> {
+    pub(crate) fn start(
+        out: impl Write + Send + 'static,
+        failed: CancellationToken,
+    ) -> io::Result<Self> {
         let shared = Arc::new(WriterShared {
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -61,8 +64,7 @@ impl Writer {
         Ok(Self { shared, thread })
     }
 
-    /// Queues lines.
-    pub fn write(&self, lines: &[u8]) {
+    pub(crate) fn write(&self, lines: &[u8]) {
         let mut queue = self.shared.queue.lock();
         if queue.error.is_none() {
             queue.lines.extend_from_slice(lines);
@@ -71,7 +73,7 @@ impl Writer {
     }
 
     /// Shows a status line below the lines, in place of the last one.
-    pub fn set_status(&self, status: String) {
+    pub(crate) fn set_status(&self, status: String) {
         let mut queue = self.shared.queue.lock();
         queue.status = Some(status);
         self.shared.wake(&queue);
@@ -79,12 +81,12 @@ impl Writer {
 
     /// Whether more lines can wait.
     #[must_use]
-    pub fn has_capacity(&self) -> bool {
+    pub(crate) fn has_capacity(&self) -> bool {
         self.shared.queue.lock().lines.len() < CAPACITY_BYTES
     }
 
     /// Waits until more lines can wait.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         loop {
             // Before the look at the queue: a batch written in between must not be missed.
             let written = self.shared.written.notified();
@@ -99,7 +101,7 @@ impl Writer {
     ///
     /// # Errors
     /// What standard output answered when it took no more.
-    pub async fn close(&self) -> io::Result<()> {
+    pub(crate) async fn close(&self) -> io::Result<()> {
         {
             let mut queue = self.shared.queue.lock();
             queue.closed = true;
