@@ -18,7 +18,7 @@ use crate::sim::mock::{Mock, MockOptions};
 /// Sends paced jobs to a Livepeer BYOC gateway, at the rate that a GPU agent's uptime has earned
 #[derive(Debug, Parser)]
 #[command(
-    version,
+    version = env!("PROGRAM_VERSION"),
     args_conflicts_with_subcommands = true,
     allow_negative_numbers = true,
     override_usage = "uptime-runner --agent <ID>... [OPTIONS]\n       uptime-runner <COMMAND> [OPTIONS]",

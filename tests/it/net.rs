@@ -1,0 +1,91 @@
+//! Jobs over https: a private root is trusted when it is named, and only then.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use crate::support::{PingSystem, Runner};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// A gateway that speaks https with a certificate for localhost, and its root in PEM form.
+fn https_gateway() -> (String, String) {
+    let root_key = KeyPair::generate().unwrap();
+    let mut root = CertificateParams::new([]).unwrap();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root_pem = root.self_signed(&root_key).unwrap().pem();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()])
+        .unwrap()
+        .signed_by(&key, &Issuer::new(root, root_key))
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for tcp in listener.incoming().map_while(Result::ok) {
+            let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+            std::thread::spawn(move || answer_one(StreamOwned::new(connection, tcp)));
+        }
+    });
+    (format!("https://localhost:{port}"), root_pem)
+}
+
+fn answer_one(mut stream: impl Read + Write) {
+    let mut request = Vec::new();
+    let mut piece = [0; 4096];
+    while !request.ends_with(b"}") {
+        match stream.read(&mut piece) {
+            Ok(read) if read > 0 => request.extend_from_slice(&piece[..read]),
+            _ => return,
+        }
+    }
+    let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
+    let _ = stream.write_all(answer);
+    let _ = stream.flush();
+}
+
+#[test]
+fn a_private_root_is_trusted_when_it_is_named() {
+    let pings = PingSystem::start(99.5);
+    let (url, root) = https_gateway();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("root.pem");
+    std::fs::write(&file, root).unwrap();
+    let arguments = [
+        "--rate",
+        "6000",
+        "--max-jobs",
+        "3",
+        "--ca-file",
+        file.to_str().unwrap(),
+    ];
+    for (arguments, outcome) in [(&arguments[..], "success"), (&arguments[..4], "connect")] {
+        let finished = Runner::start(&pings.url(), &url, arguments).finish();
+        assert!(finished.status.success(), "{}", finished.stderr);
+        for job in finished.of_kind("job") {
+            assert_eq!(job["outcome"], outcome, "{job}");
+            assert_eq!(
+                job["error"]
+                    .as_str()
+                    .is_some_and(|e| e.contains("certificate")),
+                outcome == "connect"
+            );
+        }
+        assert_eq!(
+            finished.summary()["capabilities"]["gpu-check"]["attempts"],
+            3
+        );
+    }
+}

@@ -1,0 +1,4 @@
+mod api;
+mod dashboard;
+mod faults;
+mod store;

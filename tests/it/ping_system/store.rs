@@ -1,0 +1,412 @@
+//! What every store of the ping system promises, on SQLite and on a PostgreSQL server of our own.
+
+use std::time::Duration;
+
+use crate::support::postgres::Postgres;
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
+use uptime_runner::ping_system::store::{
+    AgentRecord, Claim, Claimed, Cursor, Lease, PingRecord, PruneCursor, Registration, Store, Sum,
+    postgres, sqlite,
+};
+use uptime_runner::units::Percent;
+use uptime_runner::wire::agent::Reported;
+use uptime_runner::wire::ping_system::served::{Ping, Status};
+
+const ODD_NAMES: [&str; 7] = [
+    "<img src=x onerror=alert(1)>",
+    "it's",
+    "\"",
+    "a/b",
+    "ä",
+    "%_",
+    "A",
+];
+
+fn utc(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+fn noon() -> DateTime<Utc> {
+    utc("2026-01-01T12:00:00Z")
+}
+
+fn minutes(minutes: i64) -> TimeDelta {
+    TimeDelta::minutes(minutes)
+}
+
+fn registration(agent_id: &str, at: DateTime<Utc>) -> Registration {
+    Registration {
+        agent_id: agent_id.to_owned(),
+        agent_url: "http://127.0.0.1:8001".to_owned(),
+        capabilities: vec!["gpu-check".to_owned()],
+        metadata: json!({"region": "eu"}).as_object().unwrap().clone(),
+        at,
+        interval: Duration::from_mins(15),
+    }
+}
+
+fn lease(now: DateTime<Utc>) -> Lease {
+    Lease {
+        now,
+        until: now + minutes(1),
+    }
+}
+
+fn judged(claim: &Claim, at: DateTime<Utc>, uptime: Option<f64>) -> PingRecord {
+    let rules = PingPolicy::default();
+    let answer = uptime.map(|uptime| Reported {
+        uptime_percent: Percent::new(uptime).ok(),
+        window_seconds: Some(900.5),
+        gpu_available: Some(true),
+    });
+    let asked = PingAttempt {
+        at,
+        took: Duration::from_millis(12),
+        answer: answer.ok_or("no answer, \"said\" 'they'".to_owned()),
+    };
+    rules.evaluate(&claim.known, asked, 0.5)
+}
+
+async fn claimed(store: &dyn Store, agent_id: &str, now: DateTime<Utc>) -> Claim {
+    match store.claim(lease(now), agent_id).await.unwrap() {
+        Claimed::Ours(claim) => *claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn ping(
+    store: &dyn Store,
+    agent_id: &str,
+    at: DateTime<Utc>,
+    uptime: Option<f64>,
+) -> PingRecord {
+    let claim = claimed(store, agent_id, at).await;
+    let new = judged(&claim, at, uptime);
+    assert_eq!(store.record(&[(claim, new.clone())]).await.unwrap(), [true]);
+    new
+}
+
+async fn known(store: &dyn Store, agent_id: &str) -> AgentRecord {
+    store.agent(agent_id).await.unwrap().unwrap()
+}
+
+async fn history(store: &dyn Store, agent_id: &str, since: DateTime<Utc>) -> Vec<Ping> {
+    let key = known(store, agent_id).await.key;
+    let pings = store
+        .history(key, Cursor::before(since), 1000)
+        .await
+        .unwrap();
+    pings.into_iter().map(|(_, ping)| ping).collect()
+}
+
+async fn names_due(store: &dyn Store, now: DateTime<Utc>, limit: usize) -> Vec<Claim> {
+    store.claim_due(lease(now), limit).await.unwrap()
+}
+
+/// Every store passes this, one part after the other on the same store.
+async fn contract(store: &dyn Store) {
+    registered_agents_are_known(store).await;
+    pings_are_kept_as_they_were(store).await;
+    an_agent_is_claimed_once(store).await;
+    who_is_due_longest_comes_first(store).await;
+    sums_are_exact(store).await;
+    what_is_old_or_removed_is_pruned(store).await;
+    a_clock_that_was_set_back_delays_nobody(store).await;
+    store.check().await.unwrap();
+}
+
+async fn registered_agents_are_known(store: &dyn Store) {
+    assert_eq!(store.agent("a").await.unwrap(), None);
+    assert_eq!(store.next_due_at(noon()).await.unwrap(), None);
+    let new = store.register(&registration("a", noon())).await.unwrap();
+    assert_eq!(new.agent.registered_at, noon());
+    assert_eq!(new.agent.next_ping_at, noon());
+    assert!((new.agent.ping_interval_minutes - 15.0).abs() < 1e-9);
+    assert_eq!(new.agent.status, Status::Active);
+    assert_eq!(known(store, "a").await, new);
+    ping(store, "a", noon(), Some(100.0)).await;
+
+    // Again: what is said of it changes, what it did stays.
+    let again = Registration {
+        agent_url: "http://127.0.0.1:9".to_owned(),
+        capabilities: vec![],
+        ..registration("a", noon() + minutes(5))
+    };
+    let updated = store.register(&again).await.unwrap();
+    assert_eq!(updated.key, new.key);
+    assert_eq!(updated.agent.agent_url, "http://127.0.0.1:9");
+    assert_eq!(updated.agent.registered_at, noon());
+    assert_eq!(updated.agent.total_pings, 1);
+    assert_eq!(updated.agent.next_ping_at, noon() + minutes(15));
+
+    for name in ODD_NAMES {
+        store.register(&registration(name, noon())).await.unwrap();
+        assert_eq!(known(store, name).await.agent.agent_id, name);
+    }
+    assert_eq!(store.agents(None).await.unwrap().len(), 8);
+    for name in ODD_NAMES {
+        assert!(store.remove(name).await.unwrap());
+        assert!(!store.remove(name).await.unwrap());
+    }
+    assert_eq!(store.agents(None).await.unwrap().len(), 1);
+    assert!(store.remove("a").await.unwrap());
+}
+
+async fn pings_are_kept_as_they_were(store: &dyn Store) {
+    store.register(&registration("b", noon())).await.unwrap();
+    let at = |n: i64| noon() + TimeDelta::microseconds(n * 900_000_001);
+    let mut kept = Vec::new();
+    for (n, uptime) in [
+        Some(100.0),
+        Some(97.123_456_789),
+        None,
+        Some(0.0),
+        Some(99.0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        kept.push(ping(store, "b", at(i64::try_from(n).unwrap()), uptime).await);
+    }
+    let pings: Vec<Ping> = kept.iter().map(|new| new.ping.clone()).collect();
+    assert_eq!(history(store, "b", noon()).await, pings);
+    assert_eq!(history(store, "b", at(3)).await, pings[3..]);
+    let after = known(store, "b").await;
+    assert_eq!(after, kept.last().unwrap().after);
+    assert_eq!(after.streak.good_in_a_row, 1);
+    assert_eq!(store.latest(after.key, 2).await.unwrap(), pings[3..]);
+
+    // Page by page, and with two pings of one instant.
+    let twice = ping(store, "b", at(4), Some(50.0)).await.ping;
+    let mut place = Cursor::before(noon());
+    let mut paged = Vec::new();
+    loop {
+        let page = store.history(after.key, place, 2).await.unwrap();
+        let Some((last, _)) = page.last() else { break };
+        place = *last;
+        paged.extend(page.into_iter().map(|(_, ping)| ping));
+    }
+    assert_eq!(paged[..5], pings);
+    assert_eq!(paged[5..], [twice]);
+    assert!(store.remove("b").await.unwrap());
+}
+
+async fn an_agent_is_claimed_once(store: &dyn Store) {
+    store.register(&registration("c", noon())).await.unwrap();
+    let claim = claimed(store, "c", noon()).await;
+    assert!(matches!(
+        store.claim(lease(noon()), "c").await.unwrap(),
+        Claimed::Taken
+    ));
+    assert!(matches!(
+        store.claim(lease(noon()), "nobody").await.unwrap(),
+        Claimed::Unknown
+    ));
+    assert!(
+        names_due(store, noon() + minutes(1) - TimeDelta::microseconds(1), 9)
+            .await
+            .is_empty()
+    );
+    assert_eq!(store.next_due_at(noon()).await.unwrap(), None);
+
+    // The lease ends: somebody else takes over, and what the first one brings is too late.
+    let took_over = names_due(store, noon() + minutes(1), 9).await;
+    assert_eq!(took_over.len(), 1);
+    let late = judged(&claim, noon(), Some(12.0));
+    assert_eq!(
+        store.record(&[(claim.clone(), late)]).await.unwrap(),
+        [false]
+    );
+    store.release(&[claim]).await.unwrap();
+    assert!(matches!(
+        store.claim(lease(noon()), "c").await.unwrap(),
+        Claimed::Taken
+    ));
+    let in_time = judged(&took_over[0], noon() + minutes(1), Some(99.0));
+    let recorded = store.record(&[(took_over[0].clone(), in_time)]).await;
+    assert_eq!(recorded.unwrap(), [true]);
+    assert_eq!(history(store, "c", noon()).await.len(), 1);
+
+    // Released, it is free at once; removed, nothing of it is recorded.
+    let claim = claimed(store, "c", noon()).await;
+    store.release(&[claim]).await.unwrap();
+    let claim = claimed(store, "c", noon()).await;
+    assert!(store.remove("c").await.unwrap());
+    let new = judged(&claim, noon(), Some(99.0));
+    assert_eq!(store.record(&[(claim, new)]).await.unwrap(), [false]);
+}
+
+async fn who_is_due_longest_comes_first(store: &dyn Store) {
+    for (name, due) in [("late", -5), ("latest", -9), ("now", 0), ("soon", 1)] {
+        let due = registration(name, noon() + minutes(due));
+        store.register(&due).await.unwrap();
+    }
+    let due = store.agents(Some(noon())).await.unwrap();
+    let due: Vec<_> = due
+        .iter()
+        .map(|known| known.agent.agent_id.as_str())
+        .collect();
+    assert_eq!(due, ["late", "latest", "now"]);
+    assert_eq!(
+        store.next_due_at(noon()).await.unwrap(),
+        Some(noon() - minutes(9))
+    );
+    let first = names_due(store, noon(), 1).await;
+    assert_eq!(first[0].known.agent.agent_id, "latest");
+    assert_eq!(
+        store.next_due_at(noon()).await.unwrap(),
+        Some(noon() - minutes(5))
+    );
+    let mut rest: Vec<String> = names_due(store, noon(), 9)
+        .await
+        .into_iter()
+        .map(|claim| claim.known.agent.agent_id)
+        .collect();
+    rest.sort();
+    assert_eq!(rest, ["late", "now"]);
+    assert_eq!(
+        store.next_due_at(noon()).await.unwrap(),
+        Some(noon() + minutes(1))
+    );
+    for name in ["late", "latest", "now", "soon"] {
+        store.remove(name).await.unwrap();
+    }
+}
+
+async fn sums_are_exact(store: &dyn Store) {
+    // Over several hours, at odd minutes, with failures.
+    let uptimes = |n: i32| (n % 7 != 3).then_some(90.0 + f64::from(n % 10));
+    for name in ["d", "e"] {
+        store.register(&registration(name, noon())).await.unwrap();
+        for n in 0..40 {
+            ping(store, name, noon() + minutes(i64::from(13 * n)), uptimes(n)).await;
+        }
+    }
+    let key = known(store, "d").await.key;
+    for since in [0, 7, 13, 61, 120, 121, 240, 519, 600] {
+        let since = noon() + minutes(since);
+        let mut expected = Sum::default();
+        for ping in history(store, "d", since).await {
+            let seconds = match (ping.first_ping, ping.window_seconds) {
+                (true, _) => 0.0,
+                (false, seconds) => seconds.unwrap_or(13.0 * 60.0),
+            };
+            expected.covered_seconds += seconds;
+            expected.up_seconds += seconds * ping.uptime_percent.map_or(0.0, f64::from) / 100.0;
+        }
+        let all = store.sums_since(since, None).await.unwrap();
+        let one = store.sums_since(since, Some(&[key])).await.unwrap();
+        for sums in [all, one] {
+            let parts = sums.iter().filter(|(of, _)| *of == key);
+            let [up, covered] = parts.fold([0.0, 0.0], |[up, covered], (_, sum)| {
+                [up + sum.up_seconds, covered + sum.covered_seconds]
+            });
+            assert!((up - expected.up_seconds).abs() < 1e-6, "{since}");
+            assert!((covered - expected.covered_seconds).abs() < 1e-6, "{since}");
+        }
+    }
+    let one = store.sums_since(noon(), Some(&[key])).await.unwrap();
+    assert!(one.iter().all(|(of, _)| *of == key));
+}
+
+/// Goes on with the agents of the sums.
+async fn what_is_old_or_removed_is_pruned(store: &dyn Store) {
+    let before = noon() + minutes(130);
+    let mut deleted = 0;
+    let mut from = Some(PruneCursor::default());
+    while let Some(here) = from {
+        let pruned = store.prune(before, here).await.unwrap();
+        deleted += pruned.pings;
+        from = pruned.next;
+    }
+    // Those of the agents that were removed before, too.
+    assert!(deleted >= 20, "{deleted}");
+    for name in ["d", "e"] {
+        assert_eq!(history(store, name, noon()).await.len(), 30);
+        assert_eq!(known(store, name).await.agent.total_pings, 40);
+    }
+    let key = known(store, "d").await.key;
+    store.remove("d").await.unwrap();
+    // Its name again is another agent, without history.
+    let new = store.register(&registration("d", noon())).await.unwrap();
+    assert_ne!(new.key, key);
+    assert!(history(store, "d", noon()).await.is_empty());
+    assert_eq!(
+        store
+            .prune(before, PruneCursor::default())
+            .await
+            .unwrap()
+            .pings,
+        30
+    );
+    assert_eq!(
+        store
+            .prune(before, PruneCursor::default())
+            .await
+            .unwrap()
+            .pings,
+        0
+    );
+    assert_eq!(history(store, "e", noon()).await.len(), 30);
+}
+
+/// Goes on with them.
+async fn a_clock_that_was_set_back_delays_nobody(store: &dyn Store) {
+    let before = known(store, "e").await.agent.next_ping_at;
+    store
+        .reschedule_overdue(before - minutes(15))
+        .await
+        .unwrap();
+    assert_eq!(known(store, "e").await.agent.next_ping_at, before);
+    let now = before - minutes(24 * 60 * 3);
+    store.reschedule_overdue(now).await.unwrap();
+    assert_eq!(known(store, "e").await.agent.next_ping_at, now);
+}
+
+#[tokio::test]
+async fn sqlite_keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("with a space.db");
+    let url = format!("sqlite:{}", path.display());
+    let (store, owner) = sqlite::open(&url).await.unwrap();
+    contract(&store).await;
+
+    // Another process would be refused; the next one finds all that was stored, and no lease.
+    let refused = format!("{:#}", sqlite::open(&url).await.unwrap_err());
+    assert!(refused.contains("another ping system"), "{refused}");
+    claimed(&store, "e", noon()).await;
+    drop((store, owner));
+    let (store, _owner) = sqlite::open(&url).await.unwrap();
+    assert_eq!(history(&store, "e", noon()).await.len(), 30);
+    claimed(&store, "e", noon()).await;
+}
+
+#[tokio::test]
+async fn sqlite_in_memory_keeps_the_contract() {
+    let (store, _owner) = sqlite::open("sqlite::memory:").await.unwrap();
+    contract(&store).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("not.db");
+    std::fs::write(
+        &path,
+        "this is no database, but text that is long enough to be looked at",
+    )
+    .unwrap();
+    let error = sqlite::open(&format!("sqlite:{}", path.display())).await;
+    let error = format!("{:#}", error.unwrap_err());
+    assert!(error.contains("not a database"), "{error}");
+}
+
+#[tokio::test]
+#[cfg_attr(no_postgres, ignore = "needs PostgreSQL (package postgresql)")]
+async fn postgres_keeps_the_contract() {
+    let server = Postgres::start();
+    let store = postgres::open(&server.database("contract")).await.unwrap();
+    contract(&store).await;
+}

@@ -1,0 +1,6 @@
+mod agents;
+mod ending;
+mod records;
+mod send;
+mod subscription;
+mod uptime;

@@ -1,0 +1,140 @@
+//! What a newcomer tries first.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use crate::support::{Runner, binary};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A mock on a free port, and where it is.
+fn mock(arguments: &[&str]) -> (std::process::Child, String) {
+    let mut child = binary()
+        .args(["mock", "--listen", "127.0.0.1:0"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let url = line
+        .split_whitespace()
+        .find(|word| word.starts_with("http://"))
+        .unwrap();
+    (child, url.trim_end_matches(',').to_owned())
+}
+
+#[test]
+fn the_mock_is_a_ping_system_and_a_strict_gateway() {
+    let (mut child, url) = mock(&["--uptime", "96.2", "--latency", "0"]);
+    for prefix in ["/gateway", ""] {
+        let finished = Runner::start(
+            &url,
+            &url,
+            &[
+                "--rate",
+                "6000",
+                "--max-jobs",
+                "20",
+                "--gateway-prefix",
+                prefix,
+                "--capabilities",
+                "gpu-check,text-to-image,prompt-enhance",
+            ],
+        )
+        .finish();
+        assert!(finished.status.success(), "{}", finished.stderr);
+        assert_eq!(finished.of_kind("rate_changed")[0]["to"], 3000);
+        for job in finished.of_kind("job") {
+            assert_eq!(job["outcome"], "success", "{job}");
+            assert!(job["balance_wei"].is_string() && job["orchestrator"].is_string());
+        }
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_mock_fails_as_it_is_told() {
+    for (failure, outcome) in [
+        ("500:100%", "http_error"),
+        ("empty:100%", "no_orchestrator"),
+        ("no-supply:100%", "no_supply"),
+        ("unpaid:100%", "unpaid"),
+        ("reset:100%", "transport"),
+        ("hang:100%", "timeout"),
+    ] {
+        let (mut child, url) = mock(&["--fail", failure, "--latency", "1ms"]);
+        let arguments = ["--rate", "6000", "--max-jobs", "3", "--timeout", "500ms"];
+        let finished = Runner::start(&url, &url, &arguments).finish();
+        for job in finished.of_kind("job") {
+            assert_eq!(job["outcome"], outcome, "{job}");
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+#[test]
+fn the_demo_shows_rates_that_follow_the_uptime_and_the_statistics() {
+    let output = binary()
+        .args(["demo", "--duration", "15s"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    // Which uptimes there are depends on the machine: while it is held up nobody watches the GPU.
+    // (That the story leads through each tier is tested beside it.)
+    let lines: Vec<&str> = text.lines().collect();
+    let changes = lines.windows(2).filter_map(|pair| {
+        let change = pair[0].strip_prefix("📊 Job rate changed: ")?;
+        let (_, to) = change.strip_suffix(" jobs/min")?.split_once(" → ")?;
+        let uptime = pair[1].trim().strip_prefix("Uptime: ")?.strip_suffix('%')?;
+        Some((to.parse().unwrap(), uptime.parse().unwrap()))
+    });
+    let changes: Vec<(u32, f64)> = changes.collect();
+    for &(rate, uptime) in &changes {
+        let earned = match uptime {
+            99.0.. => 480,
+            95.0.. => 240,
+            90.0.. => 48,
+            _ => 0,
+        };
+        assert_eq!(rate, earned, "{uptime} in {changes:?}");
+    }
+    assert!(changes.len() > 1, "{text}");
+    assert!(text.contains("✅ [") && text.contains("] gpu-check: 200 ("));
+    assert!(text.trim_end().ends_with('}') && text.contains("📊 Status Codes: {200: "));
+    assert!(
+        !text.contains('\x1b'),
+        "no colour and no status line in a pipe"
+    );
+    assert!(
+        log.contains("GPU down: 0 of 1 GPUs ok, GPU 0 lost"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_demo_can_be_interrupted() {
+    let mut child = binary()
+        .args(["demo", "--duration", "10m"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains('✅') {
+        line.clear();
+        assert!(out.read_line(&mut line).unwrap() > 0);
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("STATISTICS SUMMARY"));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
