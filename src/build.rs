@@ -38,6 +38,8 @@ fn main() {
         "no_faketime",
         !in_ci && !has_library("", "faketime/libfaketime.so.1"),
     );
+    // The longest tests run in CI, and elsewhere where they are asked for (-- --ignored).
+    tell("quick", !in_ci);
     // No tool, but a privilege: CI need not have it.
     tell("no_root", !is_root());
 }

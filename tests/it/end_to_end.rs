@@ -371,6 +371,7 @@ const FAULTS: [Fault; 12] = [
 ];
 
 #[test]
+#[cfg_attr(quick, ignore = "long: runs in CI")]
 #[cfg_attr(
     any(no_cc, no_faketime, no_root),
     ignore = "needs a C compiler (package gcc), faketime (package faketime), root"

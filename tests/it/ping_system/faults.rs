@@ -224,6 +224,7 @@ fn a_file_that_becomes_read_only_loses_nothing_and_is_got_over() {
 }
 
 #[test]
+#[cfg_attr(quick, ignore = "long: runs in CI")]
 #[cfg_attr(no_postgres, ignore = "needs PostgreSQL (package postgresql)")]
 fn a_restart_of_postgres_loses_nothing_and_is_got_over() {
     let mut server = Postgres::start();
@@ -246,6 +247,7 @@ fn a_restart_of_postgres_loses_nothing_and_is_got_over() {
 }
 
 #[test]
+#[cfg_attr(quick, ignore = "long: runs in CI")]
 #[cfg_attr(no_postgres, ignore = "needs PostgreSQL (package postgresql)")]
 fn two_ping_systems_share_the_agents_of_one_database() {
     let server = Postgres::start();
