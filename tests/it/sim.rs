@@ -80,7 +80,7 @@ fn the_mock_fails_as_it_is_told() {
 #[test]
 fn the_demo_shows_rates_that_follow_the_uptime_and_the_statistics() {
     let output = binary()
-        .args(["demo", "--duration", "15s"])
+        .args(["demo", "--duration", "10s"])
         .output()
         .unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
@@ -98,9 +98,9 @@ fn the_demo_shows_rates_that_follow_the_uptime_and_the_statistics() {
     let changes: Vec<(u32, f64)> = changes.collect();
     for &(rate, uptime) in &changes {
         let earned = match uptime {
-            99.0.. => 480,
-            95.0.. => 240,
-            90.0.. => 48,
+            99.0.. => 720,
+            95.0.. => 360,
+            90.0.. => 72,
             _ => 0,
         };
         assert_eq!(rate, earned, "{uptime} in {changes:?}");
