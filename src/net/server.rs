@@ -136,3 +136,25 @@ pub fn errors_as_json(router: Router) -> Router {
 pub fn error(status: StatusCode, text: &str) -> Response {
     (status, axum::Json(json!({ "error": text }))).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::{Instant, timeout};
+
+    /// A client that never ends its head must not hold a connection.
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_end_is_cut_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, Router::new(), CancellationToken::new()));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+        let begun = Instant::now();
+        let mut answer = Vec::new();
+        let closed = timeout(10 * HEAD_TIMEOUT, client.read_to_end(&mut answer)).await;
+        closed.expect("the connection is closed").unwrap();
+        assert!((HEAD_TIMEOUT..2 * HEAD_TIMEOUT).contains(&begun.elapsed()));
+    }
+}

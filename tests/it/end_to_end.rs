@@ -248,7 +248,7 @@ fn assert_no_job_at_rate_0(finished: &Finished) {
     any(no_cc, no_faketime, no_root),
     ignore = "needs a C compiler (package gcc), faketime (package faketime), root"
 )]
-fn a_lost_gpu_stops_the_jobs_and_one_that_is_back_brings_them_back() {
+fn end_to_end() {
     let mut chain = Chain::start();
     chain.run_jobs();
     chain.runner().wait_for_rate(u64::from(RATE));

@@ -382,6 +382,10 @@ mod tests {
             Self::with(rate, Duration::from_millis(10), 1000, None, budgets)
         }
 
+        fn start_without_answers(rate: u32, budgets: Option<Budgets>) -> Self {
+            Self::with(rate, 1000 * SECOND, 1000, None, budgets)
+        }
+
         fn with(
             rate: u32,
             latency: Duration,
@@ -397,7 +401,7 @@ mod tests {
             let target = rates.add(AgentIndex(0), base, Arc::clone(&job_stats));
             let shared = Arc::new(SubmitterContext {
                 gateway: gateway.clone(),
-                timeouts: vec![SECOND],
+                timeouts: vec![SECOND, 9 * SECOND],
                 in_flight: Arc::new(InFlightLimit::new(in_flight)),
                 job_count: JobCount::new(max_jobs),
                 budgets,
@@ -414,7 +418,7 @@ mod tests {
                 price: "1".parse().ok(),
                 job_stats,
                 stop: shared.stop.clone(),
-                picker: JobPicker::new([1.0], 1),
+                picker: JobPicker::new([1.0, 0.0], 1),
                 timer: PreciseTimer::of_runtime(),
                 shared: Arc::clone(&shared),
             };
@@ -551,7 +555,7 @@ mod tests {
         let slots = bench.start.elapsed().as_millis() as u64 * 10;
         let (account, _, sink) = bench.finish().await;
         let [attempts, delayed, dropped] = counts(&account);
-        // Each job sets 2 s at 1 wei aside, and is charged for one: 30 can be sent.
+        // Each job sets 10 s at 1 wei aside, and is charged for one: 30 can be sent.
         assert!((1..=30).contains(&attempts), "{attempts}");
         let all = attempts + delayed + dropped;
         assert!(all.abs_diff(slots) <= 3, "{all} of {slots}");
@@ -561,6 +565,33 @@ mod tests {
             .map(|event| event["reason"].clone())
             .collect();
         assert_eq!(reasons, ["uptime", "budget"]);
+    }
+
+    /// What a job may cost at most is what the longest timeout may cost: which capability comes next is
+    /// drawn later.
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_timeout_is_reserved_for_each_job() {
+        let budgets = Budgets::new("25".parse().ok());
+        let bench = Bench::start_without_answers(60, Some(budgets));
+        bench.uptime(100.0);
+        tokio::time::sleep(Duration::from_millis(4_500)).await;
+        let (account, ..) = bench.finish().await;
+        // Of 25 wei, 9 s and one for the timer's slack are reserved twice; the rest is for 5 s.
+        assert_eq!(counts(&account), [3, 0, 2]);
+    }
+
+    /// The example block of the scripts' summary: 120.5 s, of which 68.75 s at 60/min and the rest at 30/min,
+    /// are 95 jobs and 25 delayed ones: together the 120 slots of the base rate.
+    #[tokio::test(start_paused = true)]
+    async fn the_example_of_the_seed_adds_up() {
+        let bench = Bench::start(60, Duration::from_millis(48), 100, None);
+        bench.uptime(99.5);
+        tokio::time::sleep(Duration::from_millis(68_750)).await;
+        bench.uptime(96.25);
+        tokio::time::sleep(Duration::from_millis(51_750)).await;
+        assert_eq!(bench.start.elapsed(), Duration::from_millis(120_500));
+        let (account, ..) = bench.finish().await;
+        assert_eq!(counts(&account), [95, 25, 0]);
     }
 
     proptest! {

@@ -453,6 +453,27 @@ fn variables_that_are_no_options_are_refused() {
     assert!(error.starts_with("UPTIME_RUNNER_RAET: unknown"), "{error}");
 }
 
+/// Only jobs that nobody else's orchestrator could have failed say something of an agent.
+#[test]
+fn an_agent_is_tied_where_no_other_shares_its_orchestrators() {
+    let file = "
+        [[agents]]
+        id = 'alone'
+        orchestrators = ['https://one.example:8935', 'https://two.example:8935']
+        [[agents]]
+        id = 'shares'
+        orchestrators = ['https://three.example:8935', 'https://four.example:8935']
+        [[agents]]
+        id = 'shares too'
+        orchestrators = ['https://four.example:8935']
+        [[agents]]
+        id = 'free'
+    ";
+    let config = resolved(&[], &[], file).unwrap();
+    let tied = config.agents.configured.iter().map(|agent| agent.is_tied);
+    assert_eq!(tied.collect::<Vec<_>>(), [true, false, false, false]);
+}
+
 #[test]
 fn the_sample_is_right() {
     assert_eq!(ids(&resolved(&[], &[], WHOLE).unwrap()), "agent-001");

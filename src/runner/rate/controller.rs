@@ -281,7 +281,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::runner::events::event::JobAnswer;
     use crate::runner::testing::percent;
+    use crate::wire::gateway::Outcome;
 
     struct TestFleet {
         rates: RateController,
@@ -424,5 +426,45 @@ mod tests {
         fleet.uptime(0, 96.0);
         assert_eq!(fleet.now()[0], Some((60, 0)));
         assert_eq!(fleet.reason(0), RateReason::Budget);
+    }
+
+    #[test]
+    fn a_new_performance_counts_by_a_part_of_it_at_once() {
+        let rates = RateController::new(Policy::default(), total(Split::Performance, false));
+        let stats = [(); 2].map(|()| Arc::new(JobStats::new(None, Duration::from_hours(1))));
+        let targets = [0, 1].map(|agent| {
+            let stats = Arc::clone(&stats[agent]);
+            rates.add(AgentIndex(agent), JobsPerMinute::new(60), stats)
+        });
+        // As many jobs as count: those before are forgotten.
+        let answer_all = |agent: usize, millis: u64| {
+            let success = JobAnswer::failure(Outcome::Success, String::new());
+            for _ in 0..128 {
+                stats[agent].job(&success, Duration::from_millis(millis), Instant::now());
+            }
+        };
+        answer_all(0, 100);
+        answer_all(1, 100);
+        for agent in [0, 1] {
+            let uptime = Some(percent(100.0));
+            let now = Instant::now();
+            rates.observe(AgentIndex(agent), Freshness::Fresh, uptime, now);
+        }
+        rates.rebalance();
+        let bases = || {
+            let targets = targets.iter();
+            let bases = targets.map(|target| target.borrow().unwrap().base.get());
+            bases.collect::<Vec<_>>()
+        };
+        assert_eq!(bases(), [50, 50]);
+        // Ten times as slow: its weight falls to a tenth, by 0.3 of the way at each look: 1000 to 730.
+        answer_all(1, 1000);
+        rates.rebalance();
+        // A tenth is shared evenly: 5 + 90 × 1000 / 1730.
+        assert_eq!(bases(), [57, 43]);
+        for _ in 0..50 {
+            rates.rebalance();
+        }
+        assert_eq!(bases(), [87, 13]);
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod nvml;
 pub(crate) mod ping_system;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod recorded;
 pub(crate) mod served;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,0 +1,151 @@
+//! The real binary against answers that real servers gave.
+
+use std::process::Command;
+
+use serde_json::Value;
+use wiremock::matchers::{method, path, path_regex};
+use wiremock::{Mock, MockServer};
+
+use crate::support::ping_system::PingSystemProcess;
+use crate::support::recorded::Recorded;
+use crate::support::{PingSystem, Runner, binary};
+
+/// Recorded pings are old by now.
+const FOR_EVER: &str = "36500d";
+
+async fn serving(matched: wiremock::MockBuilder, recorded: &Recorded) -> MockServer {
+    let server = MockServer::start().await;
+    let mock = matched.respond_with(recorded.response());
+    mock.mount(&server).await;
+    server
+}
+
+/// A job for each answer of a gateway that an HTTP server can give: it is counted once, and keeps the
+/// answer's status, orchestrator and balance.
+#[tokio::test]
+async fn each_answer_of_a_gateway_makes_one_job() {
+    let pings = PingSystem::start(99.5);
+    for (name, recorded) in Recorded::all("gateway") {
+        if recorded.then.is_some() {
+            continue;
+        }
+        let route = path("/gateway/process/request/agent-net");
+        let gateway = serving(Mock::given(method("POST")).and(route), &recorded).await;
+        let arguments = ["--rate", "6000", "--max-jobs", "1", "--timeout", "20s"];
+        let finished = Runner::start(&pings.url(), &gateway.uri(), &arguments).finish();
+        assert!(finished.status.success(), "{name}: {}", finished.stderr);
+        let jobs = finished.of_kind("job");
+        let [job] = jobs[..] else {
+            panic!("{name}: {jobs:?}")
+        };
+        let requests = gateway.received_requests().await.unwrap();
+        assert_eq!(requests.len(), 1, "{name}");
+        assert_eq!(job["status"], recorded.status, "{name}");
+        let text = |header| match recorded.header(header) {
+            Some("") | None => Value::Null,
+            Some(value) => value.into(),
+        };
+        assert_eq!(job["orchestrator"], text("X-Orchestrator-Url"), "{name}");
+        assert_eq!(job["balance_wei"], text("Livepeer-Balance"), "{name}");
+        let gpu_check = &finished.summary()["capabilities"]["gpu-check"];
+        assert_eq!(gpu_check["attempts"], 1, "{name}");
+        let status = recorded.status.to_string();
+        assert_eq!(gpu_check["status_codes"][&status], 1, "{name}");
+    }
+}
+
+/// What the orchestrators of live runners answer is kept for the runner that will ask them; here it is
+/// only served as it was recorded.
+#[tokio::test]
+async fn recorded_answers_are_served_as_they_were() {
+    for folder in ["gateway", "live-runner", "ping_system", "agent"] {
+        for (name, recorded) in Recorded::all(folder) {
+            let server = serving(Mock::given(path("/")), &recorded).await;
+            let client = uptime_runner::net::client::new(false, Vec::new()).unwrap();
+            let answer = client.get(server.uri()).send().await.unwrap();
+            assert_eq!(answer.status().as_u16(), recorded.status, "{name}");
+            for header in recorded.headers.keys() {
+                let got = answer.headers()[header.as_str()].to_str().unwrap();
+                assert_eq!(Some(got), recorded.header(header), "{name}: {header}");
+            }
+            let body = answer.bytes().await.unwrap();
+            assert_eq!(body, recorded.body.as_bytes(), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_uptime_of_recorded_pings_is_their_mean_by_the_time_they_cover() {
+    let (list, history) = (
+        Recorded::read("ping_system/agents.json"),
+        Recorded::read("ping_system/history.json"),
+    );
+    let pings = serving(Mock::given(path("/ping-system/agents")), &list).await;
+    let of_agent = path("/ping-system/agents/agent-001/history");
+    let mock = Mock::given(of_agent).respond_with(history.response());
+    mock.mount(&pings).await;
+    let arguments = ["--uptime-window", FOR_EVER, "--duration", "300ms"];
+    let finished = Runner::start(&pings.uri(), "http://127.0.0.1:9", &arguments).finish();
+
+    let (mut weighted, mut seconds) = (0.0, 0.0);
+    for ping in history.json()["pings"].as_array().unwrap() {
+        // The first one only says that a GPU is there.
+        if ping["first_ping"] == false {
+            let window = ping["window_seconds"].as_f64().unwrap();
+            weighted += ping["uptime_percent"].as_f64().unwrap() * window;
+            seconds += window;
+        }
+    }
+    let uptime = finished.of_kind("uptime")[0];
+    let told = uptime["uptime_percent"].as_f64().unwrap();
+    assert!((told - weighted / seconds).abs() < 1e-6, "{uptime}");
+    assert_eq!(uptime["pings"], 5);
+    assert_eq!(
+        uptime["total_pings"],
+        list.json()["agents"][0]["total_pings"]
+    );
+}
+
+#[tokio::test]
+async fn a_ping_stores_what_an_agent_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let system = PingSystemProcess::start(folder.path(), &["--base-interval", "1h"]);
+    for (file, uptime, success) in [
+        ("agent/uptime.json", 73.804_138_054, true),
+        ("agent/since-in-future.json", 0.0, false),
+        ("agent/unauthorized.json", 0.0, false),
+        ("agent/health.json", 0.0, false),
+    ] {
+        let recorded = Recorded::read(file);
+        let agent = serving(
+            Mock::given(path_regex("^/agent/uptime-since-last-ping$")),
+            &recorded,
+        )
+        .await;
+        system.register("agent-001", &agent.uri());
+        // The first ping only asks whether a GPU is there.
+        system.ping("agent-001");
+        let ping = system.ping("agent-001");
+        assert_eq!(ping["success"], success, "{file}: {ping}");
+        if success {
+            assert_eq!(ping["uptime_percent"], uptime, "{file}");
+            assert_eq!(ping["window_seconds"], 7.636_135, "{file}");
+        } else {
+            assert_eq!(ping["uptime_percent"], Value::Null, "{file}");
+            assert!(ping["error"].is_string(), "{file}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn check_says_what_a_recorded_ping_system_knows() {
+    let recorded = Recorded::read("ping_system/agents-none.json");
+    let pings = serving(Mock::given(path("/ping-system/agents")), &recorded).await;
+    let mut check: Command = binary();
+    check.args(["check", "--agent", "agent-001", "--ping-url", &pings.uri()]);
+    let output = check.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("0 agents registered"), "{said}");
+    assert!(said.contains("agent-001: not registered"), "{said}");
+}
