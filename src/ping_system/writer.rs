@@ -97,3 +97,107 @@ impl PingWriterTask {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ping_system::store::{
+        AgentRecord, Claimed, Cursor, Lease, PruneCursor, Pruned, Registration, StoreError, Sum,
+    };
+    use crate::ping_system::testing::{event, known};
+    use crate::wire::ping_system::served::Ping;
+    use async_trait::async_trait;
+    use chrono::{DateTime, Utc};
+    use parking_lot::Mutex;
+    use std::time::Duration;
+
+    /// A store that takes no ping, and keeps whose claims were given back.
+    #[derive(Debug, Default)]
+    struct FullStore {
+        released: Mutex<Vec<String>>,
+    }
+
+    #[async_trait]
+    impl Store for FullStore {
+        async fn record(&self, _: &[(Claim, PingRecord)]) -> Result<Vec<bool>, StoreError> {
+            Err(StoreError::Timeout(Duration::ZERO))
+        }
+
+        async fn release(&self, claims: &[Claim]) -> Result<(), StoreError> {
+            let ids = claims.iter().map(|claim| &claim.known.agent.agent_id);
+            self.released.lock().extend(ids.cloned());
+            Ok(())
+        }
+
+        async fn register(&self, _: &Registration) -> Result<AgentRecord, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn remove(&self, _: &str) -> Result<bool, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn agent(&self, _: &str) -> Result<Option<AgentRecord>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn agents(&self, _: Option<DateTime<Utc>>) -> Result<Vec<AgentRecord>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn claim_due(&self, _: Lease, _: usize) -> Result<Vec<Claim>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn claim(&self, _: Lease, _: &str) -> Result<Claimed, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn next_due_at(&self, _: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn history(
+            &self,
+            _: i64,
+            _: Cursor,
+            _: usize,
+        ) -> Result<Vec<(Cursor, Ping)>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn latest(&self, _: i64, _: usize) -> Result<Vec<Ping>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn sums_since(
+            &self,
+            _: DateTime<Utc>,
+            _: Option<&[i64]>,
+        ) -> Result<Vec<(i64, Sum)>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn reschedule_overdue(&self, _: DateTime<Utc>) -> Result<(), StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn prune(&self, _: DateTime<Utc>, _: PruneCursor) -> Result<Pruned, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn check(&self) -> Result<(), StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+    }
+
+    /// Otherwise the agent is asked again only when its lease has ended.
+    #[tokio::test]
+    async fn an_agent_whose_ping_was_not_stored_is_given_back() {
+        let store = Arc::new(FullStore::default());
+        let (writer, task) = new();
+        let as_store: Arc<dyn Store> = Arc::clone(&store) as _;
+        let running = tokio::spawn(task.run(as_store, Arc::default()));
+        let claim = Claim {
+            known: known("a"),
+            token: "t".to_owned(),
+        };
+        let ping = PingRecord {
+            ping: event("a").ping,
+            covered_seconds: 0.0,
+            after: known("a"),
+        };
+        assert_eq!(writer.store(claim, ping).await, Err(NotStored));
+        assert_eq!(*store.released.lock(), ["a"]);
+        drop(writer);
+        running.await.unwrap();
+    }
+}
