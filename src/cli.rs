@@ -96,7 +96,7 @@ pub enum Task {
 
 impl Cli {
     /// What was typed, with what environment and file say beside it. `AGENT_MODE=true` without arguments
-    /// means the agent (CONTRACT.md section 3). Ends the program where the command line is wrong, or
+    /// means the agent. Ends the program where the command line is wrong, or
     /// asks for help.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 const APPLICATION_ID: i32 = 0x5550_5252;
 const SCHEMA_VERSION: i32 = 2;
 
-/// Instants are microseconds since 1970, outcomes the names of CONTRACT.md section 4, wei text, since
+/// Instants are microseconds since 1970, outcomes the names of `.github/docs/protocol.md` section 3.2, wei text, since
 /// they may be of 256 bits.
 const SCHEMA: &str = "
 CREATE TABLE runs (

@@ -86,7 +86,7 @@ pub struct JobsPerMinute(u32);
 impl JobsPerMinute {
     /// Nothing is sent.
     pub const ZERO: Self = Self(0);
-    /// The highest rate that can be asked for (CONTRACT.md section 1).
+    /// The highest rate that can be asked for.
     pub const MAX: Self = Self(6_000_000);
 
     /// This many jobs per minute, at most [`Self::MAX`].

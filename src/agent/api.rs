@@ -1,4 +1,4 @@
-//! The agent's routes (CONTRACT.md section 3). All answer from what the last check found: none
+//! The agent's routes (`.github/docs/protocol.md` section 2.1). All answer from what the last check found: none
 //! waits for a driver.
 
 use std::sync::Arc;

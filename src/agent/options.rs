@@ -1,4 +1,4 @@
-//! The agent's options (CONTRACT.md section 3).
+//! The agent's options (`.github/docs/operations.md`).
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! Asks one agent for its uptime (CONTRACT.md section 3).
+//! Asks one agent for its uptime (`.github/docs/protocol.md` section 2.1).
 
 use std::time::Duration;
 

@@ -31,7 +31,7 @@ pub struct PingPolicy {
     pub first_ping_grace: bool,
 }
 
-/// Those of CONTRACT.md section 2.
+/// The defaults of `.github/docs/operations.md`.
 impl Default for PingPolicy {
     fn default() -> Self {
         Self {
@@ -118,8 +118,8 @@ fn to_a_millionth(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }
 
-/// The time that a ping speaks for, by which it weighs in a mean: the runner's rule (CONTRACT.md
-/// section 5). A first ping speaks only of a moment.
+/// The time that a ping speaks for, by which it weighs in a mean: the rule of
+/// `.github/docs/protocol.md` section 1.1. A first ping speaks only of a moment.
 fn covered_seconds(ping: &Ping, before: Option<DateTime<Utc>>) -> f64 {
     if ping.first_ping {
         return 0.0;

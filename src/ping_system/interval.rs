@@ -1,5 +1,5 @@
 //! When an agent is asked next: poor uptime makes questions rarer, good uptime brings them back
-//! (CONTRACT.md section 2).
+//! (`.github/docs/protocol.md` section 1.2).
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub struct IntervalRules {
     pub recovery_pings: u32,
 }
 
-/// Those of CONTRACT.md section 2.
+/// The defaults of `.github/docs/operations.md`.
 impl Default for IntervalRules {
     fn default() -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! The ping system's options (CONTRACT.md section 2).
+//! The ping system's options (`.github/docs/operations.md`).
 
 use std::path::PathBuf;
 use std::str::FromStr;

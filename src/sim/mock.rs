@@ -1,5 +1,5 @@
 //! A ping system and a gateway on one port, steered by scripts. As a gateway it is strict about the
-//! job header, as CONTRACT.md section 4 describes it.
+//! job header, as `.github/docs/protocol.md` section 3.1 describes it.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;

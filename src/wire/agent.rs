@@ -1,4 +1,4 @@
-//! What an agent answers (CONTRACT.md section 3).
+//! What an agent answers (`.github/docs/protocol.md` section 2).
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What a Livepeer BYOC gateway is sent and what its answers mean (CONTRACT.md section 4).
+//! What a Livepeer BYOC gateway is sent and what its answers mean (`.github/docs/protocol.md` section 3).
 
 use std::borrow::Cow;
 
@@ -62,7 +62,7 @@ impl JobHeader<'_> {
     /// Reads a header's value as strictly as a gateway would.
     ///
     /// # Errors
-    /// What deviates from CONTRACT.md section 4.
+    /// What deviates from `.github/docs/protocol.md` section 3.1.
     pub fn decode(value: &[u8]) -> Result<JobHeader<'static>, InvalidJobHeader> {
         let json = STANDARD
             .decode(value)

@@ -1,8 +1,8 @@
-//! The README's commands, run as they stand there. A block of commands that needs something from
-//! outside says so in a comment before it, and is left out.
+//! The commands of the README and of the pages of `.github/docs`, run as they stand there, and their links. A
+//! block of commands that needs something from outside says so in a comment before it, and is left out.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::support::{free_port, wait_until};
@@ -99,19 +99,37 @@ impl Drop for Shell {
     }
 }
 
+/// README.md and the pages of `.github/docs`, with their texts.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join(".github/docs")).unwrap();
+    let docs = docs.map(|file| file.unwrap().path());
+    let paths = docs.chain([root.join("README.md")]);
+    let pages: Vec<_> = paths
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            (path, text)
+        })
+        .collect();
+    assert!(pages.len() >= 6, "{pages:?}");
+    pages
+}
+
 /// The lines that are typed in a block, with what its comment says it needs.
-fn blocks(readme: &str) -> Vec<(Option<&str>, Vec<&str>)> {
+fn blocks(page: &str) -> Vec<(Option<&str>, Vec<&str>)> {
     let mut blocks = Vec::new();
-    for (before, rest) in readme
+    for (before, rest) in page
         .match_indices("```console\n")
-        .map(|(at, fence)| (&readme[..at], &readme[at + fence.len()..]))
+        .map(|(at, fence)| (&page[..at], &page[at + fence.len()..]))
     {
         let block = rest.split("```").next().unwrap();
-        let last_line = before.trim_end().lines().last().unwrap();
+        let last_line = before.trim_end().lines().last().unwrap().trim();
         let needs = last_line
             .strip_prefix("<!-- ")
             .and_then(|comment| comment.strip_suffix(" -->"));
-        let typed = block.lines().filter_map(|line| line.strip_prefix("$ "));
+        let typed = block
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("$ "));
         blocks.push((needs, typed.collect()));
     }
     blocks
@@ -120,40 +138,92 @@ fn blocks(readme: &str) -> Vec<(Option<&str>, Vec<&str>)> {
 #[test]
 #[cfg_attr(no_curl, ignore = "needs curl (package curl)")]
 fn every_command_that_needs_nothing_works() {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(readme).unwrap();
     let mut run = 0;
-    for (needs, lines) in blocks(&readme) {
-        assert!(!lines.is_empty());
-        if let Some(needs) = needs {
-            eprintln!("left out, {needs}: {lines:?}");
-            continue;
-        }
-        let mut shell = Shell::new();
-        for line in lines {
-            eprintln!("$ {line}");
-            shell.run(line);
-            run += 1;
+    for (page, text) in pages() {
+        for (needs, lines) in blocks(&text) {
+            assert!(!lines.is_empty(), "{}", page.display());
+            if let Some(needs) = needs {
+                eprintln!("left out, {needs}: {lines:?}");
+                continue;
+            }
+            let mut shell = Shell::new();
+            for line in lines {
+                eprintln!("$ {line}");
+                shell.run(line);
+                run += 1;
+            }
         }
     }
     assert!(run > 10, "only {run} commands were found");
 }
 
+/// A heading as a link names it.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let words = heading.chars().filter_map(|c| match c {
+        ' ' => Some('-'),
+        c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c),
+        _ => None,
+    });
+    words.collect()
+}
+
 #[test]
-fn every_file_that_is_named_is_there() {
+fn every_link_leads_somewhere() {
+    let pages = pages();
+    let mut followed = 0;
+    for (page, text) in &pages {
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap();
+            if target.starts_with("http") {
+                continue;
+            }
+            followed += 1;
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = match file {
+                "" => page.clone(),
+                _ => page.parent().unwrap().join(file),
+            };
+            let from = page.display();
+            assert!(path.exists(), "{from}: {target}");
+            if !heading.is_empty() {
+                let there = std::fs::read_to_string(&path).unwrap();
+                let mut headings = there.lines().filter(|line| line.starts_with('#'));
+                let found = headings.any(|line| anchor(line) == heading);
+                assert!(found, "{from}: {target}");
+            }
+        }
+    }
+    assert!(followed > 10, "only {followed} links were found");
+}
+
+#[test]
+fn the_readme_is_short() {
+    let pages = pages();
+    let (_, readme) = pages.last().unwrap();
+    assert!(readme.lines().count() <= 180);
+}
+
+/// A comment that cites a document must not lead out of the repository.
+#[test]
+fn what_comments_cite_is_in_the_repository() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    for (at, _) in readme.match_indices("](") {
-        let target = readme[at + 2..].split(')').next().unwrap();
-        if let Some(heading) = target.strip_prefix('#') {
-            let heading = heading.replace('-', " ");
-            let found = readme.lines().any(|line| {
-                line.trim_start_matches('#').trim().to_lowercase() == heading
-                    && line.starts_with('#')
-            });
-            assert!(found, "{target}");
-        } else {
-            assert!(root.join(target).exists(), "{target}");
+    let mut folders = vec![root.join("src"), root.join("tests/it")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let Ok(text) = std::fs::read_to_string(&path) else {
+                continue;
+            };
+            let cited = text.split([' ', '`', '(', ')', '"', '\n', '[', ']', ',']);
+            for page in cited.filter(|word| word.starts_with(".github/docs/")) {
+                let page = page.trim_end_matches(['.', ':', ';']);
+                assert!(root.join(page).exists(), "{}: {page}", path.display());
+            }
         }
     }
 }

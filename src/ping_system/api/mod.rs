@@ -1,4 +1,4 @@
-//! The ping system's routes (CONTRACT.md section 2).
+//! The ping system's routes (`.github/docs/protocol.md` section 1.3).
 
 mod dashboard;
 mod error;

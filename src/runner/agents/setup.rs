@@ -20,7 +20,7 @@ use crate::runner::send::gateway::Gateway;
 use crate::runner::send::in_flight::InFlightLimit;
 use crate::runner::uptime::client::PingSystem;
 
-/// The longest wait for an answer of the ping system (CONTRACT.md section 1).
+/// The longest wait for an answer of the ping system.
 const MAX_POLL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Questions to the ping system at once, over all agents.
 const MAX_CONCURRENT_POLLS: usize = 8;

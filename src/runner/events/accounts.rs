@@ -1,5 +1,5 @@
 //! The accounts: every slot of the base rate is sent, delayed or dropped, every job sent is
-//! successful, failed or under way (CONTRACT.md section 5). Their size does not depend on the
+//! successful, failed or under way (`.github/docs/protocol.md` section 5.1). Their size does not depend on the
 //! number of jobs.
 
 use std::collections::BTreeMap;

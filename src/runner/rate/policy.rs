@@ -1,4 +1,4 @@
-//! Uptime to job rate: SEED.md's tiers, or another shape, and how soon the rate rises again.
+//! From uptime to job rate: tiers by default, or another shape, and how soon the rate rises again.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ pub struct Policy {
 /// Which uptime counts where what an agent reports and what became of its jobs contradict each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// What the agent reports (SEED.md's rule).
+    /// The uptime that the agent reports.
     #[default]
     Reported,
     /// The lower of the two.

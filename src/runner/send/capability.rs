@@ -51,7 +51,7 @@ impl Capability {
         }
     }
 
-    /// Those of CONTRACT.md section 4.
+    /// The built-in capabilities (`.github/docs/protocol.md` section 3.1).
     #[must_use]
     pub fn built_in() -> Vec<Self> {
         let with_payload = |name, payload| match payload {

@@ -1,4 +1,4 @@
-//! Asks a ping system for an agent's uptime, and listens to it (CONTRACT.md section 2).
+//! Asks a ping system for an agent's uptime, and listens to it (`.github/docs/protocol.md` section 1).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;

@@ -1,5 +1,5 @@
 //! Pings to uptime: what an agent's history says of it now, and for how long that may be acted on
-//! (CONTRACT.md section 5).
+//! (`.github/docs/protocol.md` section 4).
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::wire::coverage::{covered_seconds, first_ping_uptime};
 use crate::wire::ping_system::{HistoryPing, ListedAgent};
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// Intervals are spread by up to ±5 % (CONTRACT.md section 2), so a ping covers that much more.
+/// Intervals are spread by up to ±5 % (`.github/docs/protocol.md` section 1.2), so a ping covers that much more.
 const INTERVAL_SPREAD: f64 = 1.05;
 
 /// How far the clocks of ping system and runner may differ.

@@ -1,4 +1,4 @@
-//! The ping system's answers (CONTRACT.md section 2): as the runner reads them from any of its kind,
+//! The ping system's answers (`.github/docs/protocol.md` section 1.3): as the runner reads them from any of its kind,
 //! and as ours gives them.
 
 mod read;

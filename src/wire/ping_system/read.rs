@@ -1,4 +1,4 @@
-//! Answers of a ping system, read liberally (CONTRACT.md section 2): other ping systems exist, and
+//! Answers of a ping system, read liberally (`.github/docs/protocol.md` section 1.4): other ping systems exist, and
 //! the Python one writes times without a zone. What could corrupt a decision makes the whole answer
 //! invalid.
 

@@ -65,7 +65,7 @@ impl Agents {
     }
 }
 
-/// A whole answer, as CONTRACT.md section 3 has it.
+/// A whole answer, as `.github/docs/protocol.md` section 2.1 has it.
 pub(crate) fn report(agent_id: &str, uptime: f64) -> Value {
     json!({
         "agent_id": agent_id,

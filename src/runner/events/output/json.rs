@@ -1,4 +1,4 @@
-//! One JSON object a line (CONTRACT.md section 5).
+//! One JSON object per line (`.github/docs/protocol.md` section 5.2).
 
 use std::sync::Arc;
 use std::time::Duration;

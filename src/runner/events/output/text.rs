@@ -1,4 +1,4 @@
-//! Lines for people, in the form of SEED.md.
+//! Lines for people, in the form that the Python scripts had (`.github/docs/migration.md`).
 
 use std::fmt::{self, Write as _};
 use std::io::Write;
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_one_line_as_in_seed_md() {
+    fn a_job_is_one_line() {
         let success = job(Outcome::Success, Some(200), "", 45_200);
         assert_eq!(
             job_line(PLAIN, &["a"], &success),
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn the_block_of_statistics_is_that_of_seed_md() {
+    fn the_block_of_statistics() {
         let mut accounts = Accounts::new(&roster(&["agent-001"]));
         accounts.apply(&Event::Uptime(UptimePolled {
             ts: DateTime::UNIX_EPOCH,
