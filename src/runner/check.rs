@@ -14,7 +14,7 @@ use super::agents::setup::{client, ping_system};
 use super::config::RunnerConfig;
 use crate::net::client::root_cause;
 use crate::net::endpoint::with_path;
-use crate::runner::uptime::client::{AskError, PingSystem, UptimeSource};
+use crate::runner::uptime::client::{PingSystem, PollError, UptimeSource};
 use crate::terminal;
 use crate::wire::ping_system::ListedAgent;
 
@@ -128,7 +128,7 @@ async fn uptime(
                 Finding::Fails(format!("{what}. Is its GPU up?"))
             }
         }
-        Err(AskError::NotListed { url, .. }) => {
+        Err(PollError::NotListed { url, .. }) => {
             let known: Vec<&str> = agents.keys().map(String::as_str).take(5).collect();
             let known = if known.is_empty() {
                 "nobody is".to_owned()

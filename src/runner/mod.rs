@@ -29,11 +29,11 @@ use self::agents::fleet::{Fleet, terms};
 use self::agents::setup;
 use self::config::RunnerConfig;
 use self::events::database::{RunDescription, RunRecorder};
+use self::events::dispatcher::EventDispatcher;
 use self::events::event::Event;
 use self::events::output::Output;
 use self::events::output::text::TextOutput;
 use self::events::output::writer::Writer;
-use self::events::recorder::EventDispatcher;
 use self::events::require::Missed;
 use self::rate::controller::Sharing;
 use crate::option_values::OutputFormat;
@@ -100,7 +100,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
         () = shutdown.at_once.cancelled() => at_once = true,
     }
     let total = tokio::select! {
-        closed = run.recorder.close() => closed.context("standard output takes no more")?,
+        closed = run.events.close() => closed.context("standard output takes no more")?,
         () = drain_timed_out(at_once, shutdown) => return Ok(Exit::Interrupted),
     };
     if let Some(panic) = broken {
@@ -121,7 +121,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
 /// All that lives as long as a run.
 struct Run {
     config: Arc<RunnerConfig>,
-    recorder: Arc<EventDispatcher>,
+    events: Arc<EventDispatcher>,
     /// Jobs under way.
     tracker: TaskTracker,
     fleet: Fleet,
@@ -144,11 +144,11 @@ impl Run {
         let text = TextOutput {
             colour: terminal::wants_colour(&std::io::stdout()),
         };
-        let recorder = Arc::new(recorder(&config, text, output_failed)?);
-        recorder.record(&Event::Started { ts: Utc::now() });
+        let events = Arc::new(dispatcher(&config, text, output_failed)?);
+        events.record(&Event::Started { ts: Utc::now() });
         config.warn();
 
-        let shared = Arc::new(setup::shared(&config, client.clone(), &recorder, stop));
+        let shared = Arc::new(setup::shared(&config, client.clone(), &events, stop));
         let ping_system = Arc::new(setup::ping_system(&config, client));
         let ends_at = config
             .limits
@@ -160,11 +160,11 @@ impl Run {
         let in_flight = Arc::clone(&shared.in_flight);
         let in_flight = move || in_flight.in_flight();
         if let Some(listener) = metrics_listener {
-            let metrics = serve_metrics(listener, Arc::clone(&recorder), in_flight.clone())?;
+            let metrics = serve_metrics(listener, Arc::clone(&events), in_flight.clone())?;
             helpers.spawn(metrics);
         }
         if config.output.format == OutputFormat::Text && terminal::columns().is_some() {
-            helpers.spawn(show_status(Arc::clone(&recorder), text, in_flight, ends_at));
+            helpers.spawn(show_status(Arc::clone(&events), text, in_flight, ends_at));
         }
         let interval = config.ping.interval;
         if config.rate.sharing != Sharing::Own {
@@ -183,7 +183,7 @@ impl Run {
         fleet.follow_configured();
         Ok(Self {
             config,
-            recorder,
+            events,
             tracker,
             fleet,
             listed,
@@ -199,7 +199,7 @@ impl Run {
     }
 }
 
-fn recorder(
+fn dispatcher(
     config: &RunnerConfig,
     text: TextOutput,
     output_failed: CancellationToken,
@@ -261,11 +261,11 @@ async fn listen_for_metrics(config: &RunnerConfig) -> anyhow::Result<Option<TcpL
 /// Serves metrics until it is dropped: the last figures can be had while answers are awaited.
 fn serve_metrics(
     listener: TcpListener,
-    recorder: Arc<EventDispatcher>,
+    events: Arc<EventDispatcher>,
     in_flight: impl Fn() -> usize + Send + Sync + 'static,
 ) -> anyhow::Result<impl Future<Output = ()>> {
     tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
-    let routes = net::metrics::metrics_routes(move || recorder.metrics_text(in_flight()));
+    let routes = net::metrics::metrics_routes(move || events.metrics_text(in_flight()));
     Ok(net::server::serve(
         listener,
         routes,
@@ -274,7 +274,7 @@ fn serve_metrics(
 }
 
 async fn show_status(
-    recorder: Arc<EventDispatcher>,
+    events: Arc<EventDispatcher>,
     text: TextOutput,
     in_flight: impl Fn() -> usize,
     ends_at: Option<Instant>,
@@ -284,7 +284,7 @@ async fn show_status(
         ticks.tick().await;
         let left = ends_at.map(|at| at.saturating_duration_since(Instant::now()));
         // Asked for each time: a window's width changes.
-        recorder.show_status(text, terminal::columns().unwrap_or(80), in_flight(), left);
+        events.show_status(text, terminal::columns().unwrap_or(80), in_flight(), left);
     }
 }
 

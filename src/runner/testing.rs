@@ -11,13 +11,13 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::JobAnswer;
 use crate::runner::events::output::Output;
 use crate::runner::events::output::writer::Writer;
-use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::roster::Roster;
 use crate::runner::send::gateway::{Job, SendJob};
-use crate::runner::uptime::client::{AskError, PingEvents, UptimeSource};
+use crate::runner::uptime::client::{PingEvents, PollError, UptimeSource};
 use crate::runner::uptime::estimate::AgentSnapshot;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
@@ -184,7 +184,7 @@ pub(crate) struct ScriptedStream {
 }
 
 impl PingEvents for ScriptedStream {
-    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), AskError> {
+    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), PollError> {
         match self.told.pop_front() {
             Some(ToldPing::Ping(later, uptime)) => {
                 tokio::time::sleep(later).await;
@@ -194,7 +194,7 @@ impl PingEvents for ScriptedStream {
             }
             Some(ToldPing::End(later)) => {
                 tokio::time::sleep(later).await;
-                Err(AskError::StreamUnsupported(
+                Err(PollError::StreamUnsupported(
                     "http://ping.example".to_owned(),
                 ))
             }
@@ -206,10 +206,10 @@ impl PingEvents for ScriptedStream {
 impl UptimeSource for ScriptedPings {
     type PingEvents = ScriptedStream;
 
-    async fn listen(&self, agent_id: &str) -> Result<ScriptedStream, AskError> {
+    async fn listen(&self, agent_id: &str) -> Result<ScriptedStream, PollError> {
         let told = std::mem::take(&mut *self.told.lock().unwrap());
         if told.is_empty() {
-            return Err(AskError::StreamUnsupported(
+            return Err(PollError::StreamUnsupported(
                 "http://ping.example".to_owned(),
             ));
         }
@@ -217,7 +217,7 @@ impl UptimeSource for ScriptedPings {
         Ok(ScriptedStream { agent_id, told })
     }
 
-    async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, AskError> {
+    async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, PollError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let said = {
             let mut script = self.answers.lock().unwrap();
@@ -239,7 +239,7 @@ impl UptimeSource for ScriptedPings {
                 let history = Vec::new();
                 Ok(AgentSnapshot { agent, history })
             }
-            PollResult::Error => Err(AskError::NotListed {
+            PollResult::Error => Err(PollError::NotListed {
                 url: "http://ping.example".to_owned(),
                 agent_id: agent_id.to_owned(),
                 listed: 0,

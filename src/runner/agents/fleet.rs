@@ -1,4 +1,4 @@
-//! The agents of a run: who is followed, each with its own monitor, rate and submitter.
+//! The agents of a run. Each has a monitor, a target rate and a submitter of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,16 +33,16 @@ pub(crate) struct Fleet {
     shared: Arc<SubmitterContext<Gateway>>,
     ping_system: Arc<PingSystem>,
     seed: u64,
-    /// Whoever was ever followed keeps its place.
+    /// By id. An agent that leaves and comes back keeps its index.
     indices: BTreeMap<String, AgentIndex>,
-    /// What ends the following of each.
+    /// Ends monitor and submitter of each agent that is followed.
     followed: BTreeMap<String, CancellationToken>,
-    /// Monitors and submitters, which end by themselves once stopped.
+    /// Monitors and submitters; they end when their token is cancelled.
     pub tasks: JoinSet<()>,
 }
 
 impl Fleet {
-    /// Nobody is followed yet.
+    /// A fleet without agents.
     #[must_use]
     pub(crate) fn new(
         config: Arc<RunnerConfig>,
@@ -63,7 +63,7 @@ impl Fleet {
         }
     }
 
-    /// Follows the agents that the roster began with.
+    /// Adds the agents that the roster begins with.
     pub(crate) fn follow_configured(&mut self) {
         let config = Arc::clone(&self.config);
         for agent in config.agents.at_start() {
@@ -72,7 +72,7 @@ impl Fleet {
         self.shared.rates.rebalance();
     }
 
-    /// Follows whoever is listed, and nobody else.
+    /// Adds agents that are listed and removes those that are not any more.
     pub(crate) fn follow_listed(&mut self, listed: &Listed) {
         let config = Arc::clone(&self.config);
         let is_wanted = |id: &str| listed.contains_key(id) && config.agents.is_ours(id);
@@ -86,9 +86,7 @@ impl Fleet {
             }
             let agent = config.agents.agent(id);
             let index = self.next_index(id);
-            self.shared
-                .recorder
-                .add_agent(index, terms(&agent, &config));
+            self.shared.events.add_agent(index, terms(&agent, &config));
             self.follow(&agent);
         }
         self.shared.rates.rebalance();
@@ -103,7 +101,7 @@ impl Fleet {
         let Some(stop) = self.followed.remove(id) else {
             return;
         };
-        // Its submitter tells so, once nothing more is sent.
+        // Its submitter emits that it left, after its last slot.
         stop.cancel();
         self.shared.rates.remove(self.indices[id]);
     }
@@ -168,7 +166,7 @@ impl Fleet {
     }
 }
 
-/// Who can do an agent's jobs and does nobody else's.
+/// The orchestrators that do this agent's jobs and no other agent's.
 fn own_orchestrators(agent: &AgentSettings) -> Option<Vec<String>> {
     let all = agent.orchestrators.iter();
     agent
@@ -176,7 +174,7 @@ fn own_orchestrators(agent: &AgentSettings) -> Option<Vec<String>> {
         .then(|| all.map(|address| same_orchestrator_form(address)).collect())
 }
 
-/// On which terms an agent is followed.
+/// The terms on which an agent is followed, for the record.
 #[must_use]
 pub(crate) fn terms(agent: &AgentSettings, config: &RunnerConfig) -> AgentTerms {
     AgentTerms {
@@ -199,13 +197,13 @@ async fn monitor(
         uptime_interval: config.ping.interval,
         uptime_window: config.ping.window,
         stale_after: config.ping.stale_after,
-        recorder: &shared.recorder,
+        events: &shared.events,
         rates: &shared.rates,
     };
     monitor.run(source.as_ref(), stop).await;
 }
 
-/// Tells `listed` who is listed, at each `interval`.
+/// Sends the list of agents to `listed` at each `interval`.
 pub(crate) async fn watch_list(
     ping_system: Arc<PingSystem>,
     interval: Duration,
@@ -218,20 +216,20 @@ pub(crate) async fn watch_list(
         match ping_system.agents().await {
             Ok(agents) => {
                 if agents.is_empty() {
-                    tracing::warn!("--all-agents: the ping system lists nobody yet");
+                    tracing::warn!("--all-agents: the ping system lists no agent yet");
                 }
                 if listed.send(agents).await.is_err() {
                     return;
                 }
             }
             Err(error) => tracing::warn!(
-                "--all-agents: no list of agents, those that are known stay followed: {error}"
+                "--all-agents: no list of agents, known agents stay followed: {error}"
             ),
         }
     }
 }
 
-/// Shares out a total rate anew at each `interval`.
+/// Computes the parts of a total rate again at each `interval`.
 pub(crate) async fn rebalance(rates: Arc<RateController>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

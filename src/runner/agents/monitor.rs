@@ -1,4 +1,4 @@
-//! Follows one agent's uptime and publishes what it earns.
+//! Follows one agent's uptime, and reports it to the rate controller.
 
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -9,46 +9,43 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::runner::deadline;
+use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::{ClaimChecked, Event, Freshness, PingStats, UptimePolled};
-use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::rate::decision::ClaimChange;
 use crate::runner::roster::AgentIndex;
-use crate::runner::uptime::client::{AskError, UptimeSource};
+use crate::runner::uptime::client::{PollError, UptimeSource};
 use crate::runner::uptime::estimate::{AgentSnapshot, UptimeEstimate, UptimeFreshness};
 use crate::runner::uptime::subscription::{StreamEvent, follow};
 use crate::units::Percent;
 use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
-/// Pings that were events, but not yet taken in.
+/// Pings of the event stream that wait to be applied.
 const STREAM_BUFFER: usize = 64;
 
 /// One agent's monitor.
 #[derive(Debug)]
 pub(crate) struct Monitor<'a> {
     pub agent: AgentIndex,
-    /// That agent's name.
     pub agent_id: &'a str,
-    /// The time between questions.
+    /// The time between two polls.
     pub uptime_interval: Duration,
     /// How much history counts.
     pub uptime_window: Duration,
-    /// How long the last monitored uptime may be acted on.
+    /// How long the last known uptime may be used without a newer one.
     pub stale_after: Duration,
-    /// Is pending each answer.
-    pub recorder: &'a EventDispatcher,
-    /// Decides the rate by it.
+    pub events: &'a EventDispatcher,
     pub rates: &'a RateController,
 }
 
-/// What a monitor knows.
+/// What is known of the agent.
 struct MonitorState {
     freshness: UptimeFreshness,
     snapshot: Option<AgentSnapshot>,
     ping_stats: PingStats,
-    /// Whether each new ping is pending, so that there is little to poll_again for.
+    /// Whether the event stream is open: each new ping arrives by itself, and polls are rare.
     live: bool,
-    /// Pings that were pending since the poll under way was asked: its answer may lack them.
+    /// Pings that arrived since the poll under way began: its answer may lack them.
     pending: Vec<(ListedAgent, HistoryPing)>,
     last_answer: Instant,
 }
@@ -63,14 +60,14 @@ impl MonitorState {
 }
 
 impl Monitor<'_> {
-    /// Asks `source`, listens to it where it tells new pings by itself, and tells the controller what is
-    /// monitored of the uptime at each change, until `stop`.
+    /// Polls `source`, subscribes to its events if it has any, and reports each change to the controller,
+    /// until `stop`.
     pub(crate) async fn run(self, source: &impl UptimeSource, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(self.uptime_interval);
-        // After an answer that took longer than the interval, the next poll is a whole
-        // interval later: a ping system that is slow is not helped by more questions.
+        // After an answer that took longer than the interval, the next poll comes a whole interval later:
+        // more polls do not help a slow ping system.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut monitored = MonitorState {
+        let mut state = MonitorState {
             freshness: UptimeFreshness::new(self.stale_after),
             snapshot: None,
             ping_stats: PingStats::default(),
@@ -80,69 +77,69 @@ impl Monitor<'_> {
         };
         let poll_again = || Some(Box::pin(source.poll(self.agent_id)));
         let mut poll = None;
-        let (sender, mut events) = mpsc::channel(STREAM_BUFFER);
+        let (sender, mut stream) = mpsc::channel(STREAM_BUFFER);
         let mut following = pin!(follow(source, self.agent_id, self.uptime_interval, sender));
         let mut observe_again_at = None;
         loop {
-            let (state, _) = monitored.freshness.at(Instant::now().into_std());
-            let stale_at = monitored
+            let (freshness, _) = state.freshness.at(Instant::now().into_std());
+            let stale_at = state
                 .freshness
                 .stale_at()
-                .filter(|_| state == Freshness::Fresh);
+                .filter(|_| freshness == Freshness::Fresh);
             tokio::select! {
                 () = stop.cancelled() => return,
-                // Not before the agent is monitored there: until then there is nothing to listen to.
-                () = &mut following, if monitored.snapshot.is_some() => return,
+                // Only once the agent is known there: an unknown agent has no events.
+                () = &mut following, if state.snapshot.is_some() => return,
                 _ = ticks.tick(), if poll.is_none() => {
-                    if self.must_poll(&monitored, state) {
+                    if self.must_poll(&state, freshness) {
                         poll = poll_again();
                     } else {
-                        self.reestimate(&mut monitored);
+                        self.reestimate(&mut state);
                     }
                 }
                 answer = poll_answer(&mut poll), if poll.is_some() => {
                     poll = None;
-                    self.apply_answer(answer, &mut monitored);
+                    self.apply_answer(answer, &mut state);
                 }
-                Some(events) = events.recv() => match events {
-                    // A poll from before may miss the pings in between.
+                Some(event) = stream.recv() => match event {
+                    // The answer of a poll that began before may lack pings since: poll again.
                     StreamEvent::Opened => {
-                        monitored.live = true;
-                        monitored.pending.clear();
+                        state.live = true;
+                        state.pending.clear();
                         poll = poll_again();
                     }
-                    StreamEvent::Ping(pending) => self.apply_ping(*pending, poll.is_some(), &mut monitored),
+                    StreamEvent::Ping(ping) => self.apply_ping(*ping, poll.is_some(), &mut state),
                     StreamEvent::Closed => {
-                        if std::mem::take(&mut monitored.live) {
+                        if std::mem::take(&mut state.live) {
                             poll = poll.or_else(poll_again);
                         }
                     }
                 },
-                // While a poll is still waiting for its answer, too.
+                // These take effect also while a poll awaits its answer.
                 () = deadline::reached(stale_at.map(Instant::from_std)) => {}
                 () = deadline::reached(observe_again_at) => {}
             }
-            observe_again_at = self.observe(&monitored.freshness);
+            observe_again_at = self.observe(&state.freshness);
         }
     }
 
-    /// Whoever is pending each new ping asks only to be sure that there is still somebody who tells:
-    /// long before what is monitored would be too old.
-    fn must_poll(&self, monitored: &MonitorState, state: Freshness) -> bool {
-        !monitored.live
-            || state != Freshness::Fresh
-            || monitored.last_answer.elapsed() >= self.stale_after / 2
+    /// With an open event stream a poll only makes sure that the ping system is still there: long before
+    /// the known uptime would be stale.
+    fn must_poll(&self, state: &MonitorState, freshness: Freshness) -> bool {
+        !state.live
+            || freshness != Freshness::Fresh
+            || state.last_answer.elapsed() >= self.stale_after / 2
     }
 
-    fn apply_answer(&self, answer: Result<AgentSnapshot, AskError>, monitored: &mut MonitorState) {
+    fn apply_answer(&self, answer: Result<AgentSnapshot, PollError>, state: &mut MonitorState) {
         let mut pings = 0;
         let answered = answer.is_ok();
         match answer {
             Ok(mut snapshot) => {
-                for (agent, ping) in monitored.pending.drain(..) {
+                for (agent, ping) in state.pending.drain(..) {
                     snapshot.add(agent, ping, Utc::now(), self.uptime_window);
                 }
-                let estimate = monitored
+                let estimate = state
                     .snapshot
                     .insert(snapshot)
                     .estimate(Utc::now(), self.uptime_window);
@@ -153,61 +150,61 @@ impl Monitor<'_> {
                     );
                 }
                 pings = estimate.pings;
-                monitored.answered(&estimate);
+                state.answered(&estimate);
             }
-            Err(error) => self.warn(&error, monitored.freshness.at(Instant::now().into_std())),
+            Err(error) => self.warn(&error, state.freshness.at(Instant::now().into_std())),
         }
-        self.record(monitored, answered, pings);
+        self.record(state, answered, pings);
     }
 
     fn apply_ping(
         &self,
         (agent, ping): (ListedAgent, HistoryPing),
         polling: bool,
-        monitored: &mut MonitorState,
+        state: &mut MonitorState,
     ) {
-        if polling && monitored.pending.len() < STREAM_BUFFER {
-            monitored.pending.push((agent.clone(), ping.clone()));
+        if polling && state.pending.len() < STREAM_BUFFER {
+            state.pending.push((agent.clone(), ping.clone()));
         }
-        let Some(snapshot) = &mut monitored.snapshot else {
+        let Some(snapshot) = &mut state.snapshot else {
             return;
         };
         snapshot.add(agent, ping, Utc::now(), self.uptime_window);
         let estimate = snapshot.estimate(Utc::now(), self.uptime_window);
         let pings = estimate.pings;
-        monitored.answered(&estimate);
-        self.record(monitored, true, pings);
+        state.answered(&estimate);
+        self.record(state, true, pings);
     }
 
-    /// Looks anew at the pings that are monitored: some have left the window.
-    fn reestimate(&self, monitored: &mut MonitorState) {
-        let Some(snapshot) = &monitored.snapshot else {
+    /// Estimates the uptime again from the known pings: some have left the window.
+    fn reestimate(&self, state: &mut MonitorState) {
+        let Some(snapshot) = &state.snapshot else {
             return;
         };
         let estimate = snapshot.estimate(Utc::now(), self.uptime_window);
-        monitored.freshness.reestimated(estimate.uptime);
-        self.record(monitored, false, estimate.pings);
+        state.freshness.reestimated(estimate.uptime);
+        self.record(state, false, estimate.pings);
     }
 
-    fn record(&self, monitored: &MonitorState, answered: bool, pings: usize) {
-        let (state, uptime) = monitored.freshness.at(Instant::now().into_std());
-        self.recorder.record(&Event::Uptime(UptimePolled {
+    fn record(&self, state: &MonitorState, answered: bool, pings: usize) {
+        let (freshness, uptime) = state.freshness.at(Instant::now().into_std());
+        self.events.record(&Event::Uptime(UptimePolled {
             ts: Utc::now(),
             agent: self.agent,
-            state,
+            state: freshness,
             uptime,
             answered,
             pings,
-            ping_stats: monitored.ping_stats,
+            ping_stats: state.ping_stats,
         }));
     }
 
-    fn warn(&self, error: &AskError, (state, uptime): (Freshness, Option<Percent>)) {
+    fn warn(&self, error: &PollError, (state, uptime): (Freshness, Option<Percent>)) {
         let agent = self.agent_id;
         if let (Freshness::Fresh, Some(uptime)) = (state, uptime) {
             tracing::warn!(
                 agent,
-                "no good answer from the ping system, going on with {}% for at most {:?} since it was pending: {error}",
+                "no good answer from the ping system, going on with {}% for at most {:?} since it was received: {error}",
                 uptime.floored(2),
                 self.stale_after,
             );
@@ -219,7 +216,7 @@ impl Monitor<'_> {
         }
     }
 
-    /// Tells the controller what is monitored now, and returns when it wants to be pending again.
+    /// Reports the uptime as it is known now, and returns when the controller must be asked again.
     fn observe(&self, freshness: &UptimeFreshness) -> Option<Instant> {
         let now = Instant::now().into_std();
         let (state, uptime) = freshness.at(now);
@@ -229,7 +226,7 @@ impl Monitor<'_> {
             contradiction,
         }) = observed.claim
         {
-            self.recorder.record(&Event::Claim(ClaimChecked {
+            self.events.record(&Event::Claim(ClaimChecked {
                 ts: Utc::now(),
                 agent: self.agent,
                 uptime,
@@ -240,10 +237,10 @@ impl Monitor<'_> {
     }
 }
 
-/// Cancelled, the poll goes on where it is asked again for its answer.
-async fn poll_answer<Q: Future<Output = Result<AgentSnapshot, AskError>>>(
+/// Cancel-safe: the poll stays in its place, and goes on when this is called again.
+async fn poll_answer<Q: Future<Output = Result<AgentSnapshot, PollError>>>(
     poll: &mut Option<Pin<Box<Q>>>,
-) -> Result<AgentSnapshot, AskError> {
+) -> Result<AgentSnapshot, PollError> {
     match poll {
         Some(poll) => poll.as_mut().await,
         None => std::future::pending().await,
@@ -319,14 +316,14 @@ mod tests {
         (seen.into_inner(), states.collect())
     }
 
-    fn monitor<'a>(recorder: &'a EventDispatcher, rates: &'a RateController) -> Monitor<'a> {
+    fn monitor<'a>(events: &'a EventDispatcher, rates: &'a RateController) -> Monitor<'a> {
         Monitor {
             agent: AgentIndex(0),
             agent_id: "agent-001",
             uptime_interval: INTERVAL,
             uptime_window: Duration::from_hours(1),
             stale_after: STALE_AFTER,
-            recorder,
+            events,
             rates,
         }
     }

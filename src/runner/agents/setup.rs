@@ -13,7 +13,7 @@ use super::submitter::{JobCount, SubmitterContext};
 use crate::net;
 use crate::net::endpoint::with_path;
 use crate::runner::config::RunnerConfig;
-use crate::runner::events::recorder::EventDispatcher;
+use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::send::budget::Budgets;
 use crate::runner::send::gateway::Gateway;
@@ -55,7 +55,7 @@ pub(crate) fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
 pub(crate) fn shared(
     config: &RunnerConfig,
     client: Client,
-    recorder: &Arc<EventDispatcher>,
+    events: &Arc<EventDispatcher>,
     stop: CancellationToken,
 ) -> SubmitterContext<Gateway> {
     SubmitterContext {
@@ -76,7 +76,7 @@ pub(crate) fn shared(
         budgets: config
             .has_budgets()
             .then(|| Budgets::new(config.limits.budget.clone())),
-        recorder: Arc::clone(recorder),
+        events: Arc::clone(events),
         rates: Arc::new(RateController::new(
             config.rate.policy.clone(),
             config.rate.sharing,

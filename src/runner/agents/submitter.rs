@@ -1,4 +1,4 @@
-//! Sends one agent's jobs on their way when they are due, and never waits for them.
+//! Sends one agent's jobs at their slots, and never waits for an answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +12,8 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::money::{WeiPerSecond, charged_seconds};
+use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::{Event, JobDone, RateChanged, RateReason};
-use crate::runner::events::recorder::EventDispatcher;
 use crate::runner::rate::controller::{RateController, TargetRate};
 use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
@@ -26,57 +26,53 @@ use crate::runner::send::template::PlaceholderValues;
 use crate::runner::send::timer::PreciseTimer;
 use crate::units::{JobsPerMinute, Percent, Share};
 
-/// Slots closer than this leave together: above 2000 jobs a second, waking for each would cost
-/// more than it is worth, and leave the other tasks too little time.
-const SHORTEST_SLEEP: Duration = Duration::from_micros(500);
-/// What is withheld is accounted for at least this often.
-const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// How much later than asked for a timeout may end a job, which is then charged for.
+/// Slots that are closer than this are sent together: above 2000 jobs per second, a wake-up for each would
+/// cost more than it is worth, and starve the other tasks.
+const MIN_SLEEP: Duration = Duration::from_micros(500);
+/// Withheld slots are counted at least this often.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
+/// How much later than its timeout a job may end. That time is charged, so it is reserved as well.
 const TIMER_SLACK_SECONDS: u64 = 1;
-/// Where there is no money for that, a job ends so much earlier.
+/// How much earlier a job times out if the money that is left does not cover the slack.
 const TIMER_GRAIN: Duration = Duration::from_millis(100);
 
 /// What the submitters of all agents share.
 #[derive(Debug)]
 pub(crate) struct SubmitterContext<G> {
-    /// Where jobs go.
     pub gateway: G,
-    /// By capability: the longest wait for a job's answer.
+    /// By capability: the timeout of a job.
     pub timeouts: Vec<Duration>,
-    /// The bound on jobs in flight.
     pub in_flight: Arc<InFlightLimit>,
-    /// How many jobs may still be sent.
+    /// The jobs left of `--max-jobs`.
     pub job_count: JobCount,
-    /// How much money may still be spent, where that is bounded.
+    /// The money that is left, if spending is bounded.
     pub budgets: Option<Budgets>,
-    /// Is told what happens.
-    pub recorder: Arc<EventDispatcher>,
-    /// Decides what is sent; is told when a budget is spent.
+    pub events: Arc<EventDispatcher>,
     pub rates: Arc<RateController>,
-    /// All jobs under way.
+    /// Jobs that await their answers.
     pub jobs: TaskTracker,
-    /// No new job after this.
+    /// No job is sent after this is cancelled.
     pub stop: CancellationToken,
 }
 
-/// How many jobs may still be sent.
+/// The number of jobs that may still be sent, if that is bounded.
 #[derive(Debug)]
 pub(crate) struct JobCount(Option<AtomicU64>);
 
 impl JobCount {
-    /// At most `jobs`, or any number.
+    /// At most `jobs`; any number for `None`.
     #[must_use]
     pub(crate) fn new(jobs: Option<u64>) -> Self {
         Self(jobs.map(AtomicU64::new))
     }
 
-    /// Takes one, and tells how many are left after it; `None` where there is none to take.
+    /// Takes one, and returns how many are left; `None` if there was none.
     fn try_take(&self) -> Option<u64> {
         let Some(left) = &self.0 else {
             return Some(u64::MAX);
         };
-        let usage = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        usage.ok().map(|before| before - 1)
+        let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        taken.ok().map(|before| before - 1)
     }
 }
 
@@ -84,22 +80,18 @@ impl JobCount {
 #[derive(Debug)]
 pub(crate) struct Submitter<G> {
     pub agent: AgentIndex,
-    /// That agent's name.
     pub agent_id: Arc<str>,
-    /// By capability: what jobs look like.
+    /// By capability.
     pub templates: Vec<JobTemplate>,
-    /// Who may do the jobs; empty for anybody.
+    /// The orchestrators that may do the jobs; any if this is empty.
     pub orchestrators: Arc<[String]>,
-    /// What a second of its compute costs, where that is known.
+    /// The price of a second of compute, if it is known.
     pub price: Option<WeiPerSecond>,
-    /// Is told what becomes of its jobs.
     pub job_stats: Arc<JobStats>,
-    /// No new job of this agent after this; the run's own end included.
+    /// No job of this agent is sent after this is cancelled, which it is with the run's own token too.
     pub stop: CancellationToken,
-    /// Which job is next.
     pub picker: JobPicker,
     pub timer: PreciseTimer,
-    /// What is shared with other agents.
     pub shared: Arc<SubmitterContext<G>>,
 }
 
@@ -113,19 +105,19 @@ impl<G: SendJob> Submitter<G> {
         loop {
             let next = pacer
                 .next_due()
-                .map_or(awake_at + LONGEST_SLEEP, Instant::from_std);
-            let next = next.clamp(awake_at + SHORTEST_SLEEP, awake_at + LONGEST_SLEEP);
+                .map_or(awake_at + MAX_SLEEP, Instant::from_std);
+            let next = next.clamp(awake_at + MIN_SLEEP, awake_at + MAX_SLEEP);
             let stopping = tokio::select! {
                 () = stop.cancelled() => true,
-                // Its sender lives as long as the agent is followed: an error can only mean the end.
+                // The controller drops the sender when the agent is removed.
                 changed = target.changed() => changed.is_err(),
                 () = self.timer.until(next) => false,
             };
-            // Whichever of the three it was: what is due at the end must not be left behind.
+            // Whichever branch it was: slots that are due at the end must still be counted.
             let stopping = stopping || stop.is_cancelled();
             let now = Instant::now();
             awake_at = now;
-            // Before what is due is sent: a rate that fell must take hold first.
+            // Read before anything is sent: a rate that fell must take effect first.
             let new = *target.borrow_and_update();
             let due = if stopping {
                 pacer.finish(now.into_std())
@@ -146,8 +138,8 @@ impl<G: SendJob> Submitter<G> {
         }
     }
 
-    /// Where in a gap its slots lie: agents that become known together are spread over it, the first one
-    /// of them at its begin.
+    /// The part of a gap before the first slot. The golden ratio spreads agents that become known together
+    /// evenly, however many they are; the first one starts at once.
     fn phase(&self) -> Share {
         const GOLDEN: f64 = 0.618_033_988_749_895;
         #[expect(clippy::cast_precision_loss, reason = "far fewer agents than 2^53")]
@@ -166,13 +158,13 @@ impl<G: SendJob> Submitter<G> {
             reason: new.reason,
         };
         if old.is_none() || changed.from != changed.to {
-            self.shared.recorder.record(&Event::RateChanged(changed));
+            self.shared.events.record(&Event::RateChanged(changed));
         } else if old.is_some_and(|old| old.base != new.base) {
-            self.shared.recorder.record(&Event::BaseChanged(changed));
+            self.shared.events.record(&Event::BaseChanged(changed));
         }
     }
 
-    /// Where the run goes on without this agent, nothing is accounted for any more.
+    /// If the run goes on without this agent, its slots are not counted any more.
     fn emit_left(&self, current: Option<TargetRate>) {
         if self.shared.stop.is_cancelled() {
             return;
@@ -180,27 +172,25 @@ impl<G: SendJob> Submitter<G> {
         let ts = Utc::now();
         let agent = self.agent;
         if let Some(current) = current {
-            self.shared
-                .recorder
-                .record(&Event::RateChanged(RateChanged {
-                    ts,
-                    agent,
-                    from: current.rate,
-                    to: JobsPerMinute::ZERO,
-                    base: JobsPerMinute::ZERO,
-                    uptime: None,
-                    reason: RateReason::Unknown,
-                }));
+            self.shared.events.record(&Event::RateChanged(RateChanged {
+                ts,
+                agent,
+                from: current.rate,
+                to: JobsPerMinute::ZERO,
+                base: JobsPerMinute::ZERO,
+                uptime: None,
+                reason: RateReason::Unknown,
+            }));
         }
-        self.shared.recorder.record(&Event::AgentLeft { ts, agent });
+        self.shared.events.record(&Event::AgentLeft { ts, agent });
     }
 
-    /// Sends or counts every slot of `due`. Those that were due before a stop still leave.
+    /// Sends or counts each slot of `due`, also those that were due before a stop.
     fn account_for(&mut self, due: &Due, current: Option<TargetRate>) {
         for _ in 0..due.withheld {
             let capability = self.picker.next_unsent();
             self.shared
-                .recorder
+                .events
                 .record(&Event::Delayed(self.agent, capability));
         }
         for _ in 0..due.overdue {
@@ -212,7 +202,7 @@ impl<G: SendJob> Submitter<G> {
         };
         let mut has_money = true;
         for slot in due.slots() {
-            // Also of a batch in which the money ran out, each slot is accounted for.
+            // After the money has run out the rest of the batch is dropped, so that no slot is lost.
             let permit = has_money
                 .then(|| self.shared.in_flight.try_acquire(self.agent))
                 .flatten();
@@ -258,7 +248,7 @@ impl<G: SendJob> Submitter<G> {
         }
     }
 
-    /// For the longest job that may come next; any time where nothing bounds it.
+    /// Reserves for the longest job that may come next: which capability it is, is drawn later.
     fn reserve_money(&self) -> Grant {
         match (&self.shared.budgets, &self.price) {
             (Some(budgets), Some(price)) => {
@@ -280,12 +270,12 @@ impl<G: SendJob> Submitter<G> {
     fn drop_slot(&mut self) {
         let capability = self.picker.next_unsent();
         self.shared
-            .recorder
+            .events
             .record(&Event::Dropped(self.agent, capability));
     }
 
-    /// Sends a job on its way, for which there is money for so many seconds. Its permit is given back
-    /// once its answer is recorded and its line has room.
+    /// Spawns a job, for which `granted` seconds are reserved. Its permit is released after its answer is
+    /// recorded and the output has capacity, so a reader that is too slow ends up dropping slots.
     fn send(
         &mut self,
         slot: Instant,
@@ -313,7 +303,7 @@ impl<G: SendJob> Submitter<G> {
             timeout: shared.timeouts[index.0].min(paid),
             orchestrators: Arc::clone(&self.orchestrators),
         };
-        shared.recorder.record(&Event::Sent);
+        shared.events.record(&Event::Sent);
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {
@@ -326,7 +316,7 @@ impl<G: SendJob> Submitter<G> {
                 budgets.settle(agent, price, granted, charged);
             }
             job_stats.job(&answer, latency, Instant::now().into_std());
-            shared.recorder.record(&Event::Job(JobDone {
+            shared.events.record(&Event::Job(JobDone {
                 ts,
                 agent,
                 job_id,
@@ -338,7 +328,7 @@ impl<G: SendJob> Submitter<G> {
                 cost: price.map(|price| price.for_seconds(charged)),
                 answer,
             }));
-            shared.recorder.ready().await;
+            shared.events.ready().await;
             drop(permit);
         });
     }
@@ -405,7 +395,7 @@ mod tests {
                 in_flight: Arc::new(InFlightLimit::new(in_flight)),
                 job_count: JobCount::new(max_jobs),
                 budgets,
-                recorder,
+                events: recorder,
                 rates: Arc::clone(&rates),
                 jobs: TaskTracker::new(),
                 stop: CancellationToken::new(),
@@ -449,7 +439,7 @@ mod tests {
             self.running.await.unwrap();
             self.shared.jobs.close();
             self.shared.jobs.wait().await;
-            self.shared.recorder.close().await.unwrap();
+            self.shared.events.close().await.unwrap();
             let summary = self.sink.events("summary").remove(0);
             (
                 summary["capabilities"]["gpu-check"].clone(),

@@ -2,9 +2,9 @@
 
 pub(crate) mod accounts;
 pub(crate) mod database;
+pub(crate) mod dispatcher;
 pub(crate) mod event;
 pub(crate) mod metrics;
 pub(crate) mod output;
-pub(crate) mod recorder;
 pub(crate) mod require;
 pub(crate) mod worker;

@@ -1,26 +1,26 @@
-//! What became of an agent's jobs of late, in bounded memory.
+//! Statistics of an agent's recent jobs, in bounded memory.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::allocation::Performance;
-use super::claims::job_says;
-use crate::runner::events::event::Evidence;
-use crate::runner::events::event::JobAnswer;
-use crate::wire::gateway::{Outcome, same_orchestrator_form};
 use parking_lot::Mutex;
 
-/// How many jobs tell an agent's performance.
+use super::allocation::Performance;
+use super::claims::job_says;
+use crate::runner::events::event::{Evidence, JobAnswer};
+use crate::wire::gateway::{Outcome, same_orchestrator_form};
+
+/// Jobs from which the performance is computed.
 const RECENT_JOBS: usize = 128;
-/// Fewer than this tell nothing of it.
-const LEAST_JOBS: usize = 10;
-/// In so many parts the window of evidence moves on.
+/// With fewer jobs the performance is not known.
+const MIN_JOBS: usize = 10;
+/// The resolution with which the window of evidence moves.
 const PARTS: u32 = 60;
 
-/// One agent's track record.
+/// One agent's statistics.
 #[derive(Debug)]
 pub(crate) struct JobStats {
-    /// Who may do its jobs, where nobody else's jobs go there: only then do they say something of it.
+    /// The orchestrators that do only this agent's jobs: their answers are evidence about it.
     orchestrators: Option<Vec<String>>,
     window: Duration,
     jobs: Mutex<RecentJobs>,
@@ -97,7 +97,7 @@ impl JobStats {
             .filter(|(success, _)| *success)
             .map(|&(_, latency)| latency)
             .collect();
-        if jobs.recent.len() < LEAST_JOBS {
+        if jobs.recent.len() < MIN_JOBS {
             return None;
         }
         latencies.sort_unstable();

@@ -1,9 +1,10 @@
-//! What may still be spent, in total and by each agent. A job sets aside what it may cost at most
-//! before it is sent, so that never more is spent than there is.
+//! What may still be spent, in total and by each agent. Before a job is sent the most that it can cost is
+//! reserved, so that a budget is never exceeded.
+
+use parking_lot::Mutex;
 
 use crate::money::{Wei, WeiPerSecond};
 use crate::runner::roster::AgentIndex;
-use parking_lot::Mutex;
 
 /// The budgets of a run.
 #[derive(Debug)]
@@ -17,9 +18,9 @@ struct Balances {
 
 #[derive(Debug)]
 struct Balance {
-    /// What is neither spent nor set aside.
+    /// Neither spent nor reserved.
     free: Wei,
-    /// Jobs under way, each of which may give something back.
+    /// Jobs in flight: each may give back a part of its reservation.
     under_way: u64,
 }
 
@@ -32,21 +33,21 @@ impl Balance {
     }
 }
 
-/// What there is money for.
+/// The answer to a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grant {
-    /// A job of at most so many seconds of compute.
+    /// Reserved: a job of at most so many seconds of compute.
     Seconds(u64),
-    /// None now; jobs under way may give something back.
+    /// Nothing is left now, but jobs in flight may give something back.
     NotNow,
-    /// None for this agent any more.
+    /// The agent's budget is spent.
     AgentSpent,
-    /// None for anybody any more.
+    /// The run's budget is spent.
     AllSpent,
 }
 
 impl Budgets {
-    /// A budget for all agents together, where there is one.
+    /// With a common budget of all agents, if there is one.
     #[must_use]
     pub(crate) fn new(common: Option<Wei>) -> Self {
         Self(Mutex::new(Balances {
@@ -55,7 +56,7 @@ impl Budgets {
         }))
     }
 
-    /// Gives an agent a budget of its own; one that it has already stays as it is.
+    /// Gives an agent a budget of its own. An agent that comes back keeps what is left of its first one.
     pub(crate) fn open(&self, AgentIndex(agent): AgentIndex, budget: Option<Wei>) {
         let mut balances = self.0.lock();
         if balances.agents.len() <= agent {
@@ -67,7 +68,7 @@ impl Budgets {
         }
     }
 
-    /// Sets aside what a job of `wanted` seconds costs at most, or of fewer where there is less.
+    /// Reserves what a job of `wanted` seconds costs at most, or of fewer seconds if less money is left.
     pub(crate) fn reserve(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
         let mut balances = self.0.lock();
         let seconds = |balance: &Balance| balance.free.whole_times(price.get()).unwrap_or(wanted);
@@ -90,7 +91,7 @@ impl Budgets {
         }
     }
 
-    /// Gives back what a job was granted and did not cost.
+    /// Ends a reservation of `granted` seconds, of which `charged` were spent.
     pub(crate) fn settle(
         &self,
         agent: AgentIndex,

@@ -1,12 +1,13 @@
-//! The bound on jobs in flight over all agents, and what part of it nobody can try_acquire from an agent.
+//! The limit on jobs in flight over all agents.
 
 use std::sync::Arc;
 
-use crate::runner::roster::AgentIndex;
 use parking_lot::Mutex;
 
-/// InFlightLimit for jobs in flight. Half of them are kept for the agents, evenly; the other half is usage by
-/// whoever needs it. So an agent whose jobs hang cannot try_acquire the limit of all the others.
+use crate::runner::roster::AgentIndex;
+
+/// A semaphore with a reserve: half of the permits are reserved for the agents, evenly, the other half goes to
+/// any agent. So an agent whose jobs hang cannot take the permits of all others.
 #[derive(Debug)]
 pub(crate) struct InFlightLimit(Mutex<Usage>);
 
@@ -14,21 +15,24 @@ pub(crate) struct InFlightLimit(Mutex<Usage>);
 struct Usage {
     all: usize,
     held: Vec<usize>,
-    /// How many of the limit are kept for each agent.
-    kept: usize,
+    /// Permits that are reserved for each agent.
+    reserved: usize,
     in_flight: usize,
-    /// Those that agents hold beyond what is kept for them.
+    /// Permits that agents hold beyond their reserve.
     beyond: usize,
 }
 
 impl Usage {
     fn count_beyond(&mut self) {
-        let beyond = self.held.iter().map(|held| held.saturating_sub(self.kept));
+        let beyond = self
+            .held
+            .iter()
+            .map(|held| held.saturating_sub(self.reserved));
         self.beyond = beyond.sum();
     }
 }
 
-/// A permit, given back when dropped.
+/// One job in flight; released on drop.
 #[derive(Debug)]
 pub(crate) struct Permit {
     limit: Arc<InFlightLimit>,
@@ -36,36 +40,36 @@ pub(crate) struct Permit {
 }
 
 impl InFlightLimit {
-    /// So many limit, for no agent yet.
+    /// A limit of `all` jobs, for no agent yet.
     #[must_use]
     pub(crate) fn new(all: usize) -> Self {
         Self(Mutex::new(Usage {
             all,
             held: Vec::new(),
-            kept: 0,
+            reserved: 0,
             in_flight: 0,
             beyond: 0,
         }))
     }
 
-    /// Makes room for agents up to this one. A single agent may use all limit.
+    /// Adds agents up to this index. A single agent may use the whole limit.
     pub(crate) fn add_agent(&self, AgentIndex(agent): AgentIndex) {
         let mut usage = self.0.lock();
         if agent >= usage.held.len() {
             usage.held.resize(agent + 1, 0);
         }
-        usage.kept = match usage.held.len() {
+        usage.reserved = match usage.held.len() {
             1 => 0,
             agents => usage.all / (2 * agents),
         };
         usage.count_beyond();
     }
 
-    /// A permit for one of an agent's jobs, where there is one.
+    /// A permit for one job of this agent; `None` if there is none just now.
     pub(crate) fn try_acquire(self: &Arc<Self>, AgentIndex(agent): AgentIndex) -> Option<Permit> {
         let mut usage = self.0.lock();
-        if usage.held[agent] >= usage.kept {
-            let common = usage.all - usage.kept * usage.held.len();
+        if usage.held[agent] >= usage.reserved {
+            let common = usage.all - usage.reserved * usage.held.len();
             if usage.beyond >= common {
                 return None;
             }
@@ -88,7 +92,7 @@ impl InFlightLimit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut usage = self.limit.0.lock();
-        if usage.held[self.agent] > usage.kept {
+        if usage.held[self.agent] > usage.reserved {
             usage.beyond -= 1;
         }
         usage.held[self.agent] -= 1;
@@ -125,7 +129,7 @@ mod tests {
     #[test]
     fn an_agent_that_hangs_leaves_places_for_the_others() {
         let limit = limit(100, 5);
-        // Half of them, and the fifth of the other half that is kept for it.
+        // Half of them, and the fifth of the other half that is reserved for it.
         let hanging = acquire_all(&limit, 0);
         assert_eq!(hanging.len(), 60);
         let others = [1, 2, 3, 4].map(|agent| acquire_all(&limit, agent));
@@ -146,7 +150,7 @@ mod tests {
                 held[0].extend(limit.try_acquire(AgentIndex(0)));
             }
             limit.add_agent(AgentIndex(agents - 1));
-            let kept = if agents == 1 { 0 } else { all / (2 * agents) };
+            let reserved = if agents == 1 { 0 } else { all / (2 * agents) };
             for (agent, takes) in steps {
                 let agent = agent % agents;
                 if !takes {
@@ -156,7 +160,7 @@ mod tests {
                 let has = held[agent].len();
                 match limit.try_acquire(AgentIndex(agent)) {
                     Some(permit) => held[agent].push(permit),
-                    None => prop_assert!(has >= kept),
+                    None => prop_assert!(has >= reserved),
                 }
                 let sum: usize = held.iter().map(Vec::len).sum();
                 prop_assert_eq!(sum, limit.in_flight());

@@ -1,9 +1,9 @@
-//! Sleeps until an instant, more precisely than the runtime's timer, whose grain of a millisecond
-//! would put jobs at over 100 a second visibly off their slots.
+//! A timer that is more precise than the runtime's, whose resolution of a millisecond would send jobs at over
+//! 100 per second visibly off their slots.
 
 use tokio::time::Instant;
 
-/// One sleeper's timer clock.
+/// The timer of one task.
 #[derive(Debug)]
 pub(crate) struct PreciseTimer(TimerKind);
 
@@ -15,7 +15,7 @@ enum TimerKind {
 }
 
 impl PreciseTimer {
-    /// The most precise that this machine has.
+    /// The kernel's timer, or the runtime's if there is none.
     #[must_use]
     pub(crate) fn precise() -> Self {
         #[cfg(target_os = "linux")]
@@ -23,20 +23,19 @@ impl PreciseTimer {
             Ok(timer) => return Self(TimerKind::Kernel(timer)),
             Err(error) => tracing::warn!(
                 %error,
-                "no kernel timer to be had: jobs may leave up to 2 ms after their slots"
+                "the kernel has no timer for us: jobs may leave up to 2 ms after their slots"
             ),
         }
         Self::of_runtime()
     }
 
-    /// The runtime's, which follows a paused clock.
+    /// The runtime's timer, which follows a paused clock.
     #[must_use]
     pub(crate) fn of_runtime() -> Self {
         Self(TimerKind::Runtime)
     }
 
-    /// Returns at `deadline` or, should it have passed, as soon as other tasks had their turn.
-    /// Cancelling it is safe.
+    /// Returns at `deadline` or, if that has passed, after other tasks had their turn. Cancel-safe.
     pub(crate) async fn until(&mut self, deadline: Instant) {
         match &mut self.0 {
             #[cfg(target_os = "linux")]

@@ -29,25 +29,27 @@ pub(crate) trait UptimeSource: Send + Sync + 'static {
     type PingEvents: PingEvents;
 
     /// Asks for all that matters of an agent now.
-    fn poll(&self, agent_id: &str) -> impl Future<Output = Result<AgentSnapshot, AskError>> + Send;
+    fn poll(&self, agent_id: &str)
+    -> impl Future<Output = Result<AgentSnapshot, PollError>> + Send;
 
     /// Listens to an agent's new pings.
     fn listen(
         &self,
         agent_id: &str,
-    ) -> impl Future<Output = Result<Self::PingEvents, AskError>> + Send;
+    ) -> impl Future<Output = Result<Self::PingEvents, PollError>> + Send;
 }
 
 /// New pings as they come.
 pub(crate) trait PingEvents: Send {
     /// The next one, and what it made of its agent; an error ends the stream.
-    fn next(&mut self)
-    -> impl Future<Output = Result<(ListedAgent, HistoryPing), AskError>> + Send;
+    fn next(
+        &mut self,
+    ) -> impl Future<Output = Result<(ListedAgent, HistoryPing), PollError>> + Send;
 }
 
 /// Why there is no good answer.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum AskError {
+pub(crate) enum PollError {
     /// No connection, or one that was lost.
     #[error("{url}: {cause}")]
     Transport {
@@ -125,7 +127,7 @@ pub(crate) struct PingSystem {
 }
 
 /// The agents that are listed, by name, or why there is no list.
-pub(crate) type AgentList = Result<Arc<BTreeMap<String, ListedAgent>>, AskError>;
+pub(crate) type AgentList = Result<Arc<BTreeMap<String, ListedAgent>>, PollError>;
 
 impl PingSystem {
     fn address(&self, path: &[&str]) -> Url {
@@ -148,17 +150,17 @@ impl PingSystem {
         }
     }
 
-    async fn get(&self, url: &Url) -> Result<Vec<u8>, AskError> {
+    async fn get(&self, url: &Url) -> Result<Vec<u8>, PollError> {
         let request = self.request(url);
         let exchange = async {
-            let transport = |error: reqwest::Error| AskError::Transport {
+            let transport = |error: reqwest::Error| PollError::Transport {
                 url: url.to_string(),
                 cause: root_cause(&error),
             };
             let response = request.send().await.map_err(transport)?;
             if response.status() != StatusCode::OK {
                 let hint = hint(&response);
-                return Err(AskError::Status {
+                return Err(PollError::Status {
                     url: url.to_string(),
                     status: response.status(),
                     hint,
@@ -168,12 +170,12 @@ impl PingSystem {
                 .await
                 .map_err(|error| match error {
                     BodyError::Lost(error) => transport(error),
-                    BodyError::TooLong(_) => AskError::TooLong(url.to_string()),
+                    BodyError::TooLong(_) => PollError::TooLong(url.to_string()),
                 })
         };
         tokio::time::timeout(self.timeout, exchange)
             .await
-            .map_err(|_| AskError::Timeout {
+            .map_err(|_| PollError::Timeout {
                 url: url.to_string(),
                 waited: self.timeout,
             })?
@@ -201,7 +203,7 @@ impl PingSystem {
     async fn fetch_list(&self) -> AgentList {
         let url = self.address(&[]);
         let body = self.get(&url).await?;
-        let agents = read_agents(&body).map_err(|error| AskError::Invalid {
+        let agents = read_agents(&body).map_err(|error| PollError::Invalid {
             url: url.into(),
             error,
         })?;
@@ -212,31 +214,31 @@ impl PingSystem {
         Ok(Arc::new(by_name))
     }
 
-    async fn agent(&self, agent_id: &str) -> Result<ListedAgent, AskError> {
+    async fn agent(&self, agent_id: &str) -> Result<ListedAgent, PollError> {
         let agents = self.agents().await?;
         agents
             .get(agent_id)
             .cloned()
-            .ok_or_else(|| AskError::NotListed {
+            .ok_or_else(|| PollError::NotListed {
                 url: self.address(&[]).into(),
                 agent_id: agent_id.to_owned(),
                 listed: agents.len(),
             })
     }
 
-    async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<HistoryPing>, AskError> {
+    async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<HistoryPing>, PollError> {
         let mut url = self.address(&[agent_id, "history"]);
         let hours = span.as_nanos().div_ceil(HOUR.as_nanos()).max(1);
         url.set_query(Some(&format!("hours={hours}")));
         let body = self.get(&url).await?;
-        read_history(&body, agent_id).map_err(|error| AskError::Invalid {
+        read_history(&body, agent_id).map_err(|error| PollError::Invalid {
             url: url.into(),
             error,
         })
     }
 
     /// A longer history, where what is known has no ping that could count.
-    async fn older(&self, snapshot: &AgentSnapshot) -> Result<Option<Vec<HistoryPing>>, AskError> {
+    async fn older(&self, snapshot: &AgentSnapshot) -> Result<Option<Vec<HistoryPing>>, PollError> {
         let AgentSnapshot { agent, history } = snapshot;
         if newest_in_list(agent).is_some() || newest_in_history(history).is_some() {
             return Ok(None);
@@ -256,7 +258,7 @@ impl PingSystem {
 impl UptimeSource for PingSystem {
     type PingEvents = PingStream;
 
-    async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, AskError> {
+    async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, PollError> {
         let agent = self.agent(agent_id).await?;
         // Waiting for a place is no part of an answer's time.
         let _permit = self.permits.acquire().await;
@@ -268,16 +270,16 @@ impl UptimeSource for PingSystem {
         Ok(snapshot)
     }
 
-    async fn listen(&self, agent_id: &str) -> Result<PingStream, AskError> {
+    async fn listen(&self, agent_id: &str) -> Result<PingStream, PollError> {
         let url = self.address(&[agent_id, "events"]);
         let request = self.request(&url).header(ACCEPT, EVENT_STREAM).send();
         let response = tokio::time::timeout(self.timeout, request)
             .await
-            .map_err(|_| AskError::Timeout {
+            .map_err(|_| PollError::Timeout {
                 url: url.to_string(),
                 waited: self.timeout,
             })?
-            .map_err(|error| AskError::Transport {
+            .map_err(|error| PollError::Transport {
                 url: url.to_string(),
                 cause: root_cause(&error),
             })?;
@@ -297,12 +299,12 @@ impl UptimeSource for PingSystem {
             // Not at this moment; anything else says that it never does.
             status @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
                 let what = format!("status {status}");
-                Err(AskError::StreamLost {
+                Err(PollError::StreamLost {
                     url: url.into(),
                     what,
                 })
             }
-            _ => Err(AskError::StreamUnsupported(url.into())),
+            _ => Err(PollError::StreamUnsupported(url.into())),
         }
     }
 }
@@ -320,8 +322,8 @@ pub(crate) struct PingStream {
 }
 
 impl PingStream {
-    fn lost(&self, what: &str) -> AskError {
-        AskError::StreamLost {
+    fn lost(&self, what: &str) -> PollError {
+        PollError::StreamLost {
             url: self.url.clone(),
             what: what.to_owned(),
         }
@@ -329,12 +331,12 @@ impl PingStream {
 }
 
 impl PingEvents for PingStream {
-    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), AskError> {
+    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), PollError> {
         loop {
             while let Some(event) = self.events.pop_front() {
                 if event.kind == "ping" {
                     return read_event(event.data.as_bytes(), &self.agent_id).map_err(|error| {
-                        AskError::Invalid {
+                        PollError::Invalid {
                             url: self.url.clone(),
                             error,
                         }

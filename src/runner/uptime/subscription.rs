@@ -1,29 +1,28 @@
-//! Listens to a ping system that tells each new ping at once, so that a drop in uptime need not
-//! wait for the next question.
+//! Subscribes to a ping system's events: a drop in uptime takes effect at once, not at the next poll.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::client::{AskError, PingEvents, UptimeSource};
+use super::client::{PingEvents, PollError, UptimeSource};
 use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
-/// The pause before a ping system that tells nothing by itself is tried again: it may have been
-/// replaced by one that does.
+/// The delay before a ping system without events is tried again: it may have been replaced by one that has
+/// them.
 const UNSUPPORTED_PAUSE: Duration = Duration::from_mins(10);
 
-/// What is events of an agent.
+/// What happens on an agent's event stream.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum StreamEvent {
-    /// From now on each new ping is told.
+    /// From now on each new ping arrives.
     Opened,
-    /// A new ping, and what it made of its agent.
+    /// A new ping, and the agent after it.
     Ping(Box<(ListedAgent, HistoryPing)>),
     Closed,
 }
 
-/// Tells `events` what `source` tells of an agent, for ever, or until nobody takes it. After each end
-/// it waits for `pause` before it listens again.
+/// Forwards an agent's events to `events` until the receiver is dropped. After the stream has ended it waits
+/// for `pause` and subscribes again.
 pub(crate) async fn follow(
     source: &impl UptimeSource,
     agent_id: &str,
@@ -33,12 +32,12 @@ pub(crate) async fn follow(
     loop {
         let pause = match listen(source, agent_id, &events).await {
             Ok(()) => return,
-            Err(AskError::StreamUnsupported(url)) => {
-                tracing::debug!("{url}: tells no pings by itself, it is asked from time to time");
+            Err(PollError::StreamUnsupported(url)) => {
+                tracing::debug!("{url}: has no event stream, it is polled");
                 UNSUPPORTED_PAUSE
             }
             Err(error) => {
-                tracing::debug!(agent = agent_id, "new pings are not told any more: {error}");
+                tracing::debug!(agent = agent_id, "the event stream ended: {error}");
                 pause
             }
         };
@@ -49,19 +48,19 @@ pub(crate) async fn follow(
     }
 }
 
-/// Ends well only where nobody takes what is events.
+/// Returns `Ok` only when the receiver is dropped.
 async fn listen(
     source: &impl UptimeSource,
     agent_id: &str,
     events: &mpsc::Sender<StreamEvent>,
-) -> Result<(), AskError> {
+) -> Result<(), PollError> {
     let mut stream = source.listen(agent_id).await?;
     if events.send(StreamEvent::Opened).await.is_err() {
         return Ok(());
     }
     loop {
-        let told = StreamEvent::Ping(Box::new(stream.next().await?));
-        if events.send(told).await.is_err() {
+        let ping = StreamEvent::Ping(Box::new(stream.next().await?));
+        if events.send(ping).await.is_err() {
             return Ok(());
         }
     }
