@@ -1,4 +1,4 @@
-//! Every command and option.
+//! The commands; each flattens the options of its part.
 
 use std::ffi::OsString;
 
@@ -45,7 +45,7 @@ flag beats environment beats file beats default. RUST_LOG sets what is logged to
 Exit status: 0 ended as asked; 1 failed while running, or a --require threshold was missed;
 2 bad input; 130 second interrupt.";
 
-/// What else this binary is.
+/// The other parts that this binary plays.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch the GPUs of this machine and answer the ping system
@@ -73,7 +73,7 @@ pub enum Command {
     },
 }
 
-/// What is to be done, checked.
+/// A command with its checked options.
 #[derive(Debug)]
 pub enum Task {
     /// Send jobs.

@@ -1,4 +1,4 @@
-//! Parses, starts the log, dispatches, and turns what came of it into an exit status.
+//! Parses the command line, starts the log, dispatches, and turns the result into an exit status.
 
 use std::process::ExitCode;
 
@@ -47,7 +47,7 @@ fn run(task: Task) -> anyhow::Result<Exit> {
             Task::Print(text) => terminal::print(&text).map(Exit::from),
         }
     });
-    // An output that stalls, or a name that is being looked up, must not hold up the end.
+    // A stalled output or a pending name lookup must not delay the exit.
     runtime.shutdown_background();
     ended
 }

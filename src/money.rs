@@ -1,4 +1,4 @@
-//! Amounts of wei, always exact, and what a time of compute costs.
+//! Amounts of wei, always exact, and the price of compute.
 
 use std::fmt;
 use std::iter::Sum;
@@ -30,33 +30,33 @@ impl Wei {
         Self(&self.0 * times)
     }
 
-    /// The amount times a fraction, in whole wei; what is over is left out.
+    /// The amount times a fraction, rounded down to whole wei.
     #[must_use]
     pub fn part(&self, numerator: i128, denominator: u128) -> Self {
         Self(&self.0 * numerator / denominator.max(1))
     }
 
-    /// Of an amount of at least 0, what falls to each of `parts`, rounded up; `None` for none.
+    /// An amount of at least 0 divided by `parts`, rounded up; `None` for 0 parts.
     #[must_use]
     pub fn for_each_of(&self, parts: u64) -> Option<Self> {
         let up = || (&self.0 + (parts - 1)) / parts;
         (parts > 0).then(|| Self(up()))
     }
 
-    /// How often `part` is in it, in whole times; `None` for nothing, which is always in it.
+    /// The amount divided by `part`, rounded down; `None` if `part` is 0.
     #[must_use]
     pub fn whole_times(&self, part: &Self) -> Option<u64> {
         let times = (part.0 != BigInt::ZERO).then(|| &self.0 / &part.0)?;
         Some(times.max(BigInt::ZERO).try_into().unwrap_or(u64::MAX))
     }
 
-    /// Whether it is under 0.
+    /// Whether it is less than 0.
     #[must_use]
     pub fn is_negative(&self) -> bool {
         self.0 < BigInt::ZERO
     }
 
-    /// Whether it is nothing.
+    /// Whether it is 0.
     #[must_use]
     pub fn is_zero(&self) -> bool {
         self.0 == BigInt::ZERO
@@ -152,13 +152,13 @@ impl Sum for Wei {
 pub struct WeiPerSecond(Wei);
 
 impl WeiPerSecond {
-    /// What so many seconds cost.
+    /// The cost of so many seconds.
     #[must_use]
     pub fn for_seconds(&self, seconds: u64) -> Wei {
         self.0.times(seconds)
     }
 
-    /// What one second costs.
+    /// The cost of one second.
     #[must_use]
     pub fn get(&self) -> &Wei {
         &self.0

@@ -1,11 +1,11 @@
-//! Each job in flight, each ping and each client holds a connection, hence an open file.
+//! The limit on open files: each job in flight, each ping and each client holds one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Standard streams, the runtime's own files, metrics and ping system connections.
 const OWN_FILES: u64 = 20;
 
-/// A number of connections that cannot be carried.
+/// More connections than the hard limit allows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{option} {asked}: needs {needed} open files, but the hard limit is {hard}: expected at most {carried}, or a higher limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
@@ -55,6 +55,6 @@ pub(crate) fn allow(option: &'static str, asked: usize, own: u64) -> Result<(), 
 /// waits for all processors).
 fn reserve(files: u64) {
     let last = i32::try_from(files - 1).unwrap_or(i32::MAX);
-    // Only the attempt matters: without it jobs are late a few times, not wrong.
+    // Best effort: if it fails, jobs are late a few times, not wrong.
     let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last);
 }

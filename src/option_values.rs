@@ -1,4 +1,4 @@
-//! Values as they are typed, each with a message that says what would be accepted.
+//! Values of options, each with an error that says what is accepted.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU64;
@@ -99,7 +99,7 @@ impl FromStr for Whole {
     }
 }
 
-/// An http or https address with a host, and without what does not belong there.
+/// An http or https URL with a host, and without credentials, query or fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HttpUrl(pub(crate) Url);
 

@@ -1,14 +1,14 @@
-//! The first signal stops gently, the second at once.
+//! The first signal stops a part gently, the second at once.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// How a run is told to end.
+/// The tokens that end a part.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    /// Begin nothing new, finish what is under way.
+    /// Start nothing new, finish what is in progress.
     pub gently: CancellationToken,
-    /// Leave everything as it is.
+    /// Return at once.
     pub at_once: CancellationToken,
 }
 

@@ -31,7 +31,7 @@ pub fn start_log() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Standard error, cleared of the status line where both share a terminal.
+/// Standard error; clears the status line first if both share a terminal.
 struct LogWriter;
 
 impl Write for LogWriter {

@@ -6,18 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-/// Goes to the line's begin and clears it.
+/// Moves the cursor to the beginning of the line and clears it.
 const CLEAR_LINE: &[u8] = b"\r\x1b[2K";
 
-/// Whether the cursor stands behind a status line.
+/// Whether the cursor is at the end of a status line.
 static STATUS_SHOWN: AtomicBool = AtomicBool::new(false);
 
-/// Notes that the cursor stands behind a status line now.
+/// Notes that a status line was written.
 pub fn status_shown() {
     STATUS_SHOWN.store(true, Ordering::Relaxed);
 }
 
-/// What must be written first, so that what follows does not run on behind the status line.
+/// The bytes to write before anything else: they clear the status line, if there is one.
 #[must_use]
 pub fn clear_status() -> &'static [u8] {
     if STATUS_SHOWN.swap(false, Ordering::Relaxed) {
@@ -33,7 +33,7 @@ pub fn wants_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// How many columns standard output has, where it is a terminal that can move its cursor.
+/// The width of standard output, if it is a terminal that can move its cursor.
 #[must_use]
 pub fn columns() -> Option<usize> {
     let stdout = std::io::stdout();
@@ -48,7 +48,7 @@ pub fn columns() -> Option<usize> {
     })
 }
 
-/// Writes a text that was asked for to standard output.
+/// Writes text to standard output.
 ///
 /// # Errors
 /// When that takes no more.

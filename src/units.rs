@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, Serializer};
 #[serde(try_from = "f64", into = "f64")]
 pub struct Percent(f64);
 
-/// A number that is no percentage.
+/// A number that is not a percentage.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error("{0} is not a percentage: expected a finite number from 0 to 100")]
 pub struct NotAPercentage(pub f64);
@@ -25,7 +25,7 @@ impl Percent {
     /// This many percent.
     ///
     /// # Errors
-    /// What is not a finite number from 0 to 100.
+    /// A number that is not finite or not from 0 to 100.
     pub fn new(percent: f64) -> Result<Self, NotAPercentage> {
         if (0.0..=100.0).contains(&percent) {
             Ok(Self(percent))
@@ -104,7 +104,7 @@ impl JobsPerMinute {
     /// A share of this rate, rounded down to whole jobs.
     #[must_use]
     pub fn share(self, share: Share) -> Self {
-        // Far less than a job is forgiven: half of 60 must not be 29 by a rounding error.
+        // Tolerates a rounding error: half of 60 must not be 29.
         let jobs = (f64::from(self.0) * share.0 + 1e-6).floor();
         #[expect(
             clippy::cast_possible_truncation,
@@ -126,7 +126,7 @@ impl Share {
     /// The whole of it.
     pub const ALL: Self = Self(1.0);
 
-    /// This part; more than the whole is the whole, and what is no number is nothing.
+    /// This part, clamped to 0..=1; NaN is 0.
     #[must_use]
     pub fn new(share: f64) -> Self {
         Self(if share > 0.0 { share.min(1.0) } else { 0.0 })
@@ -150,7 +150,7 @@ impl fmt::Display for JobsPerMinute {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(Duration);
 
-/// Text that is no length of time.
+/// Text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "'{0}' is not a length of time: expected over 0, such as 30 (seconds), 500ms, 2m, 1h30m or 7d"
@@ -242,7 +242,7 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// `span` after `at`, as late as times go.
+/// `at + span`, or the latest time there is.
 #[must_use]
 pub fn saturating_add(at: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
     TimeDelta::from_std(span)
@@ -251,7 +251,7 @@ pub fn saturating_add(at: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
         .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
-/// `span` before `at`, as early as times go.
+/// `at - span`, or the earliest time there is.
 #[must_use]
 pub fn saturating_sub(at: DateTime<Utc>, span: Duration) -> DateTime<Utc> {
     TimeDelta::from_std(span)

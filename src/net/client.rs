@@ -1,5 +1,4 @@
-//! What every client of this program has in common: it asks whom it is told to and nobody else, and
-//! reads no endless answer.
+//! The HTTP client of all parts: it connects only to the given address, and bounds what it reads.
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use reqwest::{Client, ClientBuilder, Response, redirect, retry};
 /// Shorter than the shortest keep-alive time of the servers that stand before gateways (uvicorn
 /// and Node: 5 s), so that a job does not leave on a connection that is just being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a connection may take; longer is no connection.
+/// The timeout of connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client that sends each request once, to the address that it is given and no other: it follows
@@ -23,20 +22,20 @@ pub fn new(with_tls: bool, extra_roots: Vec<Certificate>) -> reqwest::Result<Cli
     builder(with_tls, extra_roots).build()
 }
 
-/// The same, for those who have more to say about it.
+/// The builder of [`new`]'s client, for callers with further settings.
 pub fn builder(with_tls: bool, extra_roots: Vec<Certificate>) -> ClientBuilder {
-    // An error here says that somebody chose a provider before, which is as good.
+    // An error means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
         .user_agent(concat!("uptime-runner/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
         .retry(retry::never())
         .no_proxy()
-        // Names of headers as the contract and every tool on the way spell them.
+        // Header names as gateways and the tools before them spell them.
         .http1_title_case_headers()
         .pool_idle_timeout(IDLE_TIMEOUT)
         .connect_timeout(CONNECT_TIMEOUT);
-    // A machine without any roots must still be able to speak plain http.
+    // A machine without root certificates must still be able to speak plain http.
     if with_tls {
         builder.tls_certs_merge(extra_roots)
     } else {
@@ -44,21 +43,21 @@ pub fn builder(with_tls: bool, extra_roots: Vec<Certificate>) -> ClientBuilder {
     }
 }
 
-/// Why a body is not there in whole.
+/// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The connection was lost.
     #[error("{}", root_cause(.0))]
     Lost(#[from] reqwest::Error),
-    /// It is longer than any honest one.
+    /// The body is over the bound.
     #[error("answer over {0} bytes")]
     TooLong(usize),
 }
 
-/// The whole body, if it is not longer than `max_bytes`.
+/// Reads a body of at most `max_bytes`.
 ///
 /// # Errors
-/// A connection that is lost half-way, a body that is longer.
+/// A lost connection, or a longer body.
 pub async fn read_body(mut response: Response, max_bytes: usize) -> Result<Vec<u8>, BodyError> {
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await? {
@@ -70,7 +69,7 @@ pub async fn read_body(mut response: Response, max_bytes: usize) -> Result<Vec<u
     Ok(body)
 }
 
-/// The innermost error: what happened, without the layers that passed it on.
+/// The innermost error, without the layers around it.
 #[must_use]
 pub fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn Error = error;

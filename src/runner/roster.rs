@@ -1,18 +1,18 @@
-//! Who and what takes part in a run, and the indices by which all of its parts name them.
+//! The agents and capabilities of a run, and the indices that stand for them everywhere in the runner.
 
 use std::sync::Arc;
 
 use crate::units::JobsPerMinute;
 
-/// An agent's place in the [`Roster`].
+/// An agent's index in the [`Roster`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AgentIndex(pub usize);
 
-/// A capability's place in the [`Roster`].
+/// A capability's index in the [`Roster`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CapabilityIndex(pub usize);
 
-/// Who and what takes part in a run.
+/// The agents and capabilities of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Roster {
     /// The agents' names; more may join.

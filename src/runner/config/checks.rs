@@ -1,4 +1,4 @@
-//! What is checked of options beyond each single value.
+//! Checks of options against each other and against the file's tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,7 +56,7 @@ pub(super) fn agents(
     Ok(agents)
 }
 
-/// An agent as the file describes it, not yet known to be tied.
+/// An agent as the file describes it; [`tie`] decides whether it is tied.
 fn agent(entry: &AgentTable) -> AgentSettings {
     let AgentId(id) = entry.id.clone();
     let orchestrators = entry.orchestrators.iter().flatten();
@@ -74,7 +74,7 @@ fn agent(entry: &AgentTable) -> AgentSettings {
     }
 }
 
-/// Finds the agents whose orchestrators are nobody else's.
+/// Marks the agents whose orchestrators no other agent uses.
 fn tie(agents: &mut [AgentSettings]) {
     let mut users: BTreeMap<String, usize> = BTreeMap::new();
     for agent in &*agents {
@@ -119,7 +119,7 @@ pub(super) fn sharing(options: &RateOptions, agents: &[AgentSettings]) -> anyhow
     })
 }
 
-/// Whether there is a price for whatever a budget bounds.
+/// A budget needs a price for each agent that it bounds.
 pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
     let agents = config.agents.configured.iter();
     let mut unpriced = agents.filter(|agent| config.price(agent).is_none());
@@ -140,7 +140,7 @@ pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether each agent is asked for something, and only for what is asked for at all.
+/// Each agent must have at least one capability, and only capabilities of the run.
 pub(super) fn agents_capabilities(
     agents: &[AgentSettings],
     capabilities: &[Capability],

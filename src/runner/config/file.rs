@@ -1,4 +1,4 @@
-//! What only the file holds, and how a value in it is read.
+//! The tables of the TOML file, and how single values in them are read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,7 +61,7 @@ pub(super) struct FileTables {
     pub(super) capabilities: FileCapabilities,
 }
 
-/// A file's text, and what is needed to tell where in it something stands.
+/// A file's name and text, from which lines are computed.
 #[derive(Debug, Default)]
 pub(super) struct FileText {
     pub(super) name: String,
@@ -69,7 +69,7 @@ pub(super) struct FileText {
 }
 
 impl FileText {
-    /// The line in which this byte stands.
+    /// The line of a byte offset, from 1.
     pub(super) fn line(&self, offset: usize) -> usize {
         self.text
             .as_bytes()
@@ -81,7 +81,7 @@ impl FileText {
     }
 }
 
-/// A value that flags and file write alike: text, or a number.
+/// A value that is text or a number, parsed as a flag's value is.
 pub(super) fn scalar<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,

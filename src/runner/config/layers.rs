@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::file::FileText;
 
-/// What the environment variable of an option begins with.
+/// The prefix of all variables.
 const PREFIX: &str = "UPTIME_RUNNER_";
 /// Bearer tokens that the environment may hold themselves. There they beat a token file that the file
 /// names.
@@ -24,7 +24,7 @@ const TOKENS: [(&str, &str); 2] = [
     ("ping_token_file", PING_TOKEN),
     ("gateway_token_file", GATEWAY_TOKEN),
 ];
-/// What no file holds: itself, and the choice of capabilities, whose key there defines them.
+/// Options that are no keys of the file: `capabilities` is a table there.
 const NOT_IN_FILE: [&str; 2] = ["config", "capabilities"];
 
 /// The environment variable of an option.
@@ -49,7 +49,7 @@ pub(super) fn config_file(
         .or_else(|| environment("UPTIME_RUNNER_CONFIG"))
 }
 
-/// The flags for what the environment sets and `typed` does not.
+/// The flags for variables that are set, except for options that `typed` sets.
 ///
 /// # Errors
 /// A value that its option does not accept, in a message that names the variable.
@@ -73,7 +73,7 @@ pub(super) fn environment_flags(
     Ok(flags)
 }
 
-/// Whether all `names` that look like ours are the variable of an option, or hold a token.
+/// Checks that each of `names` with our prefix is the variable of an option or of a token.
 ///
 /// # Errors
 /// The first one that is not.
@@ -95,7 +95,7 @@ pub(super) fn check_variables(
     Ok(())
 }
 
-/// The flags for what the file sets and neither `typed` nor the environment does.
+/// The flags for keys of the file, except for options that `typed` or the environment sets.
 ///
 /// # Errors
 /// A key that is no option, or a value that its option does not accept, in a message that names the line.
@@ -187,7 +187,7 @@ fn takes_many(option: &Arg) -> bool {
     matches!(option.get_action(), clap::ArgAction::Append)
 }
 
-/// A value as a flag would be given it; `None` for what no option takes.
+/// A value as text for a flag; `None` for a table, an array or a date.
 fn scalar(value: &Spanned<DeValue<'_>>, option: &Arg) -> Option<String> {
     match value.get_ref() {
         DeValue::Boolean(value) if is_bool(option) => Some(value.to_string()),
@@ -207,7 +207,7 @@ fn scalar(value: &Spanned<DeValue<'_>>, option: &Arg) -> Option<String> {
 fn checked(option: &Arg, value: &OsStr, place: &str) -> anyhow::Result<OsString> {
     let mut flag = OsString::from(format!("--{}=", option.get_long().unwrap_or_default()));
     flag.push(value);
-    // Alone, so that what is wrong is wrong with this value.
+    // Parsed alone, so that an error is about this value.
     let parsed = Command::new("uptime-runner")
         .no_binary_name(true)
         .arg(option.clone())

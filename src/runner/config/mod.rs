@@ -1,4 +1,4 @@
-//! The job runner's options, environment and TOML file, as one checked value.
+//! From options, environment and TOML file to one checked [`RunnerConfig`].
 
 mod checks;
 mod file;
@@ -37,10 +37,10 @@ use crate::units::{JobsPerMinute, Span};
 /// Agents of `--all-agents` for whose streams of pings there is room, where the limits allow it.
 const LISTENED_TO: usize = 1000;
 
-/// Everything that a run of the job runner needs, checked.
+/// The checked configuration of a run.
 #[derive(Debug, Clone)]
 pub struct RunnerConfig {
-    /// Whom to follow.
+    /// Which agents to follow.
     pub agents: AgentsConfig,
     /// Where and how uptimes are asked for.
     pub ping: PingConfig,
@@ -57,14 +57,15 @@ pub struct RunnerConfig {
     pub extra_roots: Vec<Certificate>,
 }
 
-/// Whom to follow.
+/// Which agents to follow.
 #[derive(Debug, Clone)]
 pub struct AgentsConfig {
-    /// Each once; none where all fall to other shards. With `all`, how to follow them if they are listed.
+    /// No id twice; empty if all fall to other shards. With `all`, how to follow these if they are
+    /// listed.
     pub configured: Vec<AgentSettings>,
-    /// Whether whoever the ping system lists is followed.
+    /// Whether every agent that the ping system lists is followed.
     pub all: bool,
-    /// Which agents fall to this runner; all of them where there is only one.
+    /// This runner's part of the agents, if several runners share them.
     pub shard: Option<Shard>,
 }
 
@@ -73,11 +74,11 @@ pub struct AgentsConfig {
 pub struct PingConfig {
     /// The ping system.
     pub endpoint: Endpoint,
-    /// The time between questions.
+    /// The time between two polls.
     pub interval: Duration,
     /// How much history counts.
     pub window: Duration,
-    /// How long the last known uptime may be acted on.
+    /// How long the last known uptime may be used without a newer one.
     pub stale_after: Duration,
 }
 
@@ -86,11 +87,11 @@ pub struct PingConfig {
 pub struct GatewayConfig {
     /// The gateway, prefix included.
     pub endpoint: Endpoint,
-    /// What to ask for; at least one.
+    /// At least one.
     pub capabilities: Vec<Capability>,
-    /// The longest wait for one job's answer, in place of the capability's own.
+    /// The timeout of all jobs, instead of the capability's own.
     pub timeout: Option<Duration>,
-    /// What makes the random choices repeatable.
+    /// The seed of the random choices; random for `None`.
     pub random_seed: Option<u64>,
 }
 
@@ -105,18 +106,18 @@ pub struct RateConfig {
     pub sharing: Sharing,
 }
 
-/// What bounds a run.
+/// The limits of a run.
 #[derive(Debug, Clone)]
 pub struct LimitsConfig {
-    /// Jobs waiting for an answer at once.
+    /// The limit on jobs that await their answers.
     pub max_in_flight: usize,
     /// When to stop.
     pub duration: Option<Duration>,
     /// After how many jobs to stop.
     pub max_jobs: Option<u64>,
-    /// What a second of compute costs, where an agent has no price of its own.
+    /// The price of a second of compute, for agents without a price of their own.
     pub price: Option<WeiPerSecond>,
-    /// What all agents' jobs may cost together.
+    /// The budget of all agents together.
     pub budget: Option<Wei>,
 }
 
@@ -127,7 +128,7 @@ pub struct OutputConfig {
     pub format: OutputFormat,
     /// Jobs between blocks of statistics; 0 for none.
     pub stats_every: u64,
-    /// What must hold at the end.
+    /// `--require`.
     pub requirements: Vec<Requirement>,
     /// Where metrics are served.
     pub metrics_listen: Option<SocketAddr>,
@@ -136,7 +137,7 @@ pub struct OutputConfig {
 /// What is recorded.
 #[derive(Debug, Clone)]
 pub struct RecordConfig {
-    /// The file in which everything is recorded.
+    /// `--record`.
     pub file: Option<PathBuf>,
 }
 
@@ -151,7 +152,7 @@ impl RunnerConfig {
         RunnerArgs::from_arg_matches(&matches)?.resolve()
     }
 
-    /// What a second of an agent's compute costs, where that is known.
+    /// The price of a second of an agent's compute, if it is known.
     #[must_use]
     pub fn price<'a>(&'a self, agent: &'a AgentSettings) -> Option<&'a WeiPerSecond> {
         agent.price.as_ref().or(self.limits.price.as_ref())
@@ -172,13 +173,13 @@ impl RunnerConfig {
 }
 
 impl AgentsConfig {
-    /// Whom to follow from the start.
+    /// The agents to follow from the start.
     #[must_use]
     pub fn at_start(&self) -> &[AgentSettings] {
         if self.all { &[] } else { &self.configured }
     }
 
-    /// How to follow an agent that is listed.
+    /// The settings of an agent that is listed.
     #[must_use]
     pub fn agent(&self, id: &str) -> AgentSettings {
         let configured = self.configured.iter().find(|agent| agent.id == id);
@@ -187,26 +188,26 @@ impl AgentsConfig {
             .unwrap_or_else(|| AgentSettings::named(id))
     }
 
-    /// Whether an agent falls to this runner.
+    /// Whether an agent falls to this runner's shard.
     #[must_use]
     pub fn is_ours(&self, id: &str) -> bool {
         self.shard.is_none_or(|shard| shard.holds(id))
     }
 }
 
-/// An agent to follow.
+/// How an agent is followed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AgentSettings {
     pub id: String,
-    /// Who may do its jobs; empty for anybody.
+    /// The orchestrators that may do its jobs; any if this is empty.
     pub orchestrators: Vec<String>,
-    /// Its rate at full uptime, in place of the common one.
+    /// Its rate at full uptime, instead of the common one.
     pub base_rate: Option<JobsPerMinute>,
-    /// What it is asked for, in place of all that is asked for.
+    /// Its capabilities, instead of all.
     pub capabilities: Option<Vec<String>>,
-    /// What a second of its compute costs, in place of the common price.
+    /// Its price of a second of compute, instead of the common one.
     pub price: Option<WeiPerSecond>,
-    /// What its jobs may cost.
+    /// Its own budget.
     pub budget: Option<Wei>,
     /// Whether no other agent shares one of its orchestrators, so that what becomes of its jobs says
     /// something of it.
@@ -223,7 +224,7 @@ impl AgentSettings {
         }
     }
 
-    /// Whether it is asked for this.
+    /// Whether it has this capability.
     #[must_use]
     pub fn does(&self, capability: &str) -> bool {
         let names = self.capabilities.as_ref();
@@ -243,7 +244,7 @@ pub struct RunnerArgs {
     file: ConfigFile,
 }
 
-/// What only the file of `--config` holds.
+/// The tables of the file of `--config`.
 #[derive(Debug, Default)]
 pub(crate) struct ConfigFile {
     source: FileText,
@@ -267,7 +268,7 @@ impl ConfigFile {
     }
 }
 
-/// What environment and file add to a command line.
+/// The options that environment and file add to a command line.
 #[derive(Debug)]
 pub struct Layers {
     environment: Vec<OsString>,

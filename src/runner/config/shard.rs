@@ -1,9 +1,9 @@
-//! Which of several runners an agent falls to.
+//! Sharding of agents over several runners.
 
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
-/// This runner and how many there are, as `K/N` with K from 1.
+/// One of N shards, as `K/N` with K from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     this: u32,
@@ -41,7 +41,7 @@ fn fnv_1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Spreads what differs in few bits over all of them (the finaliser of SplitMix64).
+/// Mixes the bits, so that similar ids spread (the finaliser of SplitMix64).
 fn mixed(mut bits: u64) -> u64 {
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

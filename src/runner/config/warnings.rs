@@ -1,4 +1,4 @@
-//! What is accepted, but hardly meant.
+//! Warnings about valid options that will surprise.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::runner::rate::controller::Sharing;
 use crate::units::JobsPerMinute;
 
 impl RunnerConfig {
-    /// Logs what will surprise.
+    /// Logs all of them.
     pub fn warn(&self) {
         warn_of_short_timeouts(self);
         warn_of_empty_tiers(self);

@@ -1,4 +1,4 @@
-//! Where events go: one place that feeds accounts, metrics and output in the same order.
+//! Hands each event to accounts, metrics, records and output, in the same order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::runner::roster::{AgentIndex, Roster};
 use crate::units::Percent;
 use crate::wire::gateway::Outcome;
 
-/// Takes in events from all tasks of a run.
+/// Receives the events of all tasks of a run.
 #[derive(Debug)]
 pub(crate) struct EventDispatcher {
     started: Instant,
@@ -35,7 +35,7 @@ struct RecorderState {
     roster: Roster,
     accounts: Accounts,
     metrics: RunMetrics,
-    /// By agent: the last known uptime, and when a good answer told it.
+    /// By agent: the last known uptime, and when it was received.
     uptimes: Vec<Option<(Percent, Instant)>>,
     lines: Vec<u8>,
     lines_skipped: u64,
@@ -51,7 +51,7 @@ impl RecorderState {
     }
 }
 
-/// Rejected jobs are our own fault and logged as errors, but not one line each at full rate.
+/// Limits the log of rejected jobs: they are our own fault, but at full rate one line each is too much.
 #[derive(Debug, Default)]
 struct RejectionLog {
     told_at: Option<Instant>,
@@ -113,7 +113,7 @@ impl EventDispatcher {
         })
     }
 
-    /// Takes in an agent that joins, before anything is told of it.
+    /// Adds an agent, before there is any event of it.
     pub(crate) fn add_agent(&self, agent: AgentIndex, terms: AgentTerms) {
         let id = Arc::clone(&terms.id);
         if let Some(recorder) = &self.recorder
@@ -125,7 +125,7 @@ impl EventDispatcher {
         self.record(&Event::AgentJoined(AgentJoined { ts, agent, id }));
     }
 
-    /// Takes in what happened.
+    /// Applies an event.
     pub(crate) fn record(&self, event: &Event) {
         if let Some(recorder) = &self.recorder {
             recorder.record(event);
@@ -178,7 +178,7 @@ impl EventDispatcher {
         }
     }
 
-    /// Whether a line that a person would have read may be left out rather than waited for.
+    /// Whether lines may be skipped when the reader is too slow: text may, JSON may not.
     fn may_skip_lines(&self) -> bool {
         matches!(self.output, Output::Text(_))
     }
@@ -234,7 +234,7 @@ impl EventDispatcher {
         state.metrics.text()
     }
 
-    /// Shows what is going on below the lines of a terminal that is `columns` wide.
+    /// Updates the status line of a terminal that is `columns` wide.
     pub(crate) fn show_status(
         &self,
         text: TextOutput,

@@ -25,34 +25,34 @@ pub(crate) enum Event {
         ts: DateTime<Utc>,
         agent: AgentIndex,
     },
-    /// The ping system was asked.
+    /// A poll of the ping system ended, or a ping arrived.
     Uptime(UptimePolled),
-    /// Another rate took hold.
+    /// The rate changed.
     RateChanged(RateChanged),
-    /// The rate stays as it is, but other slots are accounted for.
+    /// The rate is the same, but the base rate changed.
     BaseChanged(RateChanged),
-    /// What an agent's jobs say began to contradict what it claims, or no longer does.
+    /// An agent's jobs began to contradict its claim, or no longer do.
     Claim(ClaimChecked),
-    /// A job left.
+    /// A job was sent.
     Sent,
     /// A job was answered, or given up.
     Job(JobDone),
     /// The policy withheld a slot of the base rate.
     Delayed(AgentIndex, CapabilityIndex),
-    /// A slot found no place for a job, or was overdue.
+    /// There was no permit or no money for a slot, or it was overdue.
     Dropped(AgentIndex, CapabilityIndex),
 }
 
-/// An agent that is followed from now on.
+/// An agent joined.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentJoined {
     pub ts: DateTime<Utc>,
-    /// Its place: one of those that were there before, or the next one.
+    /// An index that it had before, or the next one.
     pub agent: AgentIndex,
     pub id: Arc<str>,
 }
 
-/// What an agent claims, beside what its jobs say.
+/// An agent's claim and the evidence of its jobs.
 #[derive(Debug, Clone)]
 pub(crate) struct ClaimChecked {
     pub ts: DateTime<Utc>,
@@ -63,7 +63,7 @@ pub(crate) struct ClaimChecked {
     pub contradiction: Option<Contradiction>,
 }
 
-/// Jobs that say something of their agent.
+/// Jobs whose outcomes are evidence about their agent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evidence {
     pub jobs: u64,
@@ -74,7 +74,7 @@ pub struct Evidence {
 /// A claim that the evidence contradicts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Contradiction {
-    /// The uptime at which what is claimed begins.
+    /// The threshold of the tier that is claimed.
     pub claimed_tier: Percent,
     /// What contradicts it.
     pub evidence: Evidence,
@@ -89,32 +89,32 @@ pub(crate) struct Contradiction {
 pub(crate) struct UptimePolled {
     pub ts: DateTime<Utc>,
     pub agent: AgentIndex,
-    /// How far it can be trusted.
+    /// Whether the uptime may be used.
     pub state: Freshness,
     /// The last known uptime.
     pub uptime: Option<Percent>,
-    /// Whether this question brought a good answer.
+    /// Whether there was a good answer.
     pub answered: bool,
-    /// How many pings the window holds.
+    /// Pings in the window.
     pub pings: usize,
-    /// What else the ping system told, last it did.
+    /// What else the last good answer said.
     pub ping_stats: PingStats,
 }
 
-/// How far what is known of an agent's uptime can be trusted now.
+/// Whether the known uptime of an agent may be used now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Freshness {
-    /// Known, and recently enough to be acted on.
+    /// Known, and recent enough.
     Fresh,
-    /// Known once, but no good answer came for too long.
+    /// Known, but too old: there was no good answer since.
     Stale,
-    /// Never known, or the ping system answers that it knows nothing of now.
+    /// Never known, or the ping system has no ping that covers now.
     Unknown,
 }
 
 impl Freshness {
-    /// As it stands in JSON and in records.
+    /// Its name in JSON and in records.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -125,7 +125,7 @@ impl Freshness {
     }
 }
 
-/// What the ping system tells of an agent beside its uptime; only shown.
+/// What the ping system says of an agent besides its uptime; only displayed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct PingStats {
     /// Poor pings in a row.
@@ -148,7 +148,7 @@ pub enum RateReason {
     Unknown,
     /// The agent's jobs contradict the uptime that it reports.
     Evidence,
-    /// The agent's part of a total rate is another one.
+    /// The agent's part of a total rate changed.
     Allotment,
     /// The agent's budget is spent.
     Budget,
@@ -171,7 +171,7 @@ impl RateReason {
         Self::ALL.into_iter().find(|reason| reason.name() == name)
     }
 
-    /// As it stands in JSON and in records.
+    /// Its name in JSON and in records.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -195,30 +195,30 @@ impl From<Freshness> for RateReason {
     }
 }
 
-/// Another rate of an agent.
+/// A change of an agent's rate.
 #[derive(Debug, Clone)]
 pub(crate) struct RateChanged {
-    /// When it took hold.
+    /// When it took effect.
     pub ts: DateTime<Utc>,
     pub agent: AgentIndex,
     /// The rate before.
     pub from: JobsPerMinute,
     /// The rate now.
     pub to: JobsPerMinute,
-    /// The slots that are accounted for now: what full uptime would earn.
+    /// The base rate: what full uptime would earn.
     pub base: JobsPerMinute,
     /// The last known uptime.
     pub uptime: Option<Percent>,
     pub reason: RateReason,
 }
 
-/// A job and what came of it.
+/// A job and its answer.
 #[derive(Debug, Clone)]
 pub(crate) struct JobDone {
     /// When it was sent.
     pub ts: DateTime<Utc>,
     pub agent: AgentIndex,
-    /// Its name in both nodes' logs.
+    /// The key by which it is found in both nodes' logs.
     pub job_id: Uuid,
     /// What it was.
     pub capability: CapabilityIndex,
@@ -230,23 +230,23 @@ pub(crate) struct JobDone {
     pub rate: JobsPerMinute,
     /// The agent's uptime when it was sent.
     pub uptime: Percent,
-    /// What it cost, where there is a price.
+    /// Its cost, if there is a price.
     pub cost: Option<Wei>,
     /// What came of it.
     pub answer: JobAnswer,
 }
 
-/// What a gateway answered, or why there is no answer.
+/// A gateway's answer, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JobAnswer {
     pub outcome: Outcome,
-    /// The HTTP status, where one came.
+    /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// Who did the job.
+    /// The orchestrator that did the job.
     pub orchestrator: Option<String>,
     /// The wei left with that orchestrator; may be negative.
     pub balance_wei: Option<String>,
-    /// What the orchestrator added.
+    /// `X-Metadata`.
     pub metadata: Option<String>,
     /// Why it failed.
     pub error: Option<String>,

@@ -11,7 +11,7 @@ use super::event::Event;
 use crate::runner::roster::{AgentIndex, Roster};
 use crate::wire::gateway::Outcome;
 
-/// From a busy GPU's shortest answers to the longest wait that is usual, in seconds.
+/// In seconds: from a busy GPU's shortest answers to the longest usual timeout.
 const DURATION_BUCKETS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 120.0,
 ];
@@ -26,7 +26,7 @@ pub(crate) struct RunMetrics {
     in_flight: IntGauge,
 }
 
-/// What each agent has series of.
+/// The families with one series per agent.
 #[derive(Debug)]
 struct Families {
     jobs: IntCounterVec,
@@ -59,7 +59,7 @@ struct CapabilityMetrics {
 }
 
 impl Families {
-    /// An agent's series, at 0; those of the uptime are not a number until it is known.
+    /// Creates an agent's series at 0; those of the uptime are NaN until it is known.
     fn of(&self, agent: &str, capabilities: &[Arc<str>]) -> AgentMetrics {
         let capabilities = capabilities.iter().map(|capability| {
             let labels = [agent, capability];
@@ -171,7 +171,7 @@ impl RunMetrics {
         })
     }
 
-    /// Takes in what happened.
+    /// Applies an event.
     pub(crate) fn apply(&mut self, event: &Event) {
         match event {
             Event::Started { .. } | Event::Sent | Event::BaseChanged(_) => {}
@@ -218,7 +218,7 @@ impl RunMetrics {
         }
     }
 
-    /// Sets how old an agent's last known uptime is; not a number where none is known.
+    /// Sets the age of an agent's last known uptime; NaN if none is known.
     pub(crate) fn set_uptime_age(&self, agent: AgentIndex, seconds: f64) {
         self.agents[agent.0].uptime_age.set(seconds);
     }

@@ -1,11 +1,11 @@
-//! A thread that works beside the runtime until it is told to end.
+//! A thread beside the runtime, joined at the end.
 
 use std::io;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-/// Such a thread.
+/// A running thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
     name: &'static str,
@@ -28,7 +28,7 @@ impl Worker {
         })
     }
 
-    /// Waits for its end, which somebody must have told it.
+    /// Joins it; whoever owns its queue must have closed that before.
     ///
     /// # Errors
     /// When it panicked.

@@ -1,4 +1,4 @@
-//! How a total rate is shared out among agents.
+//! The division of a total rate among agents.
 
 use std::str::FromStr;
 
@@ -8,7 +8,7 @@ use crate::units::{JobsPerMinute, Percent, Share};
 /// that it is better again.
 const PERFORMANCE_FLOOR: f64 = 0.1;
 
-/// By what a total rate is shared out.
+/// How a total rate is divided.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Split {
     /// The same to each agent.
@@ -33,17 +33,17 @@ impl FromStr for Split {
     }
 }
 
-/// What is known of how well an agent does its jobs of late.
+/// How well an agent has done its recent jobs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Performance {
     /// The share of jobs that succeeded.
     pub success: f64,
-    /// The median latency of those in seconds, over 0.
+    /// The median latency of those in seconds, greater than 0.
     pub median_latency_seconds: f64,
 }
 
 impl Split {
-    /// What an agent weighs; `None` where nothing is known of it yet, or not enough.
+    /// An agent's weight; `None` if too little is known of it yet.
     #[must_use]
     pub fn weight(self, uptime: Option<Percent>, performance: Option<Performance>) -> Option<f64> {
         match self {
@@ -83,7 +83,7 @@ pub(crate) fn base_rates(
     } else {
         1.0
     };
-    // Where all weigh nothing, all weigh the same.
+    // If all weights are 0, all are the same.
     let weight = |weight: &Option<f64>| match weight {
         Some(weight) if known_sum > 0.0 => *weight,
         _ => mean,
@@ -126,12 +126,12 @@ fn whole_parts(whole: u32, shares: &[f64]) -> Vec<u32> {
     parts
 }
 
-/// What an agent gets.
+/// An agent's part of a total.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Allocation {
-    /// The slots that are its own, of which the policy may withhold some.
+    /// The rate of its slots, some of which the policy may withhold.
     pub base: JobsPerMinute,
-    /// The jobs that it is sent.
+    /// The rate of its jobs.
     pub rate: JobsPerMinute,
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn redistribute(allocations: &mut [Allocation], shares: &[Option<Shar
     let share = |n: usize| shares[n].unwrap_or(Share::NOTHING).get();
     let mut best_first: Vec<usize> = (0..allocations.len()).collect();
     best_first.sort_by(|&a, &b| share(b).total_cmp(&share(a)));
-    // Each with what all that are better get.
+    // Each group with the sum of the rates of all better groups.
     let mut groups: Vec<(&[usize], u64)> = Vec::new();
     let mut better = 0;
     for equals in best_first.chunk_by(|&a, &b| share(a).total_cmp(&share(b)).is_eq()) {

@@ -15,7 +15,7 @@ use crate::runner::events::event::{Freshness, RateReason};
 use crate::runner::roster::AgentIndex;
 use crate::units::{JobsPerMinute, Percent, Share};
 
-/// The part of a new weight that counts at once: one bad minute must not turn all rates over.
+/// The smoothing factor of weights: one bad minute must not reverse all rates.
 const SMOOTHING: f64 = 0.3;
 
 /// Where base rates come from.
@@ -27,19 +27,19 @@ pub enum Sharing {
     Total {
         /// All of it.
         rate: JobsPerMinute,
-        /// By what it is shared out.
+        /// How it is divided.
         split: Split,
         /// Whether what a punished agent loses goes to the others.
         redistribute: bool,
     },
 }
 
-/// What an agent is to be sent.
+/// The rate at which an agent is to be sent jobs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct TargetRate {
-    /// The slots to account for.
+    /// The rate of the slots that are counted.
     pub base: JobsPerMinute,
-    /// The jobs to send.
+    /// The rate of the jobs that are sent.
     pub rate: JobsPerMinute,
     /// The last known uptime.
     pub uptime: Option<Percent>,
@@ -47,12 +47,12 @@ pub(crate) struct TargetRate {
     pub reason: RateReason,
 }
 
-/// What an observation led to, beside the rate.
+/// The result of an observation, besides the target rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Observed {
-    /// That claim and evidence began or ceased to differ.
+    /// Set if claim and evidence began or ceased to differ.
     pub claim: Option<ClaimChange>,
-    /// When the rate may change though nothing new is known: the agent is to be observed again then.
+    /// When to observe the agent again even without news: its rate may rise then.
     pub again_at: Option<Instant>,
 }
 
@@ -90,7 +90,7 @@ impl AgentEntry {
         }
     }
 
-    /// Publishes what the agent gets, once something was known of it.
+    /// Publishes the target rate, from the first decision on.
     fn publish(&mut self, Allocation { base, rate }: Allocation) {
         let Some(decision) = self.decisions.decided() else {
             return;
@@ -129,7 +129,7 @@ impl AgentEntry {
 }
 
 impl RateController {
-    /// For no agent yet.
+    /// Without agents.
     #[must_use]
     pub(crate) fn new(policy: Policy, sharing: Sharing) -> Self {
         Self {
@@ -173,7 +173,7 @@ impl RateController {
         self.entries.lock()[agent] = None;
     }
 
-    /// Decides anew what an agent has earned, by what is known of its uptime at `now`.
+    /// Decides again what an agent has earned, from its uptime as known at `now`.
     pub(crate) fn observe(
         &self,
         AgentIndex(agent): AgentIndex,
@@ -211,7 +211,7 @@ impl RateController {
         observed
     }
 
-    /// An agent's budget is spent: nothing more is sent to it.
+    /// Sets an agent's rate to 0 because its budget is spent.
     pub(crate) fn budget_spent(&self, AgentIndex(agent): AgentIndex) {
         let mut entries = self.entries.lock();
         if let Some(entry) = entries.get_mut(agent).and_then(Option::as_mut) {
@@ -227,7 +227,7 @@ impl RateController {
         }
     }
 
-    /// Shares out a total anew, by what is known now.
+    /// Divides a total again, by what is known now.
     pub(crate) fn rebalance(&self) {
         let Sharing::Total { rate, split, .. } = self.sharing else {
             return;

@@ -18,7 +18,7 @@ pub struct Policy {
     trust: Trust,
 }
 
-/// Which uptime counts where what an agent reports and what became of its jobs contradict each other.
+/// Which uptime counts if an agent's jobs contradict the one it reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Trust {
     /// The uptime that the agent reports.
@@ -38,7 +38,7 @@ enum Shape {
     Proportional { power: f64 },
 }
 
-/// The least uptime and the share of the base rate that it earns.
+/// The minimum uptime, and the share of the base rate that it earns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Tier {
     uptime: Percent,
@@ -101,13 +101,13 @@ impl Policy {
         self.rate_of(base, self.share(uptime))
     }
 
-    /// Whom to believe.
+    /// Which uptime counts if there is a contradiction.
     #[must_use]
     pub fn trust(&self) -> Trust {
         self.trust
     }
 
-    /// The uptimes at which another share is earned, best first; none where it changes evenly.
+    /// The thresholds at which the share changes, best first; empty if it changes continuously.
     #[must_use]
     pub fn thresholds(&self) -> Vec<Percent> {
         match &self.shape {
@@ -130,7 +130,7 @@ impl Policy {
     }
 }
 
-/// What was wrong with a policy, and what would be right.
+/// Text that is no policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0}: expected tiers:UPTIME=SHARE,… (best first), linear:FROM..TO or proportional:POWER, then recover_after=T, probe_rate=N and trust=reported|verified where wanted, as in 'tiers:99=100,95=50,90=10 recover_after=10m probe_rate=1'"

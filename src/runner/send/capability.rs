@@ -1,4 +1,4 @@
-//! What a job of each capability looks like, and which one is next.
+//! The jobs of each capability, and the choice of the next one.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -11,26 +11,26 @@ use super::template::{PlaceholderValues, Template};
 use crate::runner::roster::CapabilityIndex;
 use crate::wire::gateway::JobHeader;
 
-/// The capability that is asked for where nobody says otherwise.
+/// The default capability.
 pub(crate) const DEFAULT: &str = "gpu-check";
 
-/// The least that a job's timeout is exceeded by, so that an orchestrator gives up first.
+/// How much longer the runner waits than a job may run, so that the orchestrator gives up first.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 
-/// What a job of one kind looks like.
+/// A kind of job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Capability {
     /// Its name here.
     pub name: String,
-    /// What stands after `/process/request/`.
+    /// The path after `/process/request/`.
     pub route: String,
     /// What an orchestrator must offer.
     pub capability: String,
     /// What is run there.
     pub run: String,
-    /// The longest that a job may run, over 0.
+    /// The longest that a job may run, greater than 0.
     pub timeout_seconds: u32,
-    /// Its weight in the random choice, over 0.
+    /// Its weight in the random choice, greater than 0.
     pub weight: f64,
     /// The body, with placeholders.
     pub payload: Map<String, Value>,
@@ -85,13 +85,13 @@ impl Capability {
         ]
     }
 
-    /// The longest wait for an answer that lets an orchestrator give up first.
+    /// The timeout of a job if none is set: an orchestrator gives up first.
     #[must_use]
     pub fn default_timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_seconds.into()) + TIMEOUT_MARGIN
     }
 
-    /// Everything of a job that is the same for all of an agent's, `parameters` included.
+    /// The parts that all jobs of an agent have in common, with its `parameters`.
     #[must_use]
     pub fn prepare(&self, parameters: &str) -> JobTemplate {
         JobTemplate {
@@ -107,7 +107,7 @@ impl Capability {
     }
 }
 
-/// What a capability's jobs for one agent have in common.
+/// A capability's jobs for one agent.
 #[derive(Debug, Clone)]
 pub struct JobTemplate {
     header: JobHeader<'static>,
@@ -191,7 +191,7 @@ impl JobPicker {
         )
     }
 
-    /// The capability on which a slot falls that sends nothing.
+    /// The capability to which a slot is assigned that sends nothing.
     pub(crate) fn next_unsent(&mut self) -> CapabilityIndex {
         draw(&self.cumulated_weights, &mut self.unsent)
     }

@@ -1,4 +1,4 @@
-//! When jobs are due: open-loop, evenly spaced, whatever becomes of the jobs.
+//! When jobs are due: open-loop and evenly spaced, whatever the jobs' latency.
 //!
 //! ```text
 //! 60/min          60 → 30/min after a third of a gap        → 0    → 60/min
@@ -20,7 +20,7 @@ const MINUTE_NANOS: u128 = 60_000_000_000;
 /// Decides when jobs are due at a rate that changes.
 #[derive(Debug)]
 pub(crate) struct Pacer {
-    /// How much of a gap the first slot after none waits.
+    /// The part of a gap before the first slot.
     phase: Share,
     base: JobsPerMinute,
     /// `None` at rate 0.
@@ -28,7 +28,7 @@ pub(crate) struct Pacer {
     withheld: WithheldSlots,
 }
 
-/// Evenly spaced slots, of which `taken` are gone.
+/// Slots at a constant rate, of which `taken` are used.
 #[derive(Debug, Clone, Copy)]
 struct PacedSegment {
     start: Instant,
@@ -36,7 +36,7 @@ struct PacedSegment {
     taken: u64,
 }
 
-/// The integral of (base − current) over time, of which whole slots are taken out.
+/// The integral of (base − current) over time, from which whole slots are taken.
 #[derive(Debug, Default)]
 struct WithheldSlots {
     counted_until: Option<Instant>,
@@ -44,7 +44,7 @@ struct WithheldSlots {
     rest: u128,
 }
 
-/// What has become due at one wake.
+/// The slots that have become due.
 #[derive(Debug)]
 #[must_use = "slots that are not accounted for are lost"]
 pub(crate) struct Due {
@@ -57,7 +57,7 @@ pub(crate) struct Due {
 }
 
 impl Due {
-    /// The instants at which the jobs to send now were due, oldest first.
+    /// The instants of the slots to send now, oldest first.
     pub(crate) fn slots(&self) -> impl Iterator<Item = Instant> + use<> {
         let slots = self.slots.clone();
         self.segment
@@ -79,7 +79,7 @@ impl Pacer {
     /// more than the highest rate has in half a millisecond, so it never holds up a steady run.
     pub(crate) const AT_ONCE: u64 = 64;
 
-    /// The longest wait for the first slot after none.
+    /// The longest delay of the first slot.
     const LONGEST_PHASE: Duration = Duration::from_secs(1);
 
     /// Nothing is due, and nothing counted as withheld, before the first [`Self::change`]. Where there

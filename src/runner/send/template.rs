@@ -1,9 +1,9 @@
-//! Payloads with placeholders, cut into pieces once so that a job only has to join them.
+//! Payloads with placeholders, split into pieces once, so that a job only joins them.
 
 use serde_json::Value;
 use uuid::Uuid;
 
-/// One of them takes the place of `{prompt}`.
+/// One of these replaces `{prompt}`.
 const PROMPTS: [&str; 8] = [
     "A lighthouse on a cliff in a storm, oil painting",
     "A red fox in fresh snow, photograph, soft morning light",
@@ -47,7 +47,7 @@ impl Placeholder {
     ];
 }
 
-/// What placeholders stand for in one job.
+/// The values of the placeholders in one job.
 #[derive(Debug)]
 pub struct PlaceholderValues<'a> {
     /// Whose job it is.
@@ -85,7 +85,7 @@ fn unquoted(json: &str) -> &str {
 }
 
 impl Template {
-    /// Cuts a value at its placeholders.
+    /// Splits a value at its placeholders.
     #[must_use]
     pub(crate) fn new(value: &Value) -> Self {
         let mut template = Self(Vec::new());

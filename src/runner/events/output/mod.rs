@@ -1,4 +1,4 @@
-//! Events to lines.
+//! The forms of output.
 
 pub(crate) mod json;
 pub(crate) mod text;
@@ -22,7 +22,7 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    /// Appends the lines that an event makes, often none.
+    /// Appends the lines of an event, often none.
     pub(crate) fn event(&self, event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
         match self {
             Self::Text(text) => text.event(event, roster, lines),
@@ -47,7 +47,7 @@ impl Output {
     }
 }
 
-/// What goes on between jobs, for the status line of a terminal.
+/// The state of a run, for the status line of a terminal.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     /// Jobs per minute now, over all agents.
@@ -68,6 +68,6 @@ pub(crate) struct Progress {
 #[derive(Debug, Clone)]
 pub(crate) struct AgentProgress {
     pub id: Arc<str>,
-    /// Its uptime, and for how long that has been known; `None` where it is not.
+    /// Its uptime and the age of that; `None` if it is not known.
     pub uptime: Option<(Percent, Duration)>,
 }

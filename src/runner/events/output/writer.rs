@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::runner::events::worker::Worker;
 use crate::terminal;
 
-/// Lines waiting to be written beyond which there is no ready for more.
+/// The bound on bytes that wait to be written.
 const CAPACITY_BYTES: usize = 4 << 20;
-/// Lines of this time are written together.
+/// Lines of this span of time are written together.
 const BATCH: Duration = Duration::from_millis(25);
 /// A queue of lines and the thread that writes them.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ struct WriterShared {
     queue: Mutex<LineQueue>,
     filled: Condvar,
     written: Notify,
-    /// Cancelled when standard output takes no more.
+    /// Cancelled when standard output fails.
     failed: CancellationToken,
 }
 
@@ -37,7 +37,7 @@ struct LineQueue {
     lines: Vec<u8>,
     status: Option<String>,
     closed: bool,
-    /// Whether the thread waits to be told of more.
+    /// Whether the thread waits on `filled`.
     idle: bool,
     error: Option<io::Error>,
 }
@@ -88,7 +88,7 @@ impl Writer {
     /// Waits until more lines can wait.
     pub(crate) async fn ready(&self) {
         loop {
-            // Before the look at the queue: a batch written in between must not be missed.
+            // Registered before the queue is checked, so that a batch written in between is not missed.
             let written = self.shared.written.notified();
             if self.has_capacity() {
                 return;
@@ -100,7 +100,7 @@ impl Writer {
     /// Waits until all lines are written; no more can be.
     ///
     /// # Errors
-    /// What standard output answered when it took no more.
+    /// The error of standard output.
     pub(crate) async fn close(&self) -> io::Result<()> {
         {
             let mut queue = self.shared.queue.lock();
