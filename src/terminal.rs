@@ -55,5 +55,5 @@ pub fn columns() -> Option<usize> {
 pub fn print(text: &[u8]) -> anyhow::Result<()> {
     io::stdout()
         .write_all(text)
-        .context("standard output takes no more")
+        .context("standard output cannot be written")
 }

@@ -44,9 +44,9 @@ impl Default for PingPolicy {
 impl PingPolicy {
     /// What is to be kept of `asked`; `random`, from 0 to 1, spreads the time of the next ping.
     #[must_use]
-    pub fn evaluate(&self, known: &AgentRecord, asked: PingAttempt, random: f64) -> PingRecord {
+    pub fn evaluate(&self, known: &AgentRecord, attempt: PingAttempt, random: f64) -> PingRecord {
         let graced = self.first_ping_grace && known.agent.total_pings == 0;
-        let ping = ping(asked, graced);
+        let ping = ping(attempt, graced);
         let streak = if graced {
             Streak::default()
         } else {
@@ -77,9 +77,9 @@ impl PingPolicy {
     }
 }
 
-fn ping(asked: PingAttempt, first_ping: bool) -> Ping {
+fn ping(attempt: PingAttempt, first_ping: bool) -> Ping {
     let mut ping = Ping {
-        timestamp: asked.at,
+        timestamp: attempt.at,
         success: false,
         uptime_percent: None,
         window_seconds: None,
@@ -88,7 +88,7 @@ fn ping(asked: PingAttempt, first_ping: bool) -> Ping {
         response_time_ms: None,
         error: None,
     };
-    let reported = asked.answer.and_then(|reported| {
+    let reported = attempt.answer.and_then(|reported| {
         let uptime = if first_ping {
             Some(first_ping_uptime(
                 reported.gpu_available,
@@ -106,7 +106,7 @@ fn ping(asked: PingAttempt, first_ping: bool) -> Ping {
             ping.uptime_percent = Some(uptime.to_a_billionth());
             ping.window_seconds = reported.window_seconds.map(to_a_millionth);
             ping.gpu_available = reported.gpu_available;
-            ping.response_time_ms = Some(milliseconds(asked.took));
+            ping.response_time_ms = Some(milliseconds(attempt.took));
         }
         Err(error) => ping.error = Some(error),
     }

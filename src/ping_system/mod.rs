@@ -123,14 +123,14 @@ pub async fn run_at(
         api::routes(state, tokens),
         shutdown.at_once.clone(),
     );
-    let asked = async {
+    let pinging = async {
         pinger.run(shutdown.gently.clone()).await;
         pinger.under_way.close();
         pinger.under_way.wait().await;
     };
     tokio::select! {
         () = served => {}
-        () = asked => {}
+        () = pinging => {}
     }
     if shutdown.at_once.is_cancelled() {
         return Ok(());

@@ -12,12 +12,12 @@ use crate::units::saturating_sub;
 /// The pause between two steps, so that pings do not wait behind them.
 const STEP_PAUSE: Duration = Duration::from_millis(100);
 /// The time between two rounds over all agents.
-const LONGEST_ROUND: Duration = Duration::from_mins(10);
-const SHORTEST_ROUND: Duration = Duration::from_secs(1);
+const MAX_ROUND: Duration = Duration::from_mins(10);
+const MIN_ROUND: Duration = Duration::from_secs(1);
 
 /// Prunes until `stop`.
 pub(crate) async fn run(store: Arc<dyn Store>, retention: Duration, stop: CancellationToken) {
-    let round = (retention / 10).clamp(SHORTEST_ROUND, LONGEST_ROUND);
+    let round = (retention / 10).clamp(MIN_ROUND, MAX_ROUND);
     let mut pause = round;
     while stop
         .run_until_cancelled(tokio::time::sleep(pause))

@@ -19,7 +19,7 @@ use crate::terminal;
 use crate::wire::ping_system::ListedAgent;
 
 /// The longest wait for a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often, and after which pauses, it is looked for an agent's first ping.
 const FIRST_PING_LOOKS: u32 = 30;
@@ -95,7 +95,7 @@ async fn uptime(
     agents: &BTreeMap<String, ListedAgent>,
 ) -> Finding {
     let mut answer = system.poll(agent_id).await;
-    // One that was registered a moment ago is just being asked.
+    // The first ping of an agent that was registered a moment ago may be under way.
     for _ in 0..FIRST_PING_LOOKS {
         if !answer
             .as_ref()
@@ -131,7 +131,7 @@ async fn uptime(
         Err(PollError::NotListed { url, .. }) => {
             let known: Vec<&str> = agents.keys().map(String::as_str).take(5).collect();
             let known = if known.is_empty() {
-                "nobody is".to_owned()
+                "no agent is".to_owned()
             } else {
                 format!("{} are", known.join(", "))
             };
@@ -148,12 +148,12 @@ async fn uptime(
 async fn agent(client: &Client, agent_id: &str, url: &str) -> Finding {
     let Ok(base) = url.parse::<Url>() else {
         return Finding::Fails(format!(
-            "{agent_id}: registered with the address '{}', which is none. Register it anew",
+            "{agent_id}: registered with the invalid address '{}'. Register it again",
             url.escape_debug()
         ));
     };
-    let asked = client.get(with_path(&base, "agent/health")).send();
-    let unseen = match timeout(PATIENCE, asked).await {
+    let request = client.get(with_path(&base, "agent/health")).send();
+    let unseen = match timeout(TIMEOUT, request).await {
         Ok(Ok(answer)) if answer.status().is_success() => {
             return Finding::Works(format!("{agent_id} itself at {url}: answers"));
         }
@@ -170,7 +170,7 @@ async fn agent(client: &Client, agent_id: &str, url: &str) -> Finding {
 async fn gateway(url: &Url) -> Finding {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = url.port_or_known_default().unwrap_or_default();
-    let why = match timeout(PATIENCE, TcpStream::connect((host, port))).await {
+    let why = match timeout(TIMEOUT, TcpStream::connect((host, port))).await {
         Ok(Ok(_)) => {
             return Finding::Works(format!(
                 "gateway at {url}: takes connections (no job was sent)"

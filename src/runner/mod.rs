@@ -100,7 +100,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
         () = shutdown.at_once.cancelled() => at_once = true,
     }
     let total = tokio::select! {
-        closed = run.events.close() => closed.context("standard output takes no more")?,
+        closed = run.events.close() => closed.context("standard output cannot be written")?,
         () = drain_timed_out(at_once, shutdown) => return Ok(Exit::Interrupted),
     };
     if let Some(panic) = broken {

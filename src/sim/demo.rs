@@ -98,7 +98,7 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
          demo: the ping system's dashboard is at {ping_url} until the end\n",
         config.rate.base
     )
-    .context("standard output takes no more")?;
+    .context("standard output cannot be written")?;
 
     let parts = async {
         tokio::try_join!(

@@ -331,7 +331,7 @@ async fn fail(failure: Failure) -> Response {
     match failure {
         Failure::Status(status) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (status, "the mock was told to fail").into_response()
+            (status, "the mock fails this job on purpose").into_response()
         }
         Failure::Empty => StatusCode::OK.into_response(),
         Failure::NoSupply => bad_request("No orchestrators found for capability"),

@@ -167,7 +167,7 @@ fn write_one(statement: &Statement, text: &mut String) -> std::fmt::Result {
             amount.in_eth(),
             match source {
                 CostSource::Price => "the price of each second begun",
-                CostSource::Balance => "the balances that answers told",
+                CostSource::Balance => "the balances in answers",
             }
         ),
         _ => writeln!(text, "  💰 Amount: unknown, no price and no balances\n"),

@@ -125,7 +125,7 @@ pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
     let mut unpriced = agents.filter(|agent| config.price(agent).is_none());
     let missing = if config.limits.budget.is_some() {
         let anybody = (config.agents.all && config.limits.price.is_none())
-            .then(|| "whoever is listed".to_owned());
+            .then(|| "the agents that are listed".to_owned());
         unpriced.next().map(|agent| agent.id.clone()).or(anybody)
     } else {
         unpriced

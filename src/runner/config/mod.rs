@@ -422,7 +422,7 @@ fn allow_open_files(max_in_flight: usize, agents: usize, all: bool) -> anyhow::R
     let allow =
         |agents: usize| open_files::allow("--max-in-flight", max_in_flight, 2 * agents as u64);
     if all {
-        // How many there will be is not known; whoever cannot be listened to is asked.
+        // Their number is not known; agents beyond it are polled instead of listened to.
         allow(LISTENED_TO).or_else(|_| allow(agents))?;
     } else {
         allow(agents)?;

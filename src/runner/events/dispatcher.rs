@@ -212,7 +212,7 @@ impl EventDispatcher {
                 0 => {}
                 dropped => tracing::warn!(
                     records = dropped,
-                    "--record: the disk was too slow, so many records are not in the file; the accounts have them all"
+                    "--record: the disk was too slow: records are missing in the file; the accounts have them all"
                 ),
             }
         }

@@ -127,7 +127,7 @@ impl RunMetrics {
         )?;
         let age = gauge(
             "uptime_runner_uptime_age_seconds",
-            "Time since the ping system last told the uptime.",
+            "Age of the last known uptime.",
         )?;
         let contradicted = gauge(
             "uptime_runner_claim_contradicted",

@@ -80,7 +80,7 @@ impl Pacer {
     pub(crate) const AT_ONCE: u64 = 64;
 
     /// The longest delay of the first slot.
-    const LONGEST_PHASE: Duration = Duration::from_secs(1);
+    const MAX_PHASE: Duration = Duration::from_secs(1);
 
     /// Nothing is due, and nothing counted as withheld, before the first [`Self::change`]. Where there
     /// was no rate, the first slot waits for `phase` of a gap, at most of a second: pacers that begin
@@ -179,7 +179,7 @@ impl Pacer {
 impl Pacer {
     fn wait(&self, rate: JobsPerMinute) -> Duration {
         let gap = nanos(MINUTE_NANOS / u128::from(rate.get().max(1)));
-        gap.min(Self::LONGEST_PHASE).mul_f64(self.phase.get())
+        gap.min(Self::MAX_PHASE).mul_f64(self.phase.get())
     }
 }
 

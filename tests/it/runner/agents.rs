@@ -381,7 +381,7 @@ fn what_does_not_fit_together_is_refused() {
         ),
         (
             &["--all-agents", "--budget-wei", "5"],
-            "no price is known for whoever",
+            "no price is known for the agents that are listed",
         ),
         (&["--agent", "a", "--price", "-1"], "whole wei per second"),
         (
