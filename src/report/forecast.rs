@@ -48,7 +48,7 @@ pub struct Chance {
 
 /// A time in which a tier was reached, or was not. Seconds from any origin.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Segment {
+struct UptimeRun {
     from: f64,
     until: f64,
     up: bool,
@@ -81,16 +81,16 @@ pub(crate) fn forecast(runs: &[Timeline], tiers: &[Percent]) -> Vec<TierForecast
     tiers.iter().filter_map(of_tier).collect()
 }
 
-fn segments(runs: &[Timeline], tier: Percent) -> Vec<Segment> {
+fn segments(runs: &[Timeline], tier: Percent) -> Vec<UptimeRun> {
     let known = runs.iter().flat_map(Timeline::known);
     let known: Vec<_> = known.filter(|known| known.until > known.from).collect();
     let Some(origin) = known.first().map(|first| first.from) else {
         return Vec::new();
     };
     let seconds = |at: Micros| super::timeline::seconds(at - origin);
-    let mut segments: Vec<Segment> = Vec::new();
+    let mut segments: Vec<UptimeRun> = Vec::new();
     for known in known {
-        let next = Segment {
+        let next = UptimeRun {
             from: seconds(known.from),
             until: seconds(known.until),
             up: known.uptime >= tier,
@@ -135,7 +135,7 @@ impl Seen {
 
 impl Model {
     /// Takes in a segment's part until an instant; segments come in their order, each from its begin.
-    fn learn(&mut self, segment: &Segment, until: f64) {
+    fn learn(&mut self, segment: &UptimeRun, until: f64) {
         let until = until.min(segment.until);
         let begin = self
             .last
@@ -184,7 +184,7 @@ impl Model {
 }
 
 /// The forecasts of each hour of the past, against what came. (Their chance is not set.)
-fn compare(segments: &[Segment], horizon: f64) -> Chance {
+fn compare(segments: &[UptimeRun], horizon: f64) -> Chance {
     let mut model = Model::default();
     let (mut compared, mut squares, mut squares_as_now) = (0_u64, 0.0, 0.0);
     let end = segments.last().map_or(0.0, |last| last.until);

@@ -204,7 +204,7 @@ impl PingEvents for ScriptedStream {
 }
 
 impl UptimeSource for ScriptedPings {
-    type PingEvents = ScriptedStream;
+    type Events = ScriptedStream;
 
     async fn listen(&self, agent_id: &str) -> Result<ScriptedStream, PollError> {
         let told = std::mem::take(&mut *self.told.lock().unwrap());

@@ -230,13 +230,13 @@ mod tests {
         (slots, due.overdue, due.withheld)
     }
 
-    struct Run {
+    struct PacedRun {
         base: JobsPerMinute,
         pacer: Pacer,
         start: Instant,
     }
 
-    impl Run {
+    impl PacedRun {
         fn new(base: u32) -> Self {
             Self {
                 base: jobs(base),
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn nothing_is_due_or_withheld_before_the_first_rate() {
-        let mut run = Run::new(60);
+        let mut run = PacedRun::new(60);
         assert_eq!(run.advance(10_000), (vec![], 0, 0));
         assert_eq!(run.next_ms(), None);
         assert_eq!(run.change(10_000, 60), (vec![], 0, 0));
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn slots_are_evenly_spaced_from_the_start() {
-        let mut run = Run::new(60);
+        let mut run = PacedRun::new(60);
         let _ = run.change(0, 60);
         assert_eq!(run.advance(999), (vec![0], 0, 0));
         assert_eq!(run.advance(1000), (vec![1000], 0, 0));
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_new_rate_keeps_the_part_of_the_gap_that_has_passed() {
         for (rate, next) in [(30, 1750), (120, 625), (60, 1000), (6, 7750)] {
-            let mut run = Run::new(120);
+            let mut run = PacedRun::new(120);
             let _ = run.change(0, 60);
             assert_eq!(run.change(250, rate).0, vec![0]);
             assert_eq!(run.next_ms(), Some(next), "to {rate}");
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn several_changes_within_one_gap_keep_all_that_has_passed() {
-        let mut run = Run::new(60);
+        let mut run = PacedRun::new(60);
         let _ = run.change(0, 60);
         let _ = run.change(500, 30);
         assert_eq!(run.next_ms(), Some(1500));
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn zero_sends_nothing_and_its_end_sends_at_once() {
-        let mut run = Run::new(60);
+        let mut run = PacedRun::new(60);
         let _ = run.change(0, 60);
         assert_eq!(run.advance(0).0, vec![0]);
         assert_eq!(run.change(1500, 0), (vec![], 0, 1));
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_late_wake_sends_one_seconds_worth_and_drops_the_rest() {
-        let mut run = Run::new(600);
+        let mut run = PacedRun::new(600);
         let _ = run.change(0, 600);
         let (slots, overdue, _) = run.advance(10_000);
         assert_eq!(slots.len(), 10);
@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn many_late_slots_are_taken_a_few_at_a_time() {
-        let mut run = Run::new(60_000);
+        let mut run = PacedRun::new(60_000);
         let _ = run.change(0, 60_000);
         let (slots, overdue, _) = run.advance(99);
         assert_eq!((slots.len(), overdue), (64, 0));
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn withheld_slots_are_the_difference_to_the_base_rate() {
-        let mut run = Run::new(60);
+        let mut run = PacedRun::new(60);
         let _ = run.change(0, 30);
         assert_eq!(run.advance(1999).2, 0);
         assert_eq!(run.advance(2000).2, 1);

@@ -26,7 +26,7 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Who knows agents' uptimes: a ping system, or a test's stand-in.
 pub(crate) trait UptimeSource: Send + Sync + 'static {
     /// New pings of one agent.
-    type PingEvents: PingEvents;
+    type Events: PingEvents;
 
     /// Asks for all that matters of an agent now.
     fn poll(&self, agent_id: &str)
@@ -36,7 +36,7 @@ pub(crate) trait UptimeSource: Send + Sync + 'static {
     fn listen(
         &self,
         agent_id: &str,
-    ) -> impl Future<Output = Result<Self::PingEvents, PollError>> + Send;
+    ) -> impl Future<Output = Result<Self::Events, PollError>> + Send;
 }
 
 /// New pings as they come.
@@ -123,11 +123,11 @@ pub(crate) struct PingSystem {
     /// The bound on questions at once: a runner may follow thousands of agents.
     pub permits: Semaphore,
     /// The last fetch_list at the list of agents, and when it began.
-    pub cached_list: Mutex<Option<(Instant, AgentList)>>,
+    pub cached_list: Mutex<Option<(Instant, CachedList)>>,
 }
 
 /// The agents that are listed, by name, or why there is no list.
-pub(crate) type AgentList = Result<Arc<BTreeMap<String, ListedAgent>>, PollError>;
+pub(crate) type CachedList = Result<Arc<BTreeMap<String, ListedAgent>>, PollError>;
 
 impl PingSystem {
     fn address(&self, path: &[&str]) -> Url {
@@ -185,7 +185,7 @@ impl PingSystem {
     ///
     /// # Errors
     /// When there is no good answer.
-    pub(crate) async fn agents(&self) -> AgentList {
+    pub(crate) async fn agents(&self) -> CachedList {
         // Held while asking: whoever comes meanwhile waits for the same answer.
         let mut last = self.cached_list.lock().await;
         let shared = LIST_LIFETIME.min(self.timeout / 2);
@@ -200,7 +200,7 @@ impl PingSystem {
         fetch_list
     }
 
-    async fn fetch_list(&self) -> AgentList {
+    async fn fetch_list(&self) -> CachedList {
         let url = self.address(&[]);
         let body = self.get(&url).await?;
         let agents = read_agents(&body).map_err(|error| PollError::Invalid {
@@ -256,7 +256,7 @@ impl PingSystem {
 }
 
 impl UptimeSource for PingSystem {
-    type PingEvents = PingStream;
+    type Events = PingStream;
 
     async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, PollError> {
         let agent = self.agent(agent_id).await?;

@@ -173,7 +173,10 @@ fn an_output_that_takes_no_more_ends_the_run_with_status_1() {
             .read_to_string(&mut stderr)
             .unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(1), "{stderr}");
-        assert!(stderr.contains("standard output takes no more"), "{stderr}");
+        assert!(
+            stderr.contains("standard output cannot be written"),
+            "{stderr}"
+        );
     }
 }
 
