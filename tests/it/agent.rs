@@ -239,6 +239,7 @@ fn note(folder: &Path) -> Option<String> {
 }
 
 #[test]
+#[cfg_attr(quick, ignore = "long: runs in CI")]
 fn history_survives_the_end_of_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let mut agent = Agent::start(&folder, &CHECKED_OFTEN);

@@ -161,6 +161,80 @@ fn a_bad_file_is_refused_with_its_line() {
     }
 }
 
+/// Each variable of agent and ping system reaches its option: a bad value is refused in the option's name.
+#[test]
+fn variables_of_agent_and_ping_system_are_options() {
+    let agent = [
+        ("AGENT_ID", "..", "--agent-id"),
+        ("AGENT_LISTEN", "nowhere", "--listen"),
+        ("AGENT_GPU_CHECK_INTERVAL_SECONDS", "0", "--check-interval"),
+        ("AGENT_MAX_HISTORY_SIZE", "0", "--max-history"),
+        ("AGENT_CHECKPOINT_INTERVAL", "0", "--checkpoint-every"),
+        ("AGENT_GPU", "none", "--gpu"),
+        ("AGENT_REQUIRE_GPUS", "0", "--require-gpus"),
+        ("AGENT_TOKEN_FILE", "/nonexistent", "--token-file"),
+        ("AGENT_TOKEN", "two words", "AGENT_TOKEN"),
+    ];
+    let ping_system = [
+        ("PING_LISTEN", "nowhere", "--listen"),
+        ("PING_DATABASE", "mysql://host/db", "--database"),
+        (
+            "PING_BASE_INTERVAL_MINUTES",
+            "0",
+            "PING_BASE_INTERVAL_MINUTES",
+        ),
+        ("PING_UPTIME_THRESHOLD", "101", "--uptime-threshold"),
+        (
+            "PING_ESCALATION_MULTIPLIER",
+            "0.5",
+            "--escalation-multiplier",
+        ),
+        ("PING_MAX_INTERVAL_HOURS", "soon", "PING_MAX_INTERVAL_HOURS"),
+        ("PING_RECOVERY_THRESHOLD_PINGS", "0", "--recovery-threshold"),
+        (
+            "PING_FIRST_PING_GRACE_PERIOD",
+            "maybe",
+            "--first-ping-grace",
+        ),
+        (
+            "PING_RESPONSE_TIMEOUT_SECONDS",
+            "-1",
+            "PING_RESPONSE_TIMEOUT_SECONDS",
+        ),
+        ("PING_MAX_CONCURRENT_AGENTS", "0", "--max-concurrent"),
+        ("PING_RETENTION", "0", "--retention"),
+        ("PING_TOKEN_FILE", "/nonexistent", "--token-file"),
+        ("PING_READ_TOKEN_FILE", "/nonexistent", "--read-token-file"),
+        (
+            "PING_AGENT_TOKEN_FILE",
+            "/nonexistent",
+            "--agent-token-file",
+        ),
+        ("PING_TOKEN", "two words", "PING_TOKEN"),
+        ("PING_READ_TOKEN", "two words", "PING_READ_TOKEN"),
+        ("PING_AGENT_TOKEN", "two words", "PING_AGENT_TOKEN"),
+        ("PING_ALLOW_AGENTS", "everywhere", "--allow-agents"),
+    ];
+    for (command, variables) in [("agent", &agent[..]), ("ping-system", &ping_system)] {
+        for (variable, value, named) in variables {
+            let mut refused_here = binary();
+            refused_here.arg(command);
+            if command == "agent" && *variable != "AGENT_ID" {
+                refused_here.args(["--agent-id", "a"]);
+            }
+            let output = refused_here.env(variable, value).output().unwrap();
+            refused(&output, &[named]);
+        }
+    }
+    // A bare number has the unit of its variable; a flag beats it.
+    let output = binary()
+        .args(["ping-system", "--max-interval", "10m"])
+        .env("PING_BASE_INTERVAL_MINUTES", "15")
+        .output()
+        .unwrap();
+    refused(&output, &["--base-interval 900s", "--max-interval 600s"]);
+}
+
 #[test]
 fn tokens_are_never_shown() {
     let folder = tempfile::tempdir().unwrap();

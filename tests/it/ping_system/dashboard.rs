@@ -200,6 +200,7 @@ async fn agents_are_shown_as_they_are() {
 }
 
 #[tokio::test]
+#[cfg_attr(quick, ignore = "long: runs in CI")]
 #[cfg_attr(no_chromium, ignore = "needs Chromium (package chromium)")]
 async fn a_new_ping_is_shown_at_once() {
     let folder = tempfile::tempdir().unwrap();
