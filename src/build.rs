@@ -23,7 +23,7 @@ fn main() {
     println!("cargo::rerun-if-changed=.git/HEAD");
     println!("cargo::rerun-if-changed=.git/logs/HEAD");
     println!("cargo::rerun-if-changed=src/build.rs");
-    for variable in ["CI", "PATH"] {
+    for variable in ["BUILD_COMMIT", "CI", "PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
@@ -54,8 +54,11 @@ fn tell(cfg: &str, is_set: bool) {
 /// The release, with the commit where it is built from a checkout.
 fn version() -> String {
     let release = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
-    let commit = output("git", &["describe", "--always", "--dirty", "--exclude=*"]);
-    match commit.filter(|_| Path::new(".git").exists()) {
+    // An image is built without the repository, and is given the commit.
+    let given = std::env::var("BUILD_COMMIT").ok().filter(|c| !c.is_empty());
+    let described = || output("git", &["describe", "--always", "--dirty", "--exclude=*"]);
+    let commit = given.or_else(|| described().filter(|_| Path::new(".git").exists()));
+    match commit {
         Some(commit) => format!("{release} ({commit})"),
         None => release,
     }

@@ -182,7 +182,7 @@ fn a_full_disk_stops_no_job_and_what_is_missing_is_told() {
     finished.assert_accounts_add_up(60_000);
     let (_, told) = finished
         .stderr
-        .split_once("so many records are not in the file")
+        .split_once("the disk was too slow: records are missing in the file")
         .expect("told");
     let missing: u64 = told
         .split_once("records=")
