@@ -137,6 +137,7 @@ fn blocks(page: &str) -> Vec<(Option<&str>, Vec<&str>)> {
 
 #[test]
 #[cfg_attr(no_curl, ignore = "needs curl (package curl)")]
+#[cfg_attr(quick, ignore = "long: runs in CI")]
 fn every_command_that_needs_nothing_works() {
     let mut run = 0;
     for (page, text) in pages() {
