@@ -33,7 +33,7 @@ const AGENT: &str = "agent-001";
 /// How much history counts, as a share of the demo.
 const WINDOW: f64 = 16.0 / 60.0;
 
-/// What the GPU does, in shares of the demo. Lost three times within the window, its uptime falls
+/// The GPU's script, in shares of the demo. Lost three times within the window, its uptime falls
 /// to about 96, 92 and 85 %; then these times leave the window again, one by one.
 const STEPS: [(SimState, f64); 7] = [
     (SimState::Up, 17.0 / 60.0),
@@ -90,7 +90,7 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     config.limits.duration = Some(duration);
     config.rate.base = base_rate(duration);
     config.ping.window = duration.mul_f64(WINDOW);
-    // A look a second in a demo of a minute, in case that listening to the ping system fails.
+    // One poll a second in a demo of a minute, in case the event stream fails.
     config.ping.interval = (duration / 60).max(Duration::from_millis(20));
     writeln!(
         io::stdout(),
@@ -172,7 +172,7 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
     }
 }
 
-/// As whoever deploys an agent does.
+/// Registers the agent, as its deployer does.
 async fn register(ping_url: &Url, agent_url: &Url) -> anyhow::Result<()> {
     let form = json!({
         "agent_id": AGENT,

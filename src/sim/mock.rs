@@ -1,4 +1,4 @@
-//! A ping system and a gateway on one port, steered by scripts. As a gateway it is strict about the
+//! A ping system and a gateway on one port, driven by scripts. As a gateway it is strict about the
 //! job header, as `.github/docs/protocol.md` section 3.1 describes it.
 
 use std::io::{self, Write};
@@ -36,7 +36,7 @@ use crate::units::Percent;
 use crate::wire::gateway::{BALANCE_HEADER, JOB_HEADER, JobHeader, ORCHESTRATOR_HEADER};
 
 const PING_INTERVAL_MINUTES: u32 = 15;
-/// What the mock's agents have answered within the last hour.
+/// How many pings of the last hour the mock's agents have.
 const PINGS: i32 = 4;
 const ORCHESTRATOR: &str = "https://orchestrator.mock.example:8935";
 const BALANCE_WEI: i64 = 1_000_000_000_000_000_000;
@@ -64,7 +64,7 @@ pub struct MockOptions {
 }
 
 impl MockOptions {
-    /// Checks what no single option tells.
+    /// Checks what depends on several options.
     ///
     /// # Errors
     /// Shares of failures over 100 %.
@@ -93,29 +93,29 @@ impl MockOptions {
     }
 }
 
-/// What the mock is to do.
+/// The mock's behaviour.
 #[derive(Debug)]
 pub struct Mock {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Whom the ping system knows.
+    /// The agents that the ping system lists.
     pub agents: Vec<String>,
     /// Their uptime.
     pub uptime: UptimeScript,
-    /// The gateway's.
+    /// The latency of the gateway's answers.
     pub latency: Latency,
     /// How often and how jobs fail.
     pub failures: Vec<FailureShare>,
 }
 
-/// A mock that listens.
+/// A mock with an open listener.
 #[derive(Debug)]
 pub struct MockServer {
     listener: TcpListener,
     mock: Mock,
 }
 
-/// Plays both until the first signal.
+/// Serves both until the first signal.
 ///
 /// # Errors
 /// When it cannot listen.
@@ -127,7 +127,7 @@ pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Exit> {
         .first()
         .map_or("agent-001", String::as_str);
     tracing::info!("the mock answers at http://{address}");
-    // Nobody has to read it: a mock goes on without.
+    // The mock goes on if standard output is closed.
     let _ = write!(
         io::stdout(),
         "mock ping system and gateway at http://{address}, until Ctrl-C; in another terminal:\n  \
@@ -138,10 +138,10 @@ pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Exit> {
 }
 
 impl Mock {
-    /// Listens, and tells where.
+    /// Binds the listener, and returns its address with the server.
     ///
     /// # Errors
-    /// When the address is not to be had.
+    /// When the address cannot be bound.
     pub async fn bind(self) -> anyhow::Result<(MockServer, SocketAddr)> {
         let listener = net::server::listen("--listen", self.listen).await?;
         let address = listener.local_addr()?;
@@ -156,7 +156,7 @@ impl Mock {
 }
 
 impl MockServer {
-    /// Answers until `stop`.
+    /// Serves until `stop`.
     ///
     /// # Errors
     /// When the listener fails.
@@ -176,7 +176,7 @@ impl MockServer {
             .layer(middleware::from_fn(redirect_double_slashes))
             .with_state(state);
         let listener = self.listener.tap_io(|connection| {
-            // An answer must not wait for more to be sent with it; without, it is only slower.
+            // Without TCP_NODELAY answers are only slower, so a failure is ignored.
             let _ = connection.set_nodelay(true);
         });
         tokio::select! {
@@ -211,7 +211,7 @@ fn error(status: StatusCode, text: &str) -> Response {
     (status, Json(json!({ "error": text }))).into_response()
 }
 
-/// What Go's `ServeMux` does, which turns a POST into a GET.
+/// Redirects as Go's `ServeMux` does, which turns a POST into a GET.
 async fn redirect_double_slashes(request: Request, next: Next) -> Response {
     let mut path = request.uri().path().to_owned();
     if !path.contains("//") {
@@ -280,11 +280,11 @@ async fn job(
 ) -> Response {
     let header = match read_header(&headers) {
         Ok(header) => header,
-        // As text, which is how a gateway says it.
+        // As plain text, like a gateway.
         Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
     };
     let (latency, failure) = playing.draw();
-    // A timer of no length would still wait for the next millisecond.
+    // Even a timer of zero length would wait for the next millisecond.
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }

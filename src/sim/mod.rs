@@ -1,4 +1,4 @@
-//! Scripted counterparts, for `mock` and `demo`.
+//! Scripted ping system and gateway, for `mock` and `demo`.
 
 pub mod demo;
 pub mod mock;

@@ -1,4 +1,4 @@
-//! The small languages that steer the mock: uptime over time, latency, shares of failures.
+//! The small languages that script the mock: uptime over time, latency, shares of failures.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// The next one, evenly spread around the middle.
+    /// Draws a latency, uniformly distributed around the middle.
     pub fn draw(self, rng: &mut Rng) -> Duration {
         (self.middle + self.spread.mul_f64(2.0 * rng.f64())).saturating_sub(self.spread)
     }
@@ -72,7 +72,7 @@ impl FromStr for Latency {
             .trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
         let spread = match spread {
             None => Some(Duration::ZERO),
-            // In the unit of the middle, unless it has its own.
+            // In the unit of the middle unless it has its own.
             Some(spread) => {
                 span_or_zero(&format!("{}{unit}", spread.trim())).or_else(|| span_or_zero(spread))
             }
@@ -100,26 +100,26 @@ pub enum Failure {
     Status(u16),
     /// 200 without a body and an orchestrator.
     Empty,
-    /// Nobody offers the capability.
+    /// No orchestrator offers the capability.
     NoSupply,
-    /// The balance does not suffice.
+    /// The balance does not cover the job.
     Unpaid,
     /// No answer, ever.
     Hang,
-    /// A connection that ends half-way.
+    /// The connection ends before the answer is complete.
     Reset,
 }
 
-/// How often to fail in which way: `500:2%`.
+/// The share of jobs that fail in one way: `500:2%`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FailureShare {
     pub failure: Failure,
-    /// Of all jobs.
+    /// The share of all jobs.
     pub share: Percent,
 }
 
 impl FailureShare {
-    /// Draws one of `shares`, most often none.
+    /// Draws a failure with the probabilities of `shares`; usually none.
     pub fn draw(shares: &[Self], rng: &mut Rng) -> Option<Failure> {
         let mut point = rng.f64() * 100.0;
         shares.iter().find_map(|each| {

@@ -1,4 +1,4 @@
-//! What an agent answers (`.github/docs/protocol.md` section 2).
+//! An agent's answers (`.github/docs/protocol.md` section 2).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,7 +36,7 @@ pub struct UptimeReport {
     pub boot_id: Uuid,
 }
 
-/// A name that can stand in a path and on a line.
+/// A valid agent id: one that fits in a URL path and on a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentId(pub(crate) String);
 
@@ -53,7 +53,7 @@ impl FromStr for AgentId {
     }
 }
 
-/// Whether this can be an agent's name: it stands in paths and on lines.
+/// Whether this is a valid agent id: ids occur in URL paths and on lines.
 #[must_use]
 pub fn is_agent_id(text: &str) -> bool {
     let length = 1..=256;
@@ -74,28 +74,28 @@ pub struct Reported {
     pub gpu_available: Option<bool>,
 }
 
-/// Why the answer to a ping counts as none.
+/// Why the answer to a ping is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidReport {
-    /// Not JSON, or not of the agreed form.
+    /// Not JSON, or not of the expected form.
     #[error("not a valid answer: {0}")]
     Form(#[from] serde_json::Error),
-    /// The answer of somebody else.
+    /// The answer of another agent.
     #[error("answered as agent '{}'", .0.chars().take(64).collect::<String>().escape_debug())]
     OtherAgent(String),
-    /// A window that is no length of time.
+    /// A window that is not a valid length of time.
     #[error("window_seconds is {0}: expected a number from 0 to a hundred years")]
     Window(f64),
-    /// Nothing that could be judged.
+    /// Neither an uptime nor whether a GPU is there.
     #[error("neither uptime_percent nor gpu_available in the answer")]
     Empty,
 }
 
-/// Reads an agent's answer to a ping: liberal in what it leaves out, strict in what would make a
-/// wrong record.
+/// Reads an agent's answer to a ping: fields may be missing, but what would make a wrong record is
+/// refused.
 ///
 /// # Errors
-/// What is no such answer, is another agent's, or holds a percentage or window that is none.
+/// Not such an answer, another agent's, or one with an invalid percentage or window.
 pub fn read_report(body: &[u8], agent_id: &str) -> Result<Reported, InvalidReport> {
     #[derive(Deserialize)]
     struct ReportForm {
@@ -130,7 +130,7 @@ pub fn read_report(body: &[u8], agent_id: &str) -> Result<Reported, InvalidRepor
 /// The state of all GPUs at the last check.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuStatus {
-    /// `available`, or why not.
+    /// `available`, or the reason why not.
     pub status: String,
     /// When they were checked.
     pub timestamp: DateTime<Utc>,
@@ -139,31 +139,31 @@ pub struct GpuStatus {
     pub devices: BTreeMap<u32, GpuDevice>,
 }
 
-/// One GPU; what it or its driver does not tell is `null`.
+/// One GPU; what it or its driver does not report is `null`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuDevice {
     pub device_id: u32,
-    /// Whether it is well, or why not.
+    /// Whether it is healthy, or why not.
     pub health: GpuHealth,
-    /// Its name for ever.
+    /// Its permanent identifier.
     pub uuid: Option<String>,
     pub name: Option<String>,
     pub memory: Option<GpuMemory>,
-    /// What its code is compiled for.
+    /// Its CUDA compute capability.
     pub compute_capability: Option<ComputeCapability>,
-    /// How busy it is.
+    /// Its utilization.
     pub utilization: Option<Utilization>,
-    /// How warm it is.
+    /// Its temperature.
     pub temperature_celsius: Option<u32>,
 }
 
-/// Whether a GPU is well. In JSON this is the text of [`fmt::Display`].
+/// Whether a GPU is healthy. In JSON this is the text of [`fmt::Display`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum GpuHealth {
-    /// It is well.
+    /// Nothing is wrong with it.
     Ok,
-    /// The driver says that it is lost.
+    /// The driver reports it as lost.
     Lost,
     /// The driver does not know it.
     #[default]
@@ -217,7 +217,7 @@ pub struct GpuMemory {
     /// Not in use.
     pub free_bytes: u64,
     pub used_bytes: u64,
-    /// In use, of what is installed.
+    /// The share of the installed memory that is in use.
     pub usage_percentage: f64,
 }
 

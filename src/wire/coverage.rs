@@ -1,4 +1,4 @@
-//! What a ping says of its agent, and of which time. Ping system and runner both go by this.
+//! What a ping says about its agent, and which time it covers. Ping system and runner share these rules.
 
 use crate::units::Percent;
 

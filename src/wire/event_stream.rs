@@ -1,4 +1,4 @@
-//! Server-sent events, read from the pieces in which they come (the `EventSource` part of the HTML
+//! Parses server-sent events incrementally (the `EventSource` part of the HTML
 //! standard).
 
 use std::mem;
@@ -9,18 +9,18 @@ const MAX_BYTES: usize = 64 << 10;
 /// One event: its kind, and its data with a newline between its lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ServerSentEvent {
-    /// What `event:` said; `message` where it said nothing.
+    /// The value of `event:`; `message` if there was none.
     pub kind: String,
-    /// What `data:` said.
+    /// The value of `data:`.
     pub data: String,
 }
 
-/// A stream that is no stream of events, or has one that is too long.
+/// The stream is not an event stream, or has an event that is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an event over {} KiB", MAX_BYTES >> 10)]
 pub(crate) struct TooLong;
 
-/// Reads events out of pieces of text that are cut anywhere.
+/// Parses events from pieces of text that may be split anywhere.
 #[derive(Debug, Default)]
 pub(crate) struct EventReader {
     line: Vec<u8>,
@@ -30,10 +30,10 @@ pub(crate) struct EventReader {
 }
 
 impl EventReader {
-    /// The events that this piece completes.
+    /// Returns the events that this piece completes.
     ///
     /// # Errors
-    /// One that grows too long; the stream is of no more use then.
+    /// An event that grows too long; the stream cannot be read further.
     pub(crate) fn push(&mut self, piece: &[u8]) -> Result<Vec<ServerSentEvent>, TooLong> {
         let mut events = Vec::new();
         for &byte in piece {
@@ -53,7 +53,7 @@ impl EventReader {
         let line = String::from_utf8_lossy(&line);
         if line.is_empty() {
             let mut event = mem::take(&mut self.event);
-            // What has no data is no event.
+            // The standard discards an event without data.
             event.data.pop()?;
             if event.kind.is_empty() {
                 "message".clone_into(&mut event.kind);
@@ -68,7 +68,7 @@ impl EventReader {
                 self.event.data.push_str(value);
                 self.event.data.push('\n');
             }
-            // Comments, which only show that the stream lives, and fields of no use here.
+            // Comments, which are keep-alives, and fields that are not needed here.
             _ => {}
         }
         None

@@ -33,7 +33,7 @@ pub struct JobHeader<'a> {
     pub timeout_seconds: u32,
 }
 
-/// What is wrong with a job header, in the words that a gateway uses.
+/// Why a gateway refuses a job header, in the gateway's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidJobHeader {
     /// Not base64 with padding.
@@ -84,34 +84,34 @@ impl JobHeader<'_> {
     }
 }
 
-/// What came of a job.
+/// How a job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Status 200 with a body or an orchestrator's name.
     Success,
-    /// Status 200, no body, no orchestrator: all of them failed (go-livepeer,
+    /// Status 200, no body, no orchestrator: every orchestrator failed (go-livepeer,
     /// byoc/job_gateway.go: its loop ends without writing).
     NoOrchestrator,
-    /// Nobody offers the capability.
+    /// No orchestrator offers the capability.
     NoSupply,
-    /// The gateway's balance does not pay for the job.
+    /// The gateway's balance does not cover the job.
     Unpaid,
-    /// The gateway could not read the job: our own fault.
+    /// The gateway could not parse the job: a fault of the runner or its configuration.
     Rejected,
-    /// Done, but by another orchestrator than those of the agent.
+    /// Done, but by an orchestrator that does not belong to the agent.
     Misrouted,
     /// Any other status.
     HttpError,
-    /// No whole answer in time.
+    /// No complete answer in time.
     Timeout,
     Connect,
-    /// The connection was lost half-way.
+    /// The connection was lost before the answer was complete.
     Transport,
 }
 
 impl Outcome {
-    /// All of them, in the order in which they are declared.
+    /// All outcomes, in the order of their declaration.
     pub const ALL: [Self; 10] = [
         Self::Success,
         Self::NoOrchestrator,
@@ -148,7 +148,7 @@ impl Outcome {
         Self::ALL.into_iter().find(|outcome| outcome.name() == name)
     }
 
-    /// What a whole answer means. `body_start` is enough of the body to hold an error's text.
+    /// Classifies a complete answer. `body_start` is enough of the body to hold an error's text.
     #[must_use]
     pub fn of_answer(status: u16, body_start: &[u8], orchestrator: Option<&str>) -> Self {
         match status {
@@ -177,7 +177,7 @@ impl Outcome {
     }
 }
 
-/// An orchestrator's address in a form in which equal ones compare equal: `HTTPS://Orch:443` is
+/// Normalizes an orchestrator's address so that equal addresses compare equal: `HTTPS://Orch:443` is
 /// `https://orch/`.
 #[must_use]
 pub fn same_orchestrator_form(address: &str) -> String {
@@ -197,7 +197,7 @@ pub fn balance_wei(header: &str) -> Option<&str> {
     (fits && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(header)
 }
 
-/// Finds the end mark of an event stream, also where it is cut across two pieces of the body.
+/// Finds the end mark of an event stream, even if it is split across two pieces of the body.
 #[derive(Debug, Default)]
 pub struct DoneMark {
     matched: usize,
@@ -206,7 +206,7 @@ pub struct DoneMark {
 impl DoneMark {
     const MARK: &'static [u8] = b"[DONE]";
 
-    /// Reads on; true once the mark was seen.
+    /// Reads the next piece; true once the mark has been seen.
     pub fn seen_in(&mut self, piece: &[u8]) -> bool {
         for &byte in piece {
             if self.matched == Self::MARK.len() {

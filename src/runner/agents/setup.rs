@@ -22,9 +22,10 @@ use crate::runner::uptime::client::PingSystem;
 
 /// The longest wait for an answer of the ping system.
 const MAX_POLL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Questions to the ping system at once, over all agents.
+/// Concurrent polls of the ping system, over all agents.
 const MAX_CONCURRENT_POLLS: usize = 8;
-/// The client that reaches ping system and gateway.
+
+/// The HTTP client for ping system and gateway.
 ///
 /// # Errors
 /// When TLS is wanted and no roots can be loaded.

@@ -1,4 +1,4 @@
-//! Asks a ping system for an agent's uptime, and listens to it (`.github/docs/protocol.md` section 1).
+//! Polls a ping system for an agent's uptime, and subscribes to its events (`.github/docs/protocol.md` section 1).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -17,22 +17,22 @@ use crate::wire::ping_system::{
     HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agents, read_event, read_history,
 };
 
-/// Who asks so soon after another is told the same: thousands of agents are in one list.
+/// How long a list of agents is reused: thousands of agents are in one list.
 const LIST_LIFETIME: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
-/// A stream that shows no life for so long is lost; ours does every five seconds.
+/// A stream that is silent for this long is considered lost; ours sends something every five seconds.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Who knows agents' uptimes: a ping system, or a test's stand-in.
+/// A source of agents' uptimes: a ping system, or a test's stand-in.
 pub(crate) trait UptimeSource: Send + Sync + 'static {
     /// New pings of one agent.
     type Events: PingEvents;
 
-    /// Asks for all that matters of an agent now.
+    /// Polls the current state of an agent.
     fn poll(&self, agent_id: &str)
     -> impl Future<Output = Result<AgentSnapshot, PollError>> + Send;
 
-    /// Listens to an agent's new pings.
+    /// Subscribes to an agent's new pings.
     fn listen(
         &self,
         agent_id: &str,
@@ -41,37 +41,37 @@ pub(crate) trait UptimeSource: Send + Sync + 'static {
 
 /// New pings as they come.
 pub(crate) trait PingEvents: Send {
-    /// The next one, and what it made of its agent; an error ends the stream.
+    /// The next ping, and its agent's state after it; an error ends the stream.
     fn next(
         &mut self,
     ) -> impl Future<Output = Result<(ListedAgent, HistoryPing), PollError>> + Send;
 }
 
-/// Why there is no good answer.
+/// Why a poll failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum PollError {
-    /// No connection, or one that was lost.
+    /// The connection failed or was lost.
     #[error("{url}: {cause}")]
     Transport {
-        /// What was asked.
+        /// The URL that was requested.
         url: String,
         cause: String,
     },
-    /// No whole answer in time.
+    /// No complete answer in time.
     #[error("{url}: no whole answer in {}s", .waited.as_secs_f64())]
     Timeout {
-        /// What was asked.
+        /// The URL that was requested.
         url: String,
-        /// For how long.
+        /// The timeout.
         waited: Duration,
     },
-    /// Another status than 200.
+    /// A status other than 200.
     #[error("{url}: status {status}, expected 200{hint}")]
     Status {
-        /// What was asked.
+        /// The URL that was requested.
         url: String,
         status: StatusCode,
-        /// What may help.
+        /// What the operator can try.
         hint: String,
     },
     /// A body that is longer than any honest answer.
@@ -80,29 +80,29 @@ pub(crate) enum PollError {
     /// A body that cannot be used.
     #[error("{url}: {error}")]
     Invalid {
-        /// What was asked.
+        /// The URL that was requested.
         url: String,
         /// What is wrong with the answer.
         error: InvalidAnswer,
     },
-    /// It does not tell new pings by itself.
+    /// The ping system has no event stream.
     #[error("{0}: no stream of events")]
     StreamUnsupported(String),
-    /// A stream of events that ended, or fell silent.
+    /// An event stream that ended, or fell silent.
     #[error("{url}: {what}")]
     StreamLost {
-        /// What was listened to.
+        /// The URL of the stream.
         url: String,
         what: String,
     },
     /// The ping system does not know the agent.
     #[error("{url}: no agent '{agent_id}' among the {listed} listed")]
     NotListed {
-        /// What was asked.
+        /// The URL that was requested.
         url: String,
-        /// Who is missing.
+        /// The agent that is missing.
         agent_id: String,
-        /// How many are there.
+        /// How many agents are listed.
         listed: usize,
     },
 }
@@ -110,23 +110,23 @@ pub(crate) enum PollError {
 /// A ping system.
 #[derive(Debug)]
 pub(crate) struct PingSystem {
-    /// Reaches it; must not follow redirects.
+    /// Must not follow redirects.
     pub client: Client,
-    /// What `/ping-system/…` is added to.
+    /// The base URL, to which `/ping-system/…` is appended.
     pub url: Url,
-    /// Proof that we may read.
+    /// The `Authorization` header, if reading needs one.
     pub authorization: Option<HeaderValue>,
     /// How much history counts.
     pub window: Duration,
     /// The longest wait for an answer.
     pub timeout: Duration,
-    /// The bound on questions at once: a runner may follow thousands of agents.
+    /// Bounds concurrent polls: a runner may follow thousands of agents.
     pub permits: Semaphore,
-    /// The last fetch_list at the list of agents, and when it began.
+    /// The latest list of agents, and when its request began.
     pub cached_list: Mutex<Option<(Instant, CachedList)>>,
 }
 
-/// The agents that are listed, by name, or why there is no list.
+/// The listed agents by name, or why there is no list.
 pub(crate) type CachedList = Result<Arc<BTreeMap<String, ListedAgent>>, PollError>;
 
 impl PingSystem {
@@ -181,12 +181,12 @@ impl PingSystem {
             })?
     }
 
-    /// All agents, of now or of a moment ago.
+    /// All agents, as of now or of a moment ago.
     ///
     /// # Errors
-    /// When there is no good answer.
+    /// When the request fails or its answer cannot be used.
     pub(crate) async fn agents(&self) -> CachedList {
-        // Held while asking: whoever comes meanwhile waits for the same answer.
+        // Held during the request: concurrent callers wait for the same answer.
         let mut last = self.cached_list.lock().await;
         let shared = LIST_LIFETIME.min(self.timeout / 2);
         if let Some((began, fetch_list)) = &*last
@@ -237,7 +237,7 @@ impl PingSystem {
         })
     }
 
-    /// A longer history, where what is known has no ping that could count.
+    /// Requests a longer history if the known one has no ping that could count.
     async fn older(&self, snapshot: &AgentSnapshot) -> Result<Option<Vec<HistoryPing>>, PollError> {
         let AgentSnapshot { agent, history } = snapshot;
         if newest_in_list(agent).is_some() || newest_in_history(history).is_some() {
@@ -260,7 +260,7 @@ impl UptimeSource for PingSystem {
 
     async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, PollError> {
         let agent = self.agent(agent_id).await?;
-        // Waiting for a place is no part of an answer's time.
+        // The wait for a permit does not count towards the timeout.
         let _permit = self.permits.acquire().await;
         let history = self.history(agent_id, self.window).await?;
         let mut snapshot = AgentSnapshot { agent, history };
@@ -296,7 +296,7 @@ impl UptimeSource for PingSystem {
                 reader: EventReader::default(),
                 events: VecDeque::new(),
             }),
-            // Not at this moment; anything else says that it never does.
+            // A temporary failure; any other status means that it has no event stream.
             status @ (StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
                 let what = format!("status {status}");
                 Err(PollError::StreamLost {

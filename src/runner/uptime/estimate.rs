@@ -1,4 +1,4 @@
-//! Pings to uptime: what an agent's history says of it now, and for how long that may be acted on
+//! Estimates an agent's uptime from its pings, and for how long the estimate may be used
 //! (`.github/docs/protocol.md` section 4).
 
 use std::time::{Duration, Instant};
@@ -15,14 +15,14 @@ const INTERVAL_SPREAD: f64 = 1.05;
 /// How far the clocks of ping system and runner may differ.
 const CLOCK_SLACK: TimeDelta = TimeDelta::minutes(5);
 
-/// What a good answer says of an agent.
+/// The uptime of an agent that follows from a good answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct UptimeEstimate {
-    /// The uptime now; `None` where no ping says anything of now.
+    /// The uptime now; `None` if no ping covers now.
     pub uptime: Option<Percent>,
     /// How many pings the window holds.
     pub pings: usize,
-    /// What else the ping system tells.
+    /// Counters of the ping system, for display.
     pub ping_stats: PingStats,
 }
 
@@ -36,17 +36,17 @@ impl From<&ListedAgent> for PingStats {
     }
 }
 
-/// What a ping system has told of an agent so far.
+/// What a ping system has reported about an agent so far.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AgentSnapshot {
-    /// The agent, as the list has it.
+    /// The agent, as listed.
     pub agent: ListedAgent,
     /// Its pings, oldest first.
     pub history: Vec<HistoryPing>,
 }
 
 impl AgentSnapshot {
-    /// What that says of a moment.
+    /// The estimate for the moment `now`.
     #[must_use]
     pub(crate) fn estimate(&self, now: DateTime<Utc>, window: Duration) -> UptimeEstimate {
         let (mean, pings) = mean_in_window(&self.history, now, window);
@@ -61,7 +61,7 @@ impl AgentSnapshot {
         }
     }
 
-    /// Takes in a new ping, and forgets what is older than the window but for the last before it. A
+    /// Adds a new ping, and drops what is older than the window except the last ping before it. A
     /// ping that is known changes nothing.
     pub(crate) fn add(
         &mut self,
@@ -101,7 +101,7 @@ pub(crate) fn mean_in_window(
 ) -> (Option<Percent>, usize) {
     let begin = saturating_sub(now, window);
     let in_window = history.partition_point(|ping| ping.timestamp < begin);
-    // Those of a clock that was ahead would stay in the window for as long as it was.
+    // Pings stamped by a clock that was ahead would stay in the window for too long.
     let end = history.partition_point(|ping| ping.timestamp <= now + CLOCK_SLACK);
     let in_window = in_window..end.max(in_window);
     let weighted = |first_pings: bool| -> Vec<(Percent, Option<f64>)> {
@@ -136,7 +136,7 @@ pub(crate) fn newest_if_covering(
     (saturating_sub(now, interval) <= at).then_some(percent)
 }
 
-/// The newest ping as the list of agents tells it.
+/// The newest ping, according to the list of agents.
 #[must_use]
 pub(crate) fn newest_in_list(agent: &ListedAgent) -> Option<(Percent, DateTime<Utc>)> {
     Some((agent.last_uptime_percent?, agent.last_ping_at?))
@@ -151,7 +151,7 @@ pub(crate) fn newest_in_history(history: &[HistoryPing]) -> Option<(Percent, Dat
         .find_map(|ping| Some((percent_of(ping)?, ping.timestamp)))
 }
 
-/// What a ping says; `None` for an answer that says nothing about uptime.
+/// The uptime that a ping reports; `None` if it reports none.
 fn percent_of(ping: &HistoryPing) -> Option<Percent> {
     let gone = ping.gpu_available == Some(false);
     match ping.uptime_percent {
@@ -162,7 +162,7 @@ fn percent_of(ping: &HistoryPing) -> Option<Percent> {
     }
 }
 
-/// `None` without any; all weigh the same where a weight is missing or all are 0.
+/// `None` if `values` is empty; all weigh the same if a weight is missing or all are 0.
 fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
     let (origin, _) = pings.first()?;
     let known: Option<Vec<f64>> = pings.iter().map(|(_, seconds)| *seconds).collect();
@@ -186,7 +186,7 @@ fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
         .ok()
 }
 
-/// What is known of an agent's uptime, over all good and bad answers so far.
+/// An agent's latest known uptime and its age, over all good and bad answers so far.
 #[derive(Debug, Clone)]
 pub(crate) struct UptimeFreshness {
     stale_after: Duration,
@@ -194,7 +194,7 @@ pub(crate) struct UptimeFreshness {
 }
 
 impl UptimeFreshness {
-    /// Nothing is known yet; later, a known uptime may be acted on for `stale_after`.
+    /// Nothing is known yet; a known uptime may be used for `stale_after`.
     #[must_use]
     pub(crate) fn new(stale_after: Duration) -> Self {
         Self {
@@ -203,7 +203,7 @@ impl UptimeFreshness {
         }
     }
 
-    /// Takes in a good answer at `now`. One that knows no uptime is freshness too: it ends the
+    /// Records a good answer at `now`. An answer without an uptime is knowledge as well: it replaces the
     /// last one. (Bad answers and silence change nothing but let the last one age.)
     pub(crate) fn answered(&mut self, uptime: Option<Percent>, now: Instant) {
         self.last = uptime.map(|percent| (percent, now));

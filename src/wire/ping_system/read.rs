@@ -17,13 +17,13 @@ pub const MAX_BODY_BYTES: usize = 8 << 20;
 pub struct ListedAgent {
     /// The agent's name.
     pub agent_id: String,
-    /// Where it answers; only shown and looked at by `check`.
+    /// The agent's own URL; shown and examined by `check` only.
     #[serde(default, deserialize_with = "text_or_nothing")]
     pub agent_url: Option<String>,
-    /// When it was last asked.
+    /// The time of its last ping.
     #[serde(default, deserialize_with = "time_or_null")]
     pub last_ping_at: Option<DateTime<Utc>>,
-    /// How often it was asked.
+    /// The number of its pings.
     #[serde(default, deserialize_with = "count_or_nothing")]
     pub total_pings: Option<u64>,
     /// How many of the latest pings were poor.
@@ -32,15 +32,15 @@ pub struct ListedAgent {
     /// Minutes between two pings now.
     #[serde(default, deserialize_with = "length_or_null")]
     pub ping_interval_minutes: Option<f64>,
-    /// What the last ping said.
+    /// The uptime that the last ping reported.
     #[serde(default, alias = "last_uptime_percentage")]
     pub last_uptime_percent: Option<Percent>,
 }
 
-/// One question to an agent and what came of it.
+/// One ping of an agent and its result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HistoryPing {
-    /// When the agent was asked.
+    /// When the agent was pinged.
     pub timestamp: DateTime<Utc>,
     /// Whether it answered.
     pub success: bool,
@@ -50,22 +50,22 @@ pub struct HistoryPing {
     pub window_seconds: Option<f64>,
     /// Whether a GPU was there.
     pub gpu_available: Option<bool>,
-    /// Whether it was the first one, which proves only that a GPU exists.
+    /// Whether it was the agent's first ping, which proves only that a GPU exists.
     pub first_ping: bool,
 }
 
 /// Why an answer cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAnswer {
-    /// Not JSON, or not of the agreed form.
+    /// Not JSON, or not of the expected form.
     #[error("not a valid answer: {0}")]
     Form(String),
-    /// The history of somebody else.
+    /// The history of another agent.
     #[error("the history is that of agent '{got}', expected '{expected}'")]
     OtherAgent {
-        /// Whose history came.
+        /// The agent whose history was returned.
         got: String,
-        /// Whose history was asked for.
+        /// The agent whose history was requested.
         expected: String,
     },
 }
@@ -79,7 +79,7 @@ impl From<serde_json::Error> for InvalidAnswer {
 /// Reads the list of agents: `{"agents": […]}` or a bare array.
 ///
 /// # Errors
-/// Anything that is not such a list, or holds a percentage or time that is none.
+/// Anything that is not such a list, or holds an invalid percentage or time.
 pub fn read_agents(body: &[u8]) -> Result<Vec<ListedAgent>, InvalidAnswer> {
     #[derive(Deserialize)]
     struct AgentListForm {
@@ -94,8 +94,8 @@ pub fn read_agents(body: &[u8]) -> Result<Vec<ListedAgent>, InvalidAnswer> {
 /// bare array.
 ///
 /// # Errors
-/// Anything that is not such a history, that of another agent, or one with a percentage, time or
-/// window that is none.
+/// Anything that is not such a history, that of another agent, or one with an invalid percentage, time
+/// or window.
 pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<HistoryPing>, InvalidAnswer> {
     #[derive(Deserialize)]
     struct HistoryForm {
@@ -119,7 +119,7 @@ pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<HistoryPing>, Inv
     Ok(pings)
 }
 
-/// Reads a new ping of `agent_id` out of an event's data, and what it made of its agent.
+/// Reads a new ping of `agent_id` from an event's data, and the agent's state after it.
 ///
 /// # Errors
 /// As for a history.
@@ -146,7 +146,7 @@ pub fn read_event(
     Ok((agent, ping))
 }
 
-/// The fields of a ping under all the names that they go by.
+/// The fields of a ping under all their known names.
 #[derive(Deserialize)]
 struct PingForm {
     #[serde(deserialize_with = "time")]
@@ -219,7 +219,7 @@ fn time_or_null<'de, D: Deserializer<'de>>(
     })
 }
 
-/// A number of seconds or minutes that weighs in a decision: finite and not negative.
+/// A number of seconds or minutes that a decision depends on: finite and not negative.
 fn length_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     match Option::<f64>::deserialize(deserializer)? {
         Some(length) if !length.is_finite() || length < 0.0 => Err(de::Error::custom(format!(
@@ -229,7 +229,7 @@ fn length_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f
     }
 }
 
-/// A text that is only shown: what is no text is left out.
+/// A text that is only shown: any other type is ignored.
 fn text_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(text) => Ok(Some(text)),
@@ -237,7 +237,7 @@ fn text_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     }
 }
 
-/// A count that is only shown: what is no count is left out.
+/// A count that is only shown: any other value is ignored.
 fn count_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Ok(Value::deserialize(deserializer)?.as_u64())
 }

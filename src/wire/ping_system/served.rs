@@ -11,27 +11,27 @@ use crate::units::Percent;
 pub struct Agent {
     /// The agent's name.
     pub agent_id: String,
-    /// Where it answers.
+    /// The agent's own URL.
     pub agent_url: String,
-    /// What it says it can do.
+    /// The capabilities that it declares.
     pub capabilities: Vec<String>,
-    /// Whatever else whoever registered it wanted to be kept.
+    /// Free metadata, kept as registered.
     pub metadata: Map<String, Value>,
     /// Whether it answered the last ping.
     pub status: Status,
     /// When it was first registered.
     pub registered_at: DateTime<Utc>,
-    /// When it was last asked.
+    /// The time of its last ping.
     pub last_ping_at: Option<DateTime<Utc>>,
-    /// When it will be asked next.
+    /// The time of its next ping.
     pub next_ping_at: DateTime<Utc>,
-    /// How often it was asked.
+    /// The number of its pings.
     pub total_pings: u64,
-    /// How many poor pings have not been made good by good ones.
+    /// Poor pings that have not been made up for by good ones.
     pub consecutive_poor_uptime: u32,
-    /// Minutes from the last ping to the next, without their spread.
+    /// Minutes from the last ping to the next, without jitter.
     pub ping_interval_minutes: f64,
-    /// What the last ping said; null where it had no answer.
+    /// The uptime that the last ping reported; null if it failed.
     pub last_uptime_percent: Option<Percent>,
 }
 
@@ -39,18 +39,18 @@ pub struct Agent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It answered the last ping, or was not asked yet.
+    /// It answered the last ping, or has not been pinged yet.
     Active,
-    /// It did not.
+    /// It did not answer the last ping.
     Unreachable,
 }
 
-/// One question to an agent and what came of it.
+/// One ping of an agent and its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ping {
-    /// When the agent was asked, by the ping system's clock.
+    /// When the agent was pinged, by the ping system's clock.
     pub timestamp: DateTime<Utc>,
-    /// Whether there was an answer that counts.
+    /// Whether there was a valid answer.
     pub success: bool,
     /// The uptime that it reported for its window; for a first ping 100 where a GPU is there, or 0.
     pub uptime_percent: Option<Percent>,
@@ -62,14 +62,14 @@ pub struct Ping {
     pub first_ping: bool,
     /// How long the answer took.
     pub response_time_ms: Option<f64>,
-    /// Why there was no answer that counts.
+    /// Why there was no valid answer.
     pub error: Option<String>,
 }
 
-/// A new ping, as it is told to those who listen: with what it changed about the agent.
+/// A new ping as subscribers receive it, with the agent's state after it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PingEvent {
-    /// Who was asked.
+    /// The agent that was pinged.
     pub agent_id: String,
     /// As in [`Agent`].
     pub status: Status,
