@@ -184,7 +184,7 @@ impl fmt::Display for WeiPerSecond {
 
 /// The seconds of compute that a job is charged for: those from its sending to its end, each begun one
 /// whole. A job that failed is charged like any other. Both times count in whole microseconds, as they
-/// are recorded, so that whoever has the records comes to the same.
+/// are recorded, so that anyone with the records computes the same figure.
 #[must_use]
 pub fn charged_seconds(latency: Duration, send_lag: Duration) -> u64 {
     let micros = latency.as_micros().saturating_sub(send_lag.as_micros());

@@ -39,7 +39,7 @@ pub struct AgentConfig {
     pub gpu: GpuSource,
     /// Where it answers.
     pub listen: SocketAddr,
-    /// What whoever asks must show.
+    /// The bearer token that requests must carry.
     pub token: Option<Token>,
     /// What survives a restart.
     pub checkpoint: CheckpointFile,

@@ -65,7 +65,7 @@ pub struct AgentOptions {
     /// GPUs that must be healthy [default: those seen at the start, at least 1]
     #[arg(long, value_name = "N", env = "AGENT_REQUIRE_GPUS")]
     require_gpus: Option<Count>,
-    /// File with the bearer token that whoever asks must show (or the token itself in AGENT_TOKEN)
+    /// File with the bearer token that requests must carry (or the token itself in AGENT_TOKEN)
     #[arg(long, value_name = "FILE", env = "AGENT_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// Answer beyond loopback without a token

@@ -1,5 +1,5 @@
-//! Bearer tokens and root certificates: where they are read from, how they are compared, and who must
-//! show one. No message and no `Debug` form shows a token.
+//! Bearer tokens and root certificates: where they are read from, how they are compared, and when one
+//! is required. No message and no `Debug` form shows a token.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use reqwest::Certificate;
 use reqwest::header::HeaderValue;
 use subtle::ConstantTimeEq;
 
-/// A secret that whoever asks must show. Never printed.
+/// A bearer token that a server requires. Never printed.
 #[derive(Clone)]
 pub struct Token(Arc<str>);
 
@@ -26,7 +26,7 @@ impl Token {
         Self(secret.into())
     }
 
-    /// Whether an `Authorization` header shows it. Takes the same time however much of it is right.
+    /// Whether an `Authorization` header carries it, compared in constant time.
     #[must_use]
     pub fn is_shown_by(&self, authorization: Option<&[u8]>) -> bool {
         let shown = authorization.and_then(|header| header.strip_prefix(b"Bearer "));
@@ -90,7 +90,7 @@ pub(crate) fn secret(
     Ok(Some(token.to_owned()))
 }
 
-/// Reads further root certificates for https.
+/// Reads additional root certificates for https.
 ///
 /// # Errors
 /// A file that cannot be read, or holds no certificate in PEM form.
@@ -106,7 +106,7 @@ pub(crate) fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
     Ok(roots)
 }
 
-/// Whoever reaches an address beyond loopback must show a token, unless that was waived.
+/// Requires a token for an address beyond loopback, unless that was waived.
 ///
 /// # Errors
 /// When neither is the case.

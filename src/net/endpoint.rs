@@ -1,12 +1,12 @@
-//! Addresses that are asked over HTTP.
+//! Addresses of HTTP servers that this program calls.
 
 use reqwest::header::HeaderValue;
 use url::Url;
 
-/// A program that is asked over HTTP.
+/// An HTTP server that this program calls.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    /// Its address, to whose path more is added.
+    /// Its base URL.
     pub url: Url,
     /// The bearer token, marked as sensitive so that it is never shown.
     pub authorization: Option<HeaderValue>,

@@ -9,7 +9,7 @@ use axum::routing::get;
 
 use super::server::error;
 
-/// Answers what `text` makes, in Prometheus' text format, at `/metrics`.
+/// Serves the text that `text` returns at `/metrics`, in Prometheus' text format.
 pub(crate) fn metrics_routes<F>(text: F) -> Router
 where
     F: Fn() -> prometheus::Result<String> + Send + Sync + 'static,

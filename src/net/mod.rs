@@ -1,4 +1,4 @@
-//! One way to do HTTP for all parts: the client, the server, and the credentials of both.
+//! HTTP as all parts use it: the client, the server, and the credentials of both.
 
 pub mod client;
 pub(crate) mod credentials;

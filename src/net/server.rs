@@ -24,26 +24,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Token;
 
-/// Connections at once; more wait to be accepted.
+/// Concurrent connections; further ones wait to be accepted.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// The longest that a client may take to send a request's head, idling before it included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest head that is read.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-/// The pause after a connection that could not be accepted, for want of open files most often.
+/// The pause after a connection could not be accepted, usually because no file descriptor was free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens at the address that `option` was given.
+/// Binds a listener to the address that was given by `option`.
 ///
 /// # Errors
-/// When it is not to be had, in a message that names the option.
+/// When the address cannot be bound, in a message that names the option.
 pub async fn listen(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
         format!("{option} {address}: cannot listen there, expected a free ADDRESS:PORT")
     })
 }
 
-/// Answers until `stop`; then all connections are closed.
+/// Serves until `stop`; then all connections are closed.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -86,12 +86,12 @@ async fn accept(
         .await
         .map_err(io::Error::other)?;
     let (connection, _) = listener.accept().await?;
-    // Answers are short: waiting for more to send with them only makes them late.
+    // Answers are short: Nagle's algorithm would only delay them.
     let _ = connection.set_nodelay(true);
     Ok((connection, place))
 }
 
-/// Lets only those who show one of the tokens reach the routes of `router`; all, where there is none.
+/// Requires one of the tokens for the routes of `router`; without tokens they are open.
 pub fn guard(router: Router, tokens: Vec<Token>) -> Router {
     if tokens.is_empty() {
         return router;
@@ -117,7 +117,7 @@ async fn check(State(tokens): State<Arc<[Token]>>, request: Request, next: Next)
     refused
 }
 
-/// Makes `{"error": text}` of what the framework says by itself about a request that it cannot read.
+/// Wraps the framework's own plain-text errors in `{"error": text}`.
 pub fn errors_as_json(router: Router) -> Router {
     router.layer(middleware::map_response(async |answer: Response| {
         let status = answer.status();

@@ -1,4 +1,4 @@
-//! Where agents may be: a registered address is one that this program will call.
+//! Which agent addresses are allowed: this program calls every registered address.
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -11,10 +11,10 @@ use url::{Host, Url};
 /// The longest address that is kept.
 const MAX_URL_BYTES: usize = 2048;
 
-/// Why an agent's address is not called.
+/// Why an agent's address is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressRejected {
-    /// Not an address of the wanted form.
+    /// Not a valid http or https URL.
     #[error(
         "agent_url: expected http://HOST[:PORT] or https://HOST[:PORT], with or without a path, up to 2048 bytes, without credentials, ? and #"
     )]
@@ -22,15 +22,15 @@ pub(crate) enum AddressRejected {
     /// The ping system's own.
     #[error("agent_url: that is this ping system itself, expected the address of an agent")]
     Itself,
-    /// Beyond what was allowed.
+    /// Outside the allowed networks.
     #[error("agent_url leads to {0}, which --allow-agents does not allow")]
     NotAllowed(IpAddr),
-    /// A name without any address.
+    /// A name that resolves to no address.
     #[error("agent_url: its host has no address")]
     NoAddress,
 }
 
-/// Where agents may be.
+/// Which agent addresses are allowed.
 #[derive(Debug, Clone)]
 pub(crate) struct AddressPolicy {
     allowed: Arc<[IpNet]>,
@@ -38,7 +38,7 @@ pub(crate) struct AddressPolicy {
 }
 
 impl AddressPolicy {
-    /// Within `allowed`, or anywhere where that is empty; never at `own`, where we listen.
+    /// Allows the networks in `allowed`, or all if it is empty; never `own`, where the ping system listens.
     #[must_use]
     pub(crate) fn new(allowed: &[IpNet], own: SocketAddr) -> Self {
         Self {
@@ -50,7 +50,7 @@ impl AddressPolicy {
     /// Checks an address as it is registered.
     ///
     /// # Errors
-    /// Why no agent can be there.
+    /// Why the address is rejected.
     pub(crate) async fn check_registration(&self, text: &str) -> Result<Url, AddressRejected> {
         let url = form(text)?;
         self.check(&url)?;
@@ -59,7 +59,7 @@ impl AddressPolicy {
             && let Some(host) = url.host_str()
         {
             let host = host.trim_matches(['[', ']']);
-            // A name that cannot be looked up now may be known later.
+            // A name that cannot be resolved now may be resolvable later.
             let addresses = tokio::net::lookup_host((host, port)).await;
             if addresses.is_ok_and(|mut found| found.any(|found| self.is_own(found))) {
                 return Err(AddressRejected::Itself);
@@ -68,10 +68,10 @@ impl AddressPolicy {
         Ok(url)
     }
 
-    /// Checks what no lookup is needed for; names are checked when they are looked up.
+    /// Checks what needs no name resolution; names are checked when they are resolved.
     ///
     /// # Errors
-    /// Why the address is not called.
+    /// Why the address is rejected.
     pub(crate) fn check(&self, url: &Url) -> Result<(), AddressRejected> {
         match url.host() {
             Some(Host::Ipv4(ip)) => self.check_ip(ip.into()),
@@ -119,8 +119,8 @@ fn form(text: &str) -> Result<Url, AddressRejected> {
     }
 }
 
-/// Looks names up as the system does, and gives only addresses that may be called: what is checked
-/// is what is connected to, whatever the name leads to at another time.
+/// Resolves names as the system does, and returns only allowed addresses. The address that is checked is
+/// the one that is connected to, so a name that changes in between (DNS rebinding) gains nothing.
 impl Resolve for AddressPolicy {
     fn resolve(&self, name: Name) -> Resolving {
         let address_policy = self.clone();

@@ -1,4 +1,4 @@
-//! Asks one agent for its uptime (`.github/docs/protocol.md` section 2.1).
+//! Pings one agent (`.github/docs/protocol.md` section 2.1).
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::net::endpoint::with_path;
 use crate::wire::agent::{MAX_REPORT_BYTES, Reported, read_report};
 use crate::wire::ping_system::served::Agent;
 
-/// How much of a reason is kept.
+/// The longest failure reason that is stored.
 const MAX_REASON_CHARS: usize = 200;
 
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(crate) struct AgentClient {
 }
 
 impl AgentClient {
-    /// Asks agents whose address `address_policy` allows, each for at most `timeout`, and shows them
-    /// `authorization`.
+    /// A client for agents whose address `address_policy` allows. Each ping takes at most `timeout` and
+    /// carries `authorization`.
     ///
     /// # Errors
     /// When the client cannot be set up.
@@ -42,8 +42,8 @@ impl AgentClient {
         let build = |with_tls| {
             net::client::builder(with_tls, Vec::new())
                 .dns_resolver(address_policy.clone())
-                // Agents are asked so seldom that they would have closed the connection, and one
-                // that they are just closing would look like an agent that does not answer.
+                // Pings are so rare that agents close idle connections in between, and a ping on a
+                // connection that is being closed would look like an unreachable agent.
                 .pool_max_idle_per_host(0)
                 .connect_timeout(timeout)
                 .build()
@@ -63,7 +63,7 @@ impl AgentClient {
         })
     }
 
-    /// Asks `agent` for its uptime since the last ping that is stored.
+    /// Pings `agent` for its uptime since the last stored ping.
     pub(crate) async fn ask(&self, agent: &Agent) -> PingAttempt {
         let at = whole_micros(Utc::now());
         let begun = Instant::now();
@@ -104,7 +104,7 @@ impl AgentClient {
 
     async fn report(&self, agent: &Agent) -> Result<Reported, String> {
         let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
-        // What was allowed at the registration may not be so any more.
+        // The policy may have changed since the registration.
         self.address_policy
             .check(&base)
             .map_err(|why| why.to_string())?;
@@ -147,7 +147,7 @@ async fn read(answer: Response, agent: &Agent) -> Result<Reported, String> {
     read_report(&body, &agent.agent_id).map_err(|error| error.to_string())
 }
 
-/// When an answer was given, by the clock of whoever gave it.
+/// The `Date` of an answer, by the agent's clock.
 fn date_of(response: &Response) -> Option<DateTime<Utc>> {
     let date = response.headers().get(DATE)?.to_str().ok()?;
     let date = DateTime::parse_from_rfc2822(date).ok()?;

@@ -1,4 +1,4 @@
-//! From an agent's answer to the ping that is kept, and what it changes about the agent.
+//! Evaluates an agent's answer: the ping to store, and the agent's new streak and interval.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::wire::agent::Reported;
 use crate::wire::coverage::{self, first_ping_uptime};
 use crate::wire::ping_system::served::{Ping, Status};
 
-/// One question to an agent and its answer, or why there is none.
+/// One attempt to ping an agent: its answer, or why there is none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingAttempt {
-    /// When it was asked.
+    /// When the ping began.
     pub at: DateTime<Utc>,
     /// How long it took.
     pub took: Duration,
@@ -25,9 +25,9 @@ pub struct PingAttempt {
 /// How pings are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PingPolicy {
-    /// What they do to the interval.
+    /// How they change the interval.
     pub interval: IntervalRules,
-    /// Whether an agent's first ping asks only whether a GPU is there.
+    /// Whether an agent's first ping only asks whether a GPU exists.
     pub first_ping_grace: bool,
 }
 
@@ -113,7 +113,7 @@ fn ping(attempt: PingAttempt, first_ping: bool) -> Ping {
     ping
 }
 
-/// As exact as it is stored, so that what is told now is what is told later.
+/// Rounded as it is stored, so that the event of a ping and its history agree.
 fn to_a_millionth(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }

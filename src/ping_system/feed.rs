@@ -1,4 +1,4 @@
-//! New pings, for those who listen.
+//! Publishes new pings to subscribers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,39 +8,39 @@ use tokio::sync::broadcast::{Receiver, Sender, channel};
 
 use crate::wire::ping_system::served::PingEvent;
 
-/// How far a listener may fall behind before it is let go.
+/// How many pings a subscriber may lag behind before it is disconnected.
 const BACKLOG: usize = 256;
 
-/// Whose pings are listened to.
+/// The agents to which a subscription applies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// Those of all agents.
+    /// All agents.
     All,
-    /// Those of one.
+    /// One agent.
     Agent(String),
 }
 
-/// What is published, shared by all who listen.
+/// A published ping, shared by all subscribers.
 pub(crate) type SharedPing = Arc<PingEvent>;
 
-/// Passes each new ping on to those who listen. A listener whose channel closes has missed
-/// something, and must ask anew.
+/// Publishes each new ping to its subscribers. A subscriber whose channel closes may have missed
+/// pings, and must read the history again.
 #[derive(Debug, Default)]
 pub struct Feed {
     listeners: Mutex<HashMap<Topic, Sender<SharedPing>>>,
 }
 
 impl Feed {
-    /// All pings from now on.
+    /// Subscribes to all pings from now on.
     pub fn listen(&self, topic: Topic) -> Receiver<SharedPing> {
         let mut listeners = self.listeners.lock();
-        // Here, since it is where entries are added, those are dropped that nobody listens to.
+        // Entries without subscribers are dropped here, where entries are added.
         listeners.retain(|_, sender| sender.receiver_count() > 0);
         let sender = listeners.entry(topic).or_insert_with(|| channel(BACKLOG).0);
         sender.subscribe()
     }
 
-    /// Tells of a ping.
+    /// Publishes a ping.
     pub fn publish(&self, event: &PingEvent) {
         let listeners = self.listeners.lock();
         let topic = Topic::Agent(event.agent_id.clone());
@@ -49,20 +49,20 @@ impl Feed {
         if interested.peek().is_some() {
             let told = Arc::new(event.clone());
             for sender in interested {
-                // Nobody may listen any more.
+                // The last subscriber may have left.
                 let _ = sender.send(Arc::clone(&told));
             }
         }
     }
 
-    /// Lets go of those who listen to an agent that is no more.
+    /// Disconnects the subscribers of an agent that was removed.
     pub fn forget(&self, agent_id: &str) {
         self.listeners
             .lock()
             .remove(&Topic::Agent(agent_id.to_owned()));
     }
 
-    /// Lets go of all listeners, since pings may have been missed.
+    /// Disconnects all subscribers, since pings may have been missed.
     pub fn interrupt(&self) {
         self.listeners.lock().clear();
     }

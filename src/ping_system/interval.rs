@@ -1,4 +1,4 @@
-//! When an agent is asked next: poor uptime makes questions rarer, good uptime brings them back
+//! When an agent is pinged next: poor uptime makes pings rarer, good uptime brings them back
 //! (`.github/docs/protocol.md` section 1.2).
 
 use std::time::Duration;
@@ -9,18 +9,18 @@ use crate::units::Percent;
 /// together do not stay in step.
 const SPREAD: f64 = 0.05;
 
-/// The rules that all agents are asked by.
+/// The rules for the ping intervals of all agents.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct IntervalRules {
     /// The interval of an agent without poor pings.
     pub base: Duration,
-    /// Uptime at or over this is good.
+    /// An uptime of at least this is good.
     pub threshold: Percent,
     /// How much longer each poor ping makes the interval; at least 1.
     pub multiplier: f64,
-    /// No interval is longer.
+    /// The longest interval.
     pub max: Duration,
-    /// So many good pings in a row make all poor ones good.
+    /// The number of good pings in a row that make up for all poor ones.
     pub recovery_pings: u32,
 }
 
@@ -37,10 +37,10 @@ impl Default for IntervalRules {
     }
 }
 
-/// What an agent's pings so far say of it.
+/// An agent's recent good and poor pings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Streak {
-    /// Poor pings that have not been made good.
+    /// Poor pings that have not been made up for.
     pub consecutive_poor: u32,
     /// Good pings since the last poor one.
     pub good_in_a_row: u32,
@@ -67,7 +67,7 @@ impl IntervalRules {
         }
     }
 
-    /// The time from an agent's last ping to its next, before it is spread.
+    /// The time from an agent's last ping to its next, before jitter.
     #[must_use]
     pub fn interval(&self, streak: Streak) -> Duration {
         let poor = i32::try_from(streak.consecutive_poor).unwrap_or(i32::MAX);

@@ -1,4 +1,4 @@
-//! What the ping system tells Prometheus.
+//! The ping system's Prometheus metrics.
 
 use std::time::Duration;
 
@@ -83,13 +83,13 @@ impl PingMetrics {
         Ok(metrics)
     }
 
-    /// An agent is being asked, so late.
+    /// A ping began, this much later than scheduled.
     pub(crate) fn begin(&self, late: Duration) {
         self.in_flight.inc();
         self.lateness.observe(late.as_secs_f64());
     }
 
-    /// It is no longer.
+    /// A ping ended.
     pub(crate) fn end(&self) {
         self.in_flight.dec();
     }
@@ -103,12 +103,12 @@ impl PingMetrics {
         }
     }
 
-    /// A ping was not.
+    /// A ping could not be stored.
     pub(crate) fn not_stored(&self) {
         self.not_stored.inc();
     }
 
-    /// All of it in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     ///
     /// # Errors
     /// When it cannot be written.

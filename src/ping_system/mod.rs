@@ -1,6 +1,5 @@
-//! The ping system: knows agents, asks them for their uptime at intervals that follow how they
-//! behave, remembers what they said, and answers questions about it. It coordinates only: no job,
-//! no rate, no payment.
+//! The ping system: registers agents, pings them at intervals that depend on their uptime, stores their
+//! answers, and serves the history. It only coordinates: no jobs, no rates, no payments.
 
 pub(crate) mod address_policy;
 pub(crate) mod api;

@@ -74,7 +74,7 @@ pub(crate) enum PingError {
 }
 
 impl Pinger {
-    /// Asks whoever is due, until `stop`; pings under way go on.
+    /// Pings the agents that are due, until `stop`; pings in progress go on.
     pub(crate) async fn run(self: &Arc<Self>, stop: CancellationToken) {
         let mut clock = WallClockCheck::start();
         let mut backoff = MIN_BACKOFF;

@@ -258,7 +258,7 @@ async fn listen_for_metrics(config: &RunnerConfig) -> anyhow::Result<Option<TcpL
     })
 }
 
-/// Serves metrics until it is dropped: the last figures can be had while answers are awaited.
+/// Serves metrics until it is dropped: the last figures stay readable while answers are awaited.
 fn serve_metrics(
     listener: TcpListener,
     events: Arc<EventDispatcher>,

@@ -1,4 +1,4 @@
-//! What the dashboard shows: totals, and one page of agents with their uptimes and last pings.
+//! The dashboard's data: totals, and one page of agents with their uptimes and last pings.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -20,21 +20,21 @@ const STRIP: usize = 30;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ListQuery {
-    /// By what they are sorted.
+    /// The sort key.
     pub sort: Sort,
-    /// The other way round.
+    /// Whether the order is reversed.
     pub descending: bool,
     /// Only those whose name, address, capabilities or metadata contain this.
     pub filter: String,
     /// Only those of this status.
     pub status: Option<Status>,
-    /// How many to leave out.
+    /// The number of agents to skip.
     pub offset: usize,
-    /// How many to tell, at most 100.
+    /// The number of agents, at most 100.
     pub limit: Option<usize>,
 }
 
-/// What agents can be sorted by; where they are equal, by name.
+/// The sort keys of agents; ties are broken by name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Sort {
@@ -57,7 +57,7 @@ pub(super) enum Sort {
     Next,
 }
 
-/// Mean uptimes; null where no ping speaks for any time.
+/// Mean uptimes; null if no ping covers any time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 struct Uptimes {
     #[serde(rename = "uptime_1h")]
@@ -77,7 +77,7 @@ struct Row {
     recent: Vec<Ping>,
 }
 
-/// How many agents there are, how they are, and how much was asked of them.
+/// The totals over all agents.
 #[must_use]
 pub(super) fn totals(known: &[AgentRecord], now: DateTime<Utc>) -> Value {
     let count = |fits: fn(&Agent, DateTime<Utc>) -> bool| {
@@ -98,7 +98,7 @@ pub(super) fn totals(known: &[AgentRecord], now: DateTime<Utc>) -> Value {
 /// One page of agents.
 ///
 /// # Errors
-/// When the store does not work.
+/// When the store fails.
 pub(super) async fn rows(
     store: &dyn Store,
     query: &ListQuery,
@@ -209,7 +209,7 @@ impl ListQuery {
         order.then_with(|| a.agent_id.cmp(&b.agent_id))
     }
 
-    /// What is not known comes last in both directions.
+    /// Unknown values come last in both directions.
     fn known_first(&self, a: Option<Percent>, b: Option<Percent>) -> Ordering {
         match (a, b) {
             (Some(a), Some(b)) => self.turn(a.get().total_cmp(&b.get())),

@@ -1,4 +1,4 @@
-//! What goes wrong in a route, and the answer that says so.
+//! The errors of the routes, and the responses that they become.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -7,7 +7,7 @@ use crate::net::server::error;
 use crate::ping_system::pinger::PingError;
 use crate::ping_system::store::StoreError;
 
-/// What goes wrong, and the status that tells so.
+/// An error of a route, which determines the response's status.
 pub(super) enum ApiError {
     BadRequest(String),
     NoAgent,
@@ -59,5 +59,5 @@ impl From<PingError> for ApiError {
     }
 }
 
-/// What a route answers.
+/// The result of a route.
 pub(super) type ApiResult<T> = Result<T, ApiError>;

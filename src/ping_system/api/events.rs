@@ -11,16 +11,16 @@ use tokio::sync::broadcast::Receiver;
 
 use crate::ping_system::feed::SharedPing;
 
-/// The longest silence, so that whoever listens finds out that the connection is lost.
+/// The interval of keep-alives, by which a client notices that the connection is lost.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Tells each ping as an event `ping` until the channel closes, or the client falls too far
-/// behind; then the stream ends, and the client must ask anew. `place` is held for as long.
+/// Sends each ping as an event `ping` until the channel closes, or the client falls too far
+/// behind; then the stream ends, and the client must read the history again. `place` is held as long.
 #[must_use]
 pub(super) fn answer(pings: Receiver<SharedPing>, place: OwnedSemaphorePermit) -> Response {
     let events = stream::unfold((pings, place), async |(mut pings, place)| {
         let told = pings.recv().await.ok()?;
-        // All of it has a JSON form.
+        // Every field can be serialized as JSON.
         let event = Event::default().event("ping").json_data(&*told).ok()?;
         Some((Ok::<_, Infallible>(event), (pings, place)))
     });

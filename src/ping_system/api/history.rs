@@ -1,5 +1,5 @@
-//! The route that answers an agent's history: streamed, since it can be longer than what should be
-//! held in memory.
+//! The route of an agent's history: streamed, since a history can be larger than the memory that one
+//! request should use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub(super) async fn history(
     let key = state.find(&agent_id).await?.key;
     let begin = saturating_sub(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
     let cursor = Cursor::before(begin);
-    // Read before anything is sent, so that a store that does not work is told by the status.
+    // Read before anything is sent, so that a failing store is reported by the status.
     let first = state.store.history(key, cursor, HISTORY_PAGE).await?;
     #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
     let shown_hours = if hours.fract() == 0.0 {
@@ -87,7 +87,7 @@ struct Pages {
     state: Arc<AppState>,
     key: i64,
     count: usize,
-    /// What is to be sent next; `None` when all is.
+    /// The next part to send; `None` at the end.
     next: Option<Vec<(Cursor, Ping)>>,
     /// What stands before it.
     head: String,
@@ -104,7 +104,7 @@ impl Pages {
                 text.push(',');
             }
             self.count += 1;
-            // All of it has a JSON form.
+            // Every field can be serialized as JSON.
             text.push_str(&serde_json::to_string(ping).unwrap_or_default());
         }
         match page.last() {

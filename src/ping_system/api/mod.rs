@@ -33,7 +33,7 @@ use crate::ping_system::store::whole_micros;
 use crate::ping_system::store::{AgentRecord, Registration};
 use crate::wire::ping_system::served::{Agent, Ping};
 
-/// Event streams at once; each holds a connection.
+/// Concurrent event streams; each holds a connection.
 pub(crate) const MAX_STREAMS: usize = 512;
 /// The longest path and query; an agent's name is up to 256 bytes, three times that when escaped.
 const MAX_PATH_BYTES: usize = 4 << 10;
@@ -46,16 +46,16 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
     include_str!("dashboard.html").replacen("/* palette */", colours, 1)
 });
 
-/// Who may do what.
+/// The tokens of the API.
 #[derive(Debug, Clone, Default)]
 pub struct Tokens {
-    /// For the calls that change something; it can read, too.
+    /// Required by calls that change something; may also read.
     pub write: Option<Token>,
-    /// For the calls that only read; everybody may where there is none.
+    /// Required by calls that only read; without it they are open.
     pub read: Option<Token>,
 }
 
-/// All routes; the page and `/health` are open to everybody and tell nothing of any agent.
+/// All routes; the page and `/health` are open to everybody and reveal nothing about agents.
 pub(crate) fn routes(state: Arc<AppState>, tokens: Tokens) -> Router {
     let readers: Vec<Token> = match tokens.read {
         Some(read) => tokens.write.iter().cloned().chain([read]).collect(),
@@ -104,7 +104,7 @@ async fn bound_path(request: Request, next: Next) -> Response {
 }
 
 async fn page() -> Response {
-    // The page runs its own script and asks nobody but us.
+    // The page runs its own script and contacts no other server.
     let policy = "default-src 'none'; connect-src 'self'; img-src data:; \
         style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; \
         form-action 'none'; frame-ancestors 'none'";
@@ -218,7 +218,7 @@ async fn agent_events(
     State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
 ) -> ApiResult<Response> {
-    // First, so that whoever is told that the stream has begun misses no ping from then on.
+    // Subscribed first, so that no ping is missed once the client knows that the stream is open.
     let pings = state.feed.listen(Topic::Agent(agent_id.clone()));
     state.find(&agent_id).await?;
     stream_of(&state, pings)

@@ -1,4 +1,4 @@
-//! What may be said of an agent when it is registered.
+//! The registration of an agent, and its limits.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -9,9 +9,9 @@ use crate::wire::agent::is_agent_id;
 pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
 const MAX_CAPABILITIES: usize = 64;
 const MAX_CAPABILITY_BYTES: usize = 128;
-/// As JSON; it is told in each list of agents.
+/// The longest metadata as JSON; every list of agents contains it.
 const MAX_METADATA_BYTES: usize = 4 << 10;
-/// Names that stand for something else in the paths of the API.
+/// Names that are reserved in the paths of the API.
 const RESERVED: [&str; 2] = ["register", "due-for-ping"];
 
 /// A registration as it is sent.
@@ -19,12 +19,12 @@ const RESERVED: [&str; 2] = ["register", "due-for-ping"];
 pub(super) struct RegisterRequest {
     /// The agent's name.
     pub agent_id: String,
-    /// Where it answers, not yet checked.
+    /// The agent's own URL, not yet checked.
     pub agent_url: String,
-    /// What it can do.
+    /// Its capabilities.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// Whatever else is to be kept.
+    /// Free metadata.
     #[serde(default)]
     pub metadata: Map<String, Value>,
 }
@@ -32,12 +32,12 @@ pub(super) struct RegisterRequest {
 /// Why a registration is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InvalidRegistration {
-    /// Not JSON, or not of the agreed form.
+    /// Not JSON, or not of the expected form.
     #[error(
         "expected {{\"agent_id\": …, \"agent_url\": …, \"capabilities\": […], \"metadata\": {{…}}}}: {0}"
     )]
     RegisterRequest(#[from] serde_json::Error),
-    /// A name that cannot be one.
+    /// An invalid agent id.
     #[error(
         "agent_id: expected up to 256 bytes without control characters, and not . or .. or register or due-for-ping"
     )]
@@ -54,7 +54,7 @@ pub(super) enum InvalidRegistration {
 /// Reads a registration and checks all but the address.
 ///
 /// # Errors
-/// What it is refused for.
+/// Why it is refused.
 pub(super) fn read(body: &[u8]) -> Result<RegisterRequest, InvalidRegistration> {
     let form: RegisterRequest = serde_json::from_slice(body)?;
     if !is_agent_id(&form.agent_id) || RESERVED.contains(&form.agent_id.as_str()) {

@@ -1,4 +1,4 @@
-//! What all routes work with.
+//! The state that all routes share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use crate::ping_system::metrics::PingMetrics;
 use crate::ping_system::pinger::Pinger;
 use crate::ping_system::store::{AgentRecord, Store};
 
-/// What the routes work with.
+/// The state that all routes share.
 pub(crate) struct AppState {
     pub store: Arc<dyn Store>,
     pub pinger: Arc<Pinger>,
-    /// Tells of new pings.
+    /// Publishes new pings.
     pub feed: Arc<Feed>,
-    /// Where agents may be.
+    /// Which agent addresses are allowed.
     pub address_policy: AddressPolicy,
     pub metrics: Arc<PingMetrics>,
     /// What intervals begin with.
     pub rules: PingPolicy,
-    /// How much history there can be.
+    /// How long history is kept.
     pub retention: Duration,
     /// The bound on event streams.
     pub streams: Arc<Semaphore>,
@@ -33,7 +33,7 @@ pub(crate) struct AppState {
 impl AppState {
     /// An agent of this name.
     pub(super) async fn find(&self, agent_id: &str) -> ApiResult<AgentRecord> {
-        // What can be no name is not looked for: a database may refuse to.
+        // An invalid id is not looked up: a database may refuse it (NUL bytes in PostgreSQL).
         if agent_id.contains('\0') {
             return Err(ApiError::NoAgent);
         }

@@ -46,7 +46,7 @@ pub(super) struct AgentsOptions {
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub(super) agent: Option<Vec<String>>,
 
-    /// Follow whoever the ping system lists, newcomers included
+    /// Follow all agents that the ping system lists, including new ones
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) all_agents: Option<bool>,
 
@@ -163,8 +163,8 @@ pub(super) struct UptimeOptions {
     #[arg(long, value_name = "POLICY", default_value_t)]
     pub(super) policy: Policy,
 
-    /// How long the last known uptime may be acted on when no newer one can be had; then the rate
-    /// is 0 until it can
+    /// How long the last known uptime may be used without a newer one; after that the rate is 0
+    /// until there is one
     #[arg(long, value_name = "T", default_value = "5m")]
     pub(super) stale_after: Span,
 }

@@ -117,7 +117,7 @@ impl RunRecorder {
             Event::RateChanged(changed) | Event::BaseChanged(changed) => {
                 Record::Rate(changed.clone())
             }
-            // A claim can be checked anew from the jobs.
+            // A claim can be checked again from the jobs.
             Event::Started { .. }
             | Event::AgentJoined(_)
             | Event::AgentLeft { .. }

@@ -184,7 +184,7 @@ impl EventDispatcher {
     }
 
     /// Waits until standard output has taken enough lines that no more than a bounded number wait.
-    /// Whoever holds a place for a job waits here before giving it back: where records must not be
+    /// A job's task waits here before it gives its permit back: where records must not be
     /// lost, an output that stalls ends up dropping slots, not lines.
     pub(crate) async fn ready(&self) {
         if !self.may_skip_lines() {
@@ -192,7 +192,7 @@ impl EventDispatcher {
         }
     }
 
-    /// Writes the final accounts and waits until all is written. What they sum up to is returned.
+    /// Writes the final accounts and waits until all is written. Returns the totals.
     ///
     /// # Errors
     /// When standard output did not take all lines.

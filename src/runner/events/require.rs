@@ -87,8 +87,7 @@ fn count(jobs: u64) -> Option<f64> {
 }
 
 impl Requirement {
-    /// What was got in place of what is required; `None` where the requirement is met. Without data
-    /// it is missed.
+    /// The miss, with the actual figure; `None` if the requirement is met. Without data it is missed.
     #[must_use]
     pub fn missed(&self, total: &CapabilityStatistics) -> Option<Missed> {
         let got = self.figure.of(total);

@@ -28,7 +28,7 @@ impl Worker {
         })
     }
 
-    /// Joins it; whoever owns its queue must have closed that before.
+    /// Joins the thread. Its queue must have been closed before.
     ///
     /// # Errors
     /// When it panicked.

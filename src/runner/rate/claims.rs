@@ -15,7 +15,7 @@ use crate::wire::gateway::Outcome;
 pub(crate) const LEAST_JOBS: u64 = 50;
 /// A chance over this proves nothing.
 pub(crate) const LARGEST_CHANCE: f64 = 1e-4;
-/// One job in a thousand may fail whoever does it, even where an uptime of 100 % is claimed.
+/// One job in a thousand may fail on any GPU, even where an uptime of 100 % is claimed.
 const HIGHEST_CLAIM: f64 = 0.999;
 
 fn says_of_agent(outcome: Outcome) -> Option<bool> {

@@ -122,7 +122,7 @@ impl DecisionState {
         self.recovery.rises_at()
     }
 
-    /// Decides anew at `now`, and tells whether claim and evidence began or ceased to differ.
+    /// Decides again at `now`, and returns whether claim and evidence began or ceased to differ.
     pub(crate) fn decide(
         &mut self,
         policy: &Policy,

@@ -146,7 +146,7 @@ mod tests {
         budgets.settle(B, &price(1000), 2, 2);
         budgets.settle(A, &price(1000), 2, 2);
         assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::AllSpent);
-        // What costs nothing can always be had.
+        // What costs nothing is always granted.
         assert_eq!(budgets.reserve(A, &price(0), 3), Grant::Seconds(3));
     }
 
