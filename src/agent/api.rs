@@ -22,7 +22,7 @@ use crate::wire::agent::{GpuHealth, GpuStatus};
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// All routes; all but `/agent/health` ask for the token, where there is one.
+/// All routes; all but `/agent/health` require the token, if there is one.
 pub(crate) fn routes(shared: Arc<AgentState>, agent_id: String, token: Option<Token>) -> Router {
     let guarded = Router::new()
         .route("/agent/uptime-since-last-ping", get(uptime))

@@ -1,5 +1,5 @@
 //! What survives a restart of the agent: a checkpoint, replaced atomically and synced to disk, and beside
-//! it a watermark of how far the GPUs were watched, written at every check without waiting for the disk.
+//! it a watermark of how far the GPUs were observed, written at every check without waiting for the disk.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,40 +16,40 @@ const VERSION: u32 = 1;
 /// The longest checkpoint that is read: 10000 transitions need a tenth of it.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Everything that an agent knows.
+/// The whole state of an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     version: u32,
     agent_id: String,
     ledger: Ledger,
-    /// How far the GPUs had been watched when this was written.
+    /// How far the GPUs had been observed when this was written.
     #[serde(rename = "note")]
     watermark: Watermark,
 }
 
-/// How far the watch has come.
+/// How far the GPUs have been observed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Watermark {
-    /// The start of the agent to which this belongs.
+    /// The agent's start (process) to which this belongs.
     pub boot_id: Uuid,
-    /// Until when the GPU was watched, since the agent's first start.
+    /// Until when the GPU was observed, since the agent's first start.
     pub watched_until: Duration,
-    /// The wall time of that.
+    /// The wall-clock time of that.
     pub wall: DateTime<Utc>,
-    /// Checks that the stretch which still goes on has seen.
+    /// The number of checks in the current segment.
     pub checks_so_far: u64,
     /// When the window of the next ping begins, since the agent's first start.
     pub window_begin: Duration,
-    /// Whether a ping has begun a window of its own.
+    /// Whether a ping has begun a window.
     pub pinged: bool,
 }
 
-/// What a restart begins with.
+/// The state that a restart begins with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Restored {
     /// The history, up to the watermark.
     pub ledger: Ledger,
-    /// How far the watch had come.
+    /// How far the GPUs had been observed.
     pub watermark: Watermark,
 }
 
@@ -62,10 +62,10 @@ pub(crate) enum Unusable {
     /// Not a checkpoint, or one that was cut.
     #[error("is damaged: {0}")]
     Damaged(String),
-    /// That of another agent.
+    /// The checkpoint of another agent.
     #[error("is that of agent '{0}'")]
     Foreign(String),
-    /// Of a later version of this program.
+    /// The checkpoint of a later version of this program.
     #[error("has version {0}, expected {VERSION}")]
     Version(u32),
 }
@@ -76,7 +76,7 @@ struct Version {
     version: u32,
 }
 
-/// Where an agent's checkpoint is kept.
+/// The files of an agent's checkpoint and watermark.
 #[derive(Debug, Clone)]
 pub struct CheckpointFile {
     path: PathBuf,
@@ -90,14 +90,14 @@ impl CheckpointFile {
         Self { path, agent_id }
     }
 
-    /// Where it is.
+    /// The file's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes everything so that it survives power loss: the old file stays whole until the new one
-    /// is.
+    /// Writes the checkpoint so that it survives power loss: the old file stays intact until the new one
+    /// is complete.
     ///
     /// # Errors
     /// Those of the file system.
@@ -118,7 +118,7 @@ impl CheckpointFile {
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
 
-    /// Notes how far the watch has come, so that it survives the end of the process, but not power
+    /// Writes how far the GPUs have been observed. This survives the end of the process, but not power
     /// loss.
     ///
     /// # Errors

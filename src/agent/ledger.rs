@@ -1,8 +1,8 @@
-//! When the GPU was up, down or unwatched, and from that the uptime of any window.
+//! When the GPU was up, down or unobserved, and from that the uptime of any window.
 //!
 //! Times are durations since the agent's first start, so that a jump of the wall clock can neither
-//! create nor destroy uptime. A state holds from the check that saw it until the next check, unless
-//! that comes too late: then nobody watched, and what nobody watched counts as down.
+//! create nor destroy uptime. A state holds from the check that found it until the next check, unless
+//! that comes too late: then the time is unobserved, and unobserved time counts as down.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Percent;
 
-/// What a stretch of time was like.
+/// The state of the GPUs over a segment of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GpuState {
@@ -29,9 +29,9 @@ pub struct Ledger {
     compacted: Compacted,
     #[serde(rename = "spans")]
     segments: VecDeque<Segment>,
-    /// What the last check saw; holds until the next.
+    /// What the last check found; holds until the next.
     seen: Option<GpuState>,
-    /// When that was: nothing is known of later.
+    /// When that was: nothing is known after it.
     watched_until: Duration,
 }
 
@@ -44,7 +44,7 @@ struct Compacted {
     available: u64,
 }
 
-/// A stretch of one state, from the end of the one before. A day of steady uptime is one segment.
+/// A period of one state, from the end of the previous one. A day of steady uptime is one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Segment {
     until: Duration,
@@ -52,11 +52,11 @@ struct Segment {
     checks: u64,
 }
 
-/// What the ledger says of a window.
+/// The uptime of a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Window {
     pub length: Duration,
-    /// The part in which the GPUs were seen healthy.
+    /// The part in which the GPUs were healthy.
     pub up: Duration,
     /// Checks in it.
     pub checks_total: u64,

@@ -1,5 +1,5 @@
-//! The agent container: watches the GPU, keeps the ledger of its uptime, and answers the ping
-//! system. It never decides on rates or payment.
+//! The agent: checks the GPU, keeps the ledger of its uptime, and answers the ping system. It never decides
+//! on rates or payment.
 
 pub(crate) mod api;
 pub(crate) mod checkpoint;
@@ -27,27 +27,27 @@ use self::tracker::{TrackerConfig, UptimeTracker};
 use crate::net::{self, credentials::Token};
 use crate::shutdown::Shutdown;
 
-/// How long a driver may take for the first look before questions are answered without it.
+/// How long the first probe may take before requests are answered without it.
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The checked configuration of an agent.
 #[derive(Debug)]
 pub struct AgentConfig {
-    /// How it watches.
+    /// How the GPUs are checked.
     pub rules: TrackerConfig,
-    /// What it watches.
+    /// What is probed.
     pub gpu: GpuSource,
-    /// Where it answers.
+    /// The address to listen on.
     pub listen: SocketAddr,
     /// The bearer token that requests must carry.
     pub token: Option<Token>,
-    /// What survives a restart.
+    /// The file that survives a restart.
     pub checkpoint: CheckpointFile,
     /// Checks between two whole checkpoints.
     pub checkpoint_every: u64,
 }
 
-/// Watches and answers until the first signal.
+/// Checks the GPU and serves until the first signal.
 ///
 /// # Errors
 /// When it cannot listen, or its checkpoint can neither be used nor set aside.
@@ -81,8 +81,8 @@ pub async fn run_at(
     );
 
     let routes = api::routes(Arc::clone(&shared), agent_id, config.token);
-    // The routes answer until the last checkpoint is written, and not before the first look: a ping that
-    // comes with the start must not read as if there were no GPU.
+    // The routes answer until the last checkpoint is written, and not before the first probe has ended: a
+    // ping during the start must not read as if there were no GPU.
     let served = async {
         let _ = timeout(FIRST_PROBE_TIMEOUT, shared.first_probe.notified()).await;
         net::server::serve(listener, routes, shutdown.at_once.clone()).await;

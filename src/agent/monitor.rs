@@ -1,4 +1,4 @@
-//! The sampling loop, and the writing of what it learns.
+//! The sampling loop, and the task that writes checkpoints.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::agent::probe::prober::Prober;
 /// The longest wait for a disk at the end.
 const LAST_WRITE: Duration = Duration::from_secs(5);
 
-/// What the loop and the routes share.
+/// The state that the loop and the routes share.
 #[derive(Debug)]
 pub(crate) struct AgentState {
     tracker: Mutex<UptimeTracker>,
@@ -24,7 +24,7 @@ pub(crate) struct AgentState {
     started_at: Duration,
     /// Notified when a ping has begun a new window: the watermark must be written.
     pub window_begun: Notify,
-    /// The first look at the GPUs is over.
+    /// Notified when the first probe has ended.
     pub first_probe: Notify,
 }
 
@@ -53,7 +53,7 @@ impl AgentState {
     }
 }
 
-/// Checks at each interval until `stop`, and has everything written that must survive.
+/// Probes at each interval until `stop`, and hands what must survive to the writer.
 pub(crate) async fn run(
     shared: &AgentState,
     mut prober: Prober,
@@ -65,7 +65,7 @@ pub(crate) async fn run(
     let writer = Arc::new(CheckpointWriter::default());
     let writer_task = tokio::spawn(Arc::clone(&writer).run(file));
     let mut ticks = tokio::time::interval(check_interval);
-    // A look that hung does not lead to several at once: the next one is at the next whole
+    // A probe that hung is not followed by several at once: the next one comes at the next whole
     // interval.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut checks: u64 = 0;
@@ -74,7 +74,7 @@ pub(crate) async fn run(
             () = stop.cancelled() => break,
             () = shared.window_begun.notified() => writer.put(None, shared.tracker().watermark()),
             _ = ticks.tick() => {
-                // A look that misses its deadline says something of when it began.
+                // A probe that misses its deadline describes the moment when it began.
                 let at = shared.now();
                 let snapshot = tokio::select! {
                     () = stop.cancelled() => break,
@@ -106,7 +106,7 @@ pub(crate) async fn run(
     }
 }
 
-/// What waits to be written: a slow disk delays no check, and only the latest counts.
+/// What is waiting to be written: a slow disk delays no check, and only the latest state counts.
 #[derive(Debug, Default)]
 struct CheckpointWriter {
     pending: Mutex<Pending>,

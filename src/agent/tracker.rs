@@ -1,4 +1,4 @@
-//! What an agent knows, and what it answers from it. Given instants and values only.
+//! An agent's state and its answers. Pure: it takes instants and values only.
 
 use std::time::Duration;
 
@@ -11,38 +11,38 @@ use crate::agent::probe::gpu::GpuSnapshot;
 use crate::units::{Percent, saturating_add, saturating_sub};
 use crate::wire::agent::{GpuStatus, UptimeReport};
 
-/// How far another's clock may be ahead of ours: what it calls the past is then no error.
+/// How far the caller's clock may be ahead of ours before its `since` is refused.
 const CLOCK_SKEW: TimeDelta = TimeDelta::minutes(5);
 
-/// How an agent watches.
+/// The configuration of the tracker.
 #[derive(Debug, Clone)]
 pub struct TrackerConfig {
-    /// Who it is.
+    /// The agent's id.
     pub agent_id: String,
     /// The time between checks.
     pub check_interval: Duration,
-    /// How many transitions are kept.
+    /// The number of transitions that are kept.
     pub max_transitions: usize,
-    /// How many GPUs must be healthy; otherwise as many as were seen first, at least one.
+    /// The number of GPUs that must be healthy; by default as many as the first probe found, at least one.
     pub require_gpus: Option<usize>,
 }
 
 impl TrackerConfig {
-    /// The longest time between two checks that still counts as watched.
+    /// The longest time between two checks that still counts as observed.
     #[must_use]
     pub fn longest_gap(&self) -> Duration {
         self.check_interval * 2
     }
 }
 
-/// What an agent knows.
+/// An agent's state.
 #[derive(Debug)]
 pub(crate) struct UptimeTracker {
     rules: TrackerConfig,
     boot_id: Uuid,
     ledger: Ledger,
-    /// The wall time of the agent's first start, as it follows from the wall time of this one: the
-    /// wall clock is asked only once, so that its jumps change nothing.
+    /// The wall-clock time of the agent's first start, derived from that of this start: the wall clock is
+    /// read only once, so that its jumps change nothing.
     first_start: DateTime<Utc>,
     window_begin: Duration,
     pinged: bool,
@@ -50,7 +50,7 @@ pub(crate) struct UptimeTracker {
     last: Option<(GpuSnapshot, Duration)>,
 }
 
-/// A window that begins in the future, further than clocks differ.
+/// The window begins in the future, by more than clocks may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("since={since} lies in the future: expected a time before {now}")]
 pub(crate) struct SinceInFuture {
@@ -73,7 +73,7 @@ impl UptimeTracker {
         let mut since_first_start = Duration::ZERO;
         if let Some(restored) = restored {
             let watermark = restored.watermark;
-            // A clock that was set back meanwhile: no time has passed.
+            // The clock was set back meanwhile: no time has passed.
             let away = (wall - watermark.wall).to_std().unwrap_or_default();
             since_first_start = watermark.watched_until.saturating_add(away);
             ledger = restored.ledger;
@@ -121,7 +121,7 @@ impl UptimeTracker {
     /// and starts another unless it only peeks.
     ///
     /// # Errors
-    /// When `since` lies in the future, further than clocks differ.
+    /// When `since` lies in the future by more than clocks may differ.
     pub(crate) fn report(
         &mut self,
         now: Duration,
@@ -148,7 +148,7 @@ impl UptimeTracker {
         Ok(UptimeReport {
             agent_id: self.rules.agent_id.clone(),
             uptime_percent: match (window.length, self.is_up(now)) {
-                // A window of no length says what is now.
+                // An empty window reports the current state.
                 (Duration::ZERO, true) => Percent::FULL,
                 _ => window.uptime(),
             },
@@ -216,13 +216,13 @@ impl UptimeTracker {
         self.ledger.seen() == Some(GpuState::Up) && !overdue
     }
 
-    /// What a checkpoint keeps.
+    /// The checkpoint of the current state.
     #[must_use]
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// How far the GPUs were watched.
+    /// How far the GPUs were observed.
     #[must_use]
     pub(crate) fn watermark(&self) -> Watermark {
         let watched_until = self.ledger.watched_until();

@@ -1,5 +1,5 @@
-//! Asks the agents that are due: so many at once, each with its own deadline, and each answer or
-//! failure is stored once.
+//! Pings the agents that are due, with bounded concurrency; each ping has its own deadline, and each answer
+//! or failure is stored once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,25 +19,25 @@ use super::writer::{NotStored, PingWriter};
 use crate::units::saturating_add;
 use crate::wire::ping_system::served::Ping;
 
-/// Agents that become due within so long are taken together: a claim is a write to the store.
+/// Agents that become due within this time are claimed together: a claim is a write to the store.
 const TOGETHER: Duration = Duration::from_millis(25);
-/// How often the schedule is looked at where nothing is known to be due: others may have changed it.
+/// How often the schedule is read when nothing is known to be due: other ping systems may have changed it.
 const MAX_DELAY: Duration = Duration::from_secs(1);
-/// Pauses while the store does not work.
+/// Pauses between retries while the store fails.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// What a lease gives beyond the answer's deadline, for storing it.
+/// How much longer than the ping's deadline a lease lasts, so that the ping can be stored.
 const TIME_TO_STORE: Duration = Duration::from_secs(5);
 /// A clock that falls behind by more than this was set back.
 const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(60);
 
-/// Asks agents, on schedule or at once.
+/// Pings agents, on schedule or on request.
 #[derive(Debug)]
 pub(crate) struct Pinger {
-    /// Knows who is due.
+    /// Holds the schedule.
     pub store: Arc<dyn Store>,
     pub client: AgentClient,
-    /// Takes what came of it.
+    /// Stores the results.
     pub writer: PingWriter,
     /// Publishes pings, also those of other ping systems on the same database.
     pub feed: Arc<Feed>,
@@ -46,20 +46,20 @@ pub(crate) struct Pinger {
     pub timeout: Duration,
     /// The bound on concurrent pings.
     pub permits: Arc<Semaphore>,
-    /// Pings under way.
+    /// Pings in progress.
     pub under_way: TaskTracker,
-    /// Wakes the schedule: somebody new may be due.
+    /// Wakes the schedule: a new agent may be due.
     pub wake: Notify,
     pub metrics: Arc<PingMetrics>,
 }
 
-/// Why there is no ping now.
+/// Why an agent was not pinged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PingError {
-    /// There is no such agent.
+    /// The agent does not exist.
     #[error("no agent of that name")]
     Unknown,
-    /// Somebody else asks it, and did not tell what came of it.
+    /// Another ping of the agent is in progress, and its result did not arrive in time.
     #[error("the agent is being asked at this moment")]
     Taken,
     /// The agent was removed, or taken over by another ping system, during the ping.
@@ -68,7 +68,7 @@ pub(crate) enum PingError {
     /// The ping could not be stored.
     #[error(transparent)]
     NotStored(#[from] NotStored),
-    /// The store does not work.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -88,7 +88,7 @@ impl Pinger {
                     delay.max(TOGETHER)
                 }
                 Err(error) => {
-                    // Whoever listens must not take silence for good news.
+                    // Subscribers must not mistake silence for good news.
                     self.feed.interrupt();
                     tracing::warn!(
                         "the schedule cannot be read, trying again in {backoff:?}: {error}"
@@ -106,7 +106,7 @@ impl Pinger {
         }
     }
 
-    /// Begins what is due, and tells for how long nothing more will be.
+    /// Starts the pings that are due, and returns how long nothing more will be due.
     async fn ask_due(
         self: &Arc<Self>,
         reschedule_overdue: &mut bool,
@@ -115,7 +115,7 @@ impl Pinger {
             self.store.reschedule_overdue(Utc::now()).await?;
             *reschedule_overdue = false;
         }
-        // With all permits taken there is nothing to look for before one is free.
+        // With all permits taken nothing can be started before one is free.
         let mut permits = vec![self.permit().await];
         let Some(due_at) = self.store.next_due_at(Utc::now()).await? else {
             return Ok(MAX_DELAY);

@@ -22,16 +22,16 @@ struct Entry {
     stored: oneshot::Sender<Result<bool, NotStored>>,
 }
 
-/// Where pings are handed in.
+/// Accepts pings to be stored.
 #[derive(Debug, Clone)]
 pub(crate) struct PingWriter {
     entries: mpsc::Sender<Entry>,
 }
 
-/// What is handed in; [`Self::run`] stores it.
+/// The queue of pings; [`Self::run`] stores them.
 pub(crate) struct PingWriterTask(mpsc::Receiver<Entry>);
 
-/// A journal, and its other end.
+/// A writer, and the task that serves it.
 #[must_use]
 pub(crate) fn new() -> (PingWriter, PingWriterTask) {
     let (entries, handed_in) = mpsc::channel(MAX_BATCH);
@@ -39,12 +39,12 @@ pub(crate) fn new() -> (PingWriter, PingWriterTask) {
 }
 
 impl PingWriter {
-    /// Stores a ping; `false` where its claim was no longer good.
+    /// Stores a ping; `false` if its claim was no longer valid.
     ///
-    /// Cancelled, the ping may be stored all the same.
+    /// If this is cancelled, the ping may still be stored.
     ///
     /// # Errors
-    /// When the store does not take it.
+    /// When the store fails.
     pub(crate) async fn store(&self, claim: Claim, new: PingRecord) -> Result<bool, NotStored> {
         let (stored, told) = oneshot::channel();
         let ping = (claim, new);
@@ -57,7 +57,7 @@ impl PingWriter {
 }
 
 impl PingWriterTask {
-    /// Stores all that is handed in and tells `feed` of it, until every [`PingWriter`] is dropped.
+    /// Stores queued pings and publishes them on `feed`, until every [`PingWriter`] is dropped.
     pub(crate) async fn run(mut self, store: Arc<dyn Store>, feed: Arc<Feed>) {
         let mut batch = Vec::new();
         let mut failing = false;
@@ -75,19 +75,19 @@ impl PingWriterTask {
                         if stored {
                             feed.publish(&PingEvent::from(new));
                         }
-                        // Nobody may wait any more.
+                        // The caller may have been cancelled.
                         let _ = waiting.send(Ok(stored));
                     }
                 }
                 Err(error) => {
-                    // Whoever listens must not take silence for good news.
+                    // Subscribers must not mistake silence for good news.
                     feed.interrupt();
                     // The agents are asked again for the same time, so nothing is lost.
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!("pings cannot be stored, trying again: {error}");
                     }
                     let claims: Vec<Claim> = pings.into_iter().map(|(claim, _)| claim).collect();
-                    // Where that fails as well, the leases end by themselves.
+                    // If that fails as well, the leases expire.
                     let _ = store.release(&claims).await;
                     for waiting in waiting {
                         let _ = waiting.send(Err(NotStored));

@@ -17,7 +17,7 @@ pub struct GpuSnapshot {
 }
 
 impl GpuSnapshot {
-    /// Nothing was found, and why.
+    /// A probe that found nothing, with the reason.
     #[must_use]
     pub fn nothing(problem: impl Into<String>) -> Self {
         Self {
@@ -26,7 +26,7 @@ impl GpuSnapshot {
         }
     }
 
-    /// How many GPUs are well.
+    /// The number of healthy GPUs.
     #[must_use]
     pub fn healthy(&self) -> usize {
         self.devices
@@ -46,7 +46,7 @@ pub trait GpuProbe: Send {
     fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>);
 }
 
-/// Memory of which so much is used.
+/// The memory of a GPU, with the percentage that is used.
 #[must_use]
 #[expect(
     clippy::cast_precision_loss,

@@ -1,4 +1,4 @@
-//! Looking at GPUs, through a driver that may hang.
+//! Probing GPUs through a driver that may hang.
 
 pub(crate) mod gpu;
 pub(crate) mod nvml;

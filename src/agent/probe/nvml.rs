@@ -1,6 +1,6 @@
-//! GPUs as NVIDIA's management library sees them.
+//! Probes GPUs through NVIDIA's management library (NVML).
 //!
-//! All of this runs on the probe's own thread: any call, letting go of the library included, may
+//! All of this runs on the probe's own thread: any call, unloading the library included, may
 //! hang for ever with a broken driver.
 
 use std::collections::BTreeMap;
@@ -21,14 +21,14 @@ use crate::wire::agent::{ComputeCapability, GpuDevice, GpuHealth, Utilization};
 /// catalogue).
 const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
 
-/// Looks through NVML.
+/// Probes through NVML.
 #[derive(Debug)]
 pub(crate) struct NvmlProbe {
     library: Option<PathBuf>,
 }
 
 impl NvmlProbe {
-    /// Through this library, or the system's.
+    /// Uses this library, or the system's.
     #[must_use]
     pub(crate) fn new(library: Option<PathBuf>) -> Self {
         Self { library }
@@ -45,8 +45,8 @@ impl NvmlProbe {
 
 impl GpuProbe for NvmlProbe {
     fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>) {
-        // Drivers get loaded and unloaded under us: a probe that finds none ends the session, and
-        // the next one begins afresh.
+        // Drivers get loaded and unloaded while we run: a probe that finds none ends the session, and
+        // the next one starts a new one.
         while let Ok(request) = requests.recv() {
             match self.load() {
                 Ok(nvml) => Session::new(&nvml).serve(request, requests),
@@ -58,7 +58,7 @@ impl GpuProbe for NvmlProbe {
     }
 }
 
-/// One loading of the library, with the device events that are watched meanwhile.
+/// A session with the loaded library, and the device events that are watched in it.
 struct Session<'nvml> {
     nvml: &'nvml Nvml,
     events: Option<EventSet<'nvml>>,
@@ -125,7 +125,7 @@ impl<'nvml> Session<'nvml> {
         let Some(events) = &self.events else {
             return xids;
         };
-        // Bounded: a driver that floods us must not keep us from looking.
+        // Bounded: a driver that floods us with events must not prevent probes.
         for _ in 0..1000 {
             let Ok(event) = events.wait(0) else { break };
             let (Some(XidError::Value(xid)), Ok(index)) = (event.event_data, event.device.index())
@@ -154,7 +154,7 @@ fn watch_xids(nvml: &Nvml, devices: u32) -> Option<EventSet<'_>> {
         let events = nvml.create_event_set().ok()?;
         match register_all(nvml, &watched, events) {
             Ok(events) => return Some(events),
-            // A set is lost with the device that it cannot take: begin again without that one.
+            // A device that cannot be added invalidates the whole set: start again without it.
             Err((refused, error)) => {
                 tracing::debug!(gpu = refused, %error, "Xids are not watched");
                 watched.retain(|index| *index != refused);
@@ -180,7 +180,7 @@ fn register_all<'nvml>(
     Ok(events)
 }
 
-/// What a device tells of itself. Busy is never down, nor is what it does not support.
+/// The attributes that a device reports. Busy is never down, nor is what it does not support.
 fn describe(device: &Device<'_>) -> GpuDevice {
     let memory_info = device.memory_info();
     let health = match &memory_info {

@@ -1,4 +1,4 @@
-//! Looks at GPUs from a thread that may hang, without ever waiting longer than a deadline.
+//! Probes GPUs on a thread that may hang, and never waits longer than a deadline.
 
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -23,7 +23,7 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// Looks in this way.
+    /// Probes `source`.
     #[must_use]
     pub(crate) fn new(source: GpuSource) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl Prober {
         }
         let (sender, requests) = channel();
         let probe = self.source.probe();
-        // Not joined: a thread that is stuck in the driver would hold up the program's end.
+        // Not joined: a thread that is stuck in the driver would block the program's end.
         thread::Builder::new()
             .name("gpu".into())
             .spawn(move || probe.serve(&requests))?;

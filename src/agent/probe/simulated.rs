@@ -1,4 +1,4 @@
-//! GPUs that follow a script.
+//! Simulated GPUs that follow a script.
 
 use std::str::FromStr;
 use std::sync::mpsc::Receiver;
@@ -9,16 +9,16 @@ use super::gpu::{GpuProbe, GpuSnapshot, ProbeRequest, memory};
 use crate::units::Span;
 use crate::wire::agent::{GpuDevice, GpuHealth};
 
-/// What a simulated GPU does.
+/// The state of a simulated GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SimState {
-    /// It is well.
+    /// The GPU is healthy.
     Up,
-    /// It is lost.
+    /// The driver reports the GPU as lost.
     Lost,
-    /// The driver does not answer.
+    /// The driver hangs.
     Hang,
-    /// There is none.
+    /// No GPU is found.
     Absent,
 }
 
@@ -27,13 +27,13 @@ pub enum SimState {
 pub struct GpuScript(Vec<(SimState, Duration)>);
 
 impl GpuScript {
-    /// These steps, over and over.
+    /// Repeats these steps.
     #[must_use]
     pub fn new(steps: Vec<(SimState, Duration)>) -> Self {
         Self(steps)
     }
 
-    /// What the GPU does now, and for how long yet.
+    /// The GPU's current state, and how long it lasts.
     #[must_use]
     pub fn at(&self, elapsed: Duration) -> (SimState, Duration) {
         let whole: Duration = self.0.iter().map(|(_, length)| *length).sum();
@@ -85,7 +85,7 @@ pub(crate) struct SimulatedProbe {
 impl GpuProbe for SimulatedProbe {
     fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>) {
         for request in requests {
-            // Whoever asked may have given up.
+            // The requester may have given up.
             let _ = request.send(self.snapshot());
         }
     }

@@ -1,4 +1,4 @@
-//! The choice of the way in which GPUs are probed.
+//! The choice between NVML and a simulation.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::gpu::GpuProbe;
 use super::nvml::NvmlProbe;
 use super::simulated::{GpuScript, SimulatedProbe};
 
-/// The way in which GPUs are probed.
+/// How GPUs are probed.
 #[derive(Debug, Clone)]
 pub enum GpuSource {
     /// NVIDIA's library, the system's or another.

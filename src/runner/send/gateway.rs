@@ -86,7 +86,7 @@ impl Gateway {
         answer.balance_wei = kept.balance_wei;
         answer.metadata = kept.metadata;
         match read_body(response).await {
-            Ok(start) => judge(&mut answer, &start, &job.orchestrators),
+            Ok(start) => classify(&mut answer, &start, &job.orchestrators),
             Err(Unread { outcome, error }) => {
                 answer.outcome = outcome;
                 answer.error = Some(error);
@@ -131,7 +131,7 @@ impl KeptHeaders {
 }
 
 /// Tells the outcome of a whole answer.
-fn judge(answer: &mut JobAnswer, body_start: &[u8], orchestrators: &[String]) {
+fn classify(answer: &mut JobAnswer, body_start: &[u8], orchestrators: &[String]) {
     let status = answer.status.unwrap_or_default();
     answer.outcome = Outcome::of_answer(status, body_start, answer.orchestrator.as_deref());
     answer.error = match answer.outcome {
@@ -256,7 +256,7 @@ mod tests {
             let mut answer = JobAnswer::failure(Outcome::Transport, String::new());
             answer.status = Some(200);
             answer.orchestrator = by.map(str::to_owned);
-            judge(&mut answer, b"{", orchestrators);
+            classify(&mut answer, b"{", orchestrators);
             answer.outcome
         };
         assert_eq!(outcome(Some("https://orch-1:8935"), &own), Outcome::Success);
