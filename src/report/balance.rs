@@ -1,18 +1,18 @@
-//! What jobs cost by the balances that answers tell.
+//! The cost of jobs, derived from the balances in gateways' answers.
 //!
-//! Each answer tells the wei that are left with its orchestrator (`Livepeer-Balance`). What has gone
-//! since the answer before was spent; a balance that rose was topped up, which is no negative spend.
-//! Answers of jobs that overlap may come in another order than the one in which they were paid, so a
+//! Each answer carries the wei that are left with its orchestrator (`Livepeer-Balance`). A decrease since the
+//! previous answer was spent; an increase is a top-up, not negative spending.
+//! Answers of overlapping jobs may arrive in another order than that of their payments, so a
 //! balance that is higher than the lowest one counts as topped up only where its job was sent after the
-//! answer that told the lowest; otherwise it is an older balance that came late. So never more is said
-//! to be spent than was.
+//! answer with the lowest; otherwise it is an older balance that arrived late. So the spending is never
+//! overstated.
 
 use std::collections::HashMap;
 
 use super::timeline::Micros;
 use crate::money::Wei;
 
-/// The balances with all orchestrators in a run, as last told.
+/// The latest known balances with all orchestrators in a run.
 #[derive(Debug, Default)]
 pub struct OrchestratorBalances(HashMap<String, Lowest>);
 
@@ -22,21 +22,21 @@ struct Lowest {
     told_at: Micros,
 }
 
-/// What a balance says of its job.
+/// What a balance reveals about its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The first one: nothing to compare it with.
+    /// The first balance: there is nothing to compare it with.
     First,
-    /// So much went since the one before.
+    /// This much was spent since the previous balance.
     Spent(Wei),
-    /// So much came since the one before, and what went is not known.
+    /// This much was added since the previous balance; what was spent is unknown.
     ToppedUp(Wei),
-    /// An older one that came late.
+    /// An older balance that arrived late.
     Late,
 }
 
 impl OrchestratorBalances {
-    /// Takes in the balance that the answer of a job told, answers in the order in which they came.
+    /// Applies the balance of a job's answer; answers must come in the order of their arrival.
     pub fn told(
         &mut self,
         orchestrator: &str,
@@ -64,20 +64,20 @@ impl OrchestratorBalances {
     }
 }
 
-/// What an agent's jobs cost by balances.
+/// The cost of an agent's jobs by balances.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BalanceSums {
-    /// What has gone.
+    /// The wei that were spent.
     pub spent: Wei,
-    /// Of how many jobs it is known what went.
+    /// The number of jobs whose spending is known.
     pub jobs: u64,
-    /// How often something came.
+    /// The number of top-ups.
     pub top_ups: u64,
     pub topped_up: Wei,
 }
 
 impl BalanceSums {
-    /// Adds what a balance says.
+    /// Adds the change of a balance.
     pub fn add(&mut self, change: &Change) {
         match change {
             Change::First | Change::Late => {}

@@ -4,7 +4,7 @@ use super::timeline::{Micros, Timeline};
 use crate::runner::events::event::RateReason;
 
 pub(super) const HOUR: Micros = 3_600_000_000;
-/// How many hours after a drop are looked at.
+/// The number of hours after a drop that are evaluated.
 pub(super) const HOURS_AFTER: i64 = 3;
 
 /// When the rate of an agent dropped because of its uptime.
@@ -24,14 +24,14 @@ pub(crate) fn drops(runs: &[Timeline]) -> Vec<Micros> {
 #[derive(Debug, Default)]
 pub struct DropWindows {
     pub(super) drops: Vec<Micros>,
-    /// Where hours begin and end.
+    /// The bounds of the hours.
     pub(super) bounds: Vec<Micros>,
     /// Jobs, and good ones, from each bound to the next.
     counts: Vec<(u64, u64)>,
 }
 
 impl DropWindows {
-    /// Around these drops.
+    /// Counts around these drops.
     #[must_use]
     pub fn new(drops: Vec<Micros>) -> Self {
         let hours = drops
@@ -47,7 +47,7 @@ impl DropWindows {
         }
     }
 
-    /// Takes in a job.
+    /// Adds a job.
     pub fn job(&mut self, sent_at: Micros, good: bool) {
         let after = self.bounds.partition_point(|&bound| bound <= sent_at);
         if let Some(counts) = after.checked_sub(1).and_then(|n| self.counts.get_mut(n)) {

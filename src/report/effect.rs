@@ -1,5 +1,5 @@
-//! What punishment did: uptime and success in the hours after each drop of the rate, against the hour
-//! before it.
+//! The effect of punishment: uptime and success in the hours after each drop of the rate, compared with
+//! the hour before it.
 
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ impl HourSum {
         let mean = self.weighted / seconds(self.micros);
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 jobs")]
         let success = self.good as f64 / self.jobs as f64 * 100.0;
-        // Nothing divided by nothing is no percentage.
+        // Without jobs there is no percentage.
         let percent = |number: f64| {
             let rounded = Percent::new(number.clamp(0.0, 100.0));
             rounded.map(Percent::to_a_billionth).ok()
@@ -33,20 +33,20 @@ impl HourSum {
     }
 }
 
-/// What punishment did.
+/// The effect of punishment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Effect {
     /// How often the rate dropped because of the uptime.
     pub drops: usize,
-    /// The hours around all of them together.
+    /// The hours around all drops together.
     #[serde(flatten)]
     pub together: Around,
-    /// The hours around each of them.
+    /// The hours around each drop.
     pub each: Vec<RateDrop>,
 }
 
 impl Effect {
-    /// What the hours around the drops say, with the uptimes that were known then.
+    /// Evaluates the hours around the drops, with the uptimes that were known then.
     #[must_use]
     pub fn of(around: &DropWindows, runs: &[Timeline]) -> Self {
         let (jobs, uptime) = (around.sums(), UptimeIntegral::of(runs));
@@ -84,9 +84,9 @@ impl Effect {
 /// One drop of the rate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RateDrop {
-    /// When, in UTC.
+    /// The time of the drop, in UTC.
     pub at: String,
-    /// The hours around it.
+    /// The hours around the drop.
     #[serde(flatten)]
     pub around: Around,
 }

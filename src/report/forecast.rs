@@ -1,14 +1,13 @@
-//! How likely an agent is to be at or over a tier soon.
+//! Forecasts the probability that an agent reaches a tier soon.
 //!
-//! At or over a tier or not, an agent alternates between two states. Each is left at a constant rate, so
-//! that the chance to be up after a time h is p + (now − p) × exp(−(f + r) × h), where f and r are the
-//! rates of falling and rising, p = r ÷ (f + r), and now is 1 or 0. The rates are changes per time, of
-//! which what is three days old counts half; a fifth of a change in half a day is taken as seen before
-//! anything was.
+//! Per tier, an agent alternates between two states: reaching the tier or not. Each state is left at a
+//! constant rate, so that the probability to be up after a time h is p + (now − p) × exp(−(f + r) × h), where f and r are the
+//! rates of falling and rising, p = r ÷ (f + r), and now is 1 or 0. The rates are changes per time, with a
+//! half-life of three days; the prior is a fifth of a change in half a day.
 //!
-//! How good that would have been is measured on the past: at each hour, with only what was known then,
-//! against what came (Brier score: the mean square of chance minus what came, 0 at best), beside the
-//! forecast that all stays as it is.
+//! The quality is measured on the past (backtest): a forecast for each hour, from what was known then, is
+//! compared with what happened (Brier score: the mean square of probability minus outcome, 0 at best), and
+//! with the forecast that nothing changes.
 
 use serde::Serialize;
 
@@ -16,16 +15,16 @@ use super::timeline::{Micros, Timeline};
 use crate::units::Percent;
 
 const HOUR: f64 = 3600.0;
-/// What is so old counts half.
+/// The half-life of observations.
 const HALF_LIFE: f64 = 72.0 * HOUR;
-/// Changes, and the time in which they are taken as seen, before anything is.
+/// The prior: this many changes in this time.
 const PRIOR: (f64, f64) = (0.2, 12.0 * HOUR);
 
-/// What is said of one agent and one tier.
+/// The forecast for one agent and one tier.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TierForecast {
     pub tier_percent: Percent,
-    /// Whether it is reached at the end of what is known.
+    /// Whether the tier is reached at the end of the records.
     pub reached: bool,
     /// The next hour.
     pub next_hour: Chance,
@@ -33,20 +32,20 @@ pub struct TierForecast {
     pub next_day: Chance,
 }
 
-/// A chance, and how good chances like it were.
+/// A probability, and how good past forecasts of its kind were.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Chance {
-    /// To be at or over the tier after that time.
+    /// The probability to reach the tier after the horizon.
     pub chance: f64,
-    /// The past forecasts that could be compared with what came.
+    /// The number of past forecasts that could be compared with the outcome.
     pub compared: u64,
     /// Their Brier score; the lower the better.
     pub brier: Option<f64>,
-    /// That of the forecast that all stays as it is.
+    /// The score of the forecast that nothing changes.
     pub brier_as_now: Option<f64>,
 }
 
-/// A time in which a tier was reached, or was not. Seconds from any origin.
+/// A period in which a tier was reached, or was not. In seconds from any origin.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct UptimeRun {
     from: f64,
@@ -54,7 +53,7 @@ struct UptimeRun {
     up: bool,
 }
 
-/// What is to be expected of an agent for each of the tiers; nothing where its uptime was never known.
+/// An agent's forecasts for each of the tiers; none if its uptime was never known.
 #[must_use]
 pub(crate) fn forecast(runs: &[Timeline], tiers: &[Percent]) -> Vec<TierForecast> {
     let of_tier = |&tier: &Percent| {
@@ -103,12 +102,12 @@ fn segments(runs: &[Timeline], tier: Percent) -> Vec<UptimeRun> {
     segments
 }
 
-/// What was seen of both states, weighed by age.
+/// The observations of both states, weighted by age.
 #[derive(Debug, Clone, Copy, Default)]
 struct Model {
     up: Seen,
     down: Seen,
-    /// The age of what was seen counts from here.
+    /// Ages are measured from this instant.
     at: f64,
     last: Option<(f64, bool)>,
 }
@@ -134,7 +133,7 @@ impl Seen {
 }
 
 impl Model {
-    /// Takes in a segment's part until an instant; segments come in their order, each from its begin.
+    /// Adds a segment's part until an instant; segments must come in order, each from its beginning.
     fn learn(&mut self, segment: &UptimeRun, until: f64) {
         let until = until.min(segment.until);
         let begin = self
@@ -157,7 +156,7 @@ impl Model {
         }
         self.age(until);
         let decay = std::f64::consts::LN_2 / HALF_LIFE;
-        // The integral of what each moment of it counts.
+        // The integral of the weight over the period.
         let weighed = (1.0 - (-(until - begin) * decay).exp()) / decay;
         let state = if segment.up {
             &mut self.up
@@ -174,7 +173,7 @@ impl Model {
         self.at = self.at.max(until);
     }
 
-    /// The chance to be up after `horizon` seconds.
+    /// The probability to be up after `horizon` seconds.
     fn chance(&self, up: bool, horizon: f64) -> f64 {
         let (falls, rises) = (self.up.rate(), self.down.rate());
         let settled = rises / (falls + rises);
@@ -183,7 +182,7 @@ impl Model {
     }
 }
 
-/// The forecasts of each hour of the past, against what came. (Their chance is not set.)
+/// Compares forecasts for each hour of the past with the outcome. (Their probability is not set.)
 fn compare(segments: &[UptimeRun], horizon: f64) -> Chance {
     let mut model = Model::default();
     let (mut compared, mut squares, mut squares_as_now) = (0_u64, 0.0, 0.0);

@@ -1,4 +1,4 @@
-//! The time that a report is about.
+//! The period that a report covers.
 
 use std::str::FromStr;
 
@@ -12,7 +12,7 @@ use crate::units::Span;
 pub struct Period {
     /// The first instant that counts.
     pub from: Micros,
-    /// The first one that does not count any more.
+    /// The first instant that does not count any more.
     pub until: Micros,
 }
 
@@ -26,7 +26,7 @@ impl Default for Period {
 }
 
 impl Period {
-    /// Whether an instant counts.
+    /// Whether an instant lies in the period.
     #[must_use]
     pub fn holds(&self, at: Micros) -> bool {
         (self.from..self.until).contains(&at)

@@ -1,4 +1,4 @@
-//! Which rates another policy would have given for the uptimes that were recorded.
+//! Replays recorded uptimes under another policy (`--what-if`).
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ pub(crate) fn replayed(timeline: &Timeline, policy: &Policy) -> Vec<RateInterval
     held.collect()
 }
 
-/// The slots at each known uptime, in the order of time.
+/// The slots at each known uptime, ordered by time.
 pub(crate) fn slots_by_uptime(timeline: &Timeline) -> impl Iterator<Item = (Percent, Slots)> + '_ {
     let first = timeline.rates.first().map(|step| step.base);
     let bases = bases(timeline, Micros::MIN, first.unwrap_or_default());

@@ -1,8 +1,8 @@
-//! Which tiers would have been worth most.
+//! Suggests the tiers that would have been worth most.
 //!
 //! Uptimes are known by tenths of a percent: how many slots there were at each, and of the jobs that
-//! were sent how many succeeded. From both follows what any tiers would have been worth: each job that
-//! succeeds a stated value, each job its mean cost. How often jobs succeed is estimated between every
+//! were sent how many succeeded. From both follows the worth of any tiers: each job that
+//! succeeds adds a stated value, and each job costs the mean cost. How often jobs succeed is estimated between every
 //! two neighbours of the search space; where few jobs or none were sent, they are taken to succeed as
 //! often as the uptime says, which weighs as much as two jobs.
 
@@ -19,27 +19,27 @@ const THRESHOLDS: [u16; 20] = [
     500, 600, 700, 800, 850, 900, 910, 920, 930, 940, 950, 960, 970, 980, 985, 990, 993, 995, 997,
     999,
 ];
-/// What the three tiers earn, in percent.
+/// The shares that the three tiers earn, in percent.
 const SHARES: [u8; 3] = [100, 50, 10];
-/// How many jobs the uptime itself weighs as much as.
+/// The weight of the uptime as a prior, in jobs.
 const PRIOR_JOBS: f64 = 2.0;
 /// The normal distribution's quantile of 95 %: intervals hold the truth in 90 of 100 cases.
 const Z: f64 = 1.644_853_627;
 /// All tenths of a percent, 100 % included.
 const TENTHS: usize = 1001;
 
-/// What tiers would have been worth most.
+/// The tiers that would have been worth most.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Suggestion {
-    /// What a good job is worth, as was stated.
+    /// The stated value of a good job.
     pub value_per_good_job_wei: Wei,
-    /// What a job costs on average; `None` where no cost is known, which counts as nothing.
+    /// The mean cost of a job; `None` if no cost is known, which counts as 0.
     pub cost_per_job_wei: Option<Wei>,
     /// The thresholds that were tried.
     pub thresholds_percent: Vec<f64>,
     /// The shares that the tiers earn.
     pub shares_percent: Vec<u8>,
-    /// How many policies were compared, that of the last run included.
+    /// The number of policies that were compared, including the last run's.
     pub policies_compared: usize,
     /// The last run's policy.
     pub recorded: PolicyValue,
@@ -47,13 +47,13 @@ pub struct Suggestion {
     pub best: PolicyValue,
     /// How much more that is worth than the recorded one.
     pub gain_wei: Wei,
-    /// In 90 of 100 cases it is no less than this,
+    /// The lower bound of the 90 % interval.
     pub gain_low_wei: Wei,
-    /// and no more than this.
+    /// The upper bound of the 90 % interval.
     pub gain_high_wei: Wei,
 }
 
-/// What a policy would have been worth.
+/// The worth of a policy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PolicyValue {
     pub policy: String,
@@ -137,7 +137,7 @@ impl Observations {
         }
     }
 
-    /// The standard deviation of what is said of good jobs where a policy sends others than another one.
+    /// The standard deviation of the difference in good jobs between two policies.
     fn deviation(&self, policy: &Policy, other: &Policy) -> f64 {
         let pairs = self.jobs(policy).into_iter().zip(self.jobs(other));
         let variances = pairs
@@ -217,7 +217,7 @@ fn candidates() -> impl Iterator<Item = Policy> {
     })
 }
 
-/// What so many jobs come to, to a thousandth of a job; the amount of one is exact.
+/// The amount for this many jobs, to a thousandth of a job; the amount of one job is exact.
 fn amount(of_one: &Wei, jobs: f64) -> Wei {
     #[expect(
         clippy::cast_possible_truncation,

@@ -1,4 +1,4 @@
-//! Charts as SVG: lines and stacked bars over time, in the colours of the page that they stand in.
+//! SVG charts: lines and stacked bars over time, in the colours of the page that contains them.
 
 use std::fmt::{self, Write as _};
 
@@ -13,11 +13,11 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 22.0;
-/// The most columns in which a line's points are told apart.
+/// The number of columns to which a line's points are reduced.
 const COLUMNS: usize = 600;
 const SECOND: Micros = 1_000_000;
 
-/// The time that charts have in common.
+/// The time axis that charts share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TimeAxis {
     from: Micros,
@@ -29,13 +29,13 @@ pub(crate) struct TimeAxis {
 pub(crate) struct LineSeries<'a> {
     /// Its class in the page's style.
     pub class: &'a str,
-    /// From when on which value; `None` where there is none.
+    /// The value from each instant on; `None` if there is none.
     pub points: Vec<(Micros, Option<f64>)>,
-    /// Whether a value holds until the next one, or the line leads straight to it.
+    /// Whether a value holds until the next one (a step), or the line interpolates.
     pub steps: bool,
 }
 
-/// A bar: a time, and its parts from below, each with its class.
+/// A bar: a period, and its parts from bottom to top, each with its class.
 #[derive(Debug, Clone)]
 pub(crate) struct Bar<'a> {
     pub from: Micros,
@@ -47,13 +47,13 @@ pub(crate) struct Bar<'a> {
 /// What a chart is about, and its range of values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frame<'a> {
-    /// In words, for those who do not see it.
+    /// A description in words, for screen readers.
     pub label: &'a str,
     /// The least value at the lower edge; the upper edge is found.
     pub low: f64,
     /// The value that the upper edge is at least.
     pub high: f64,
-    /// What stands behind each value at the edge.
+    /// The unit after each value at the axis.
     pub unit: &'a str,
 }
 
@@ -72,7 +72,7 @@ impl TimeAxis {
         LEFT + share(at - self.from, self.until - self.from) * (WIDTH - LEFT - RIGHT)
     }
 
-    /// Whole steps of a length that people think in.
+    /// Ticks at round intervals.
     fn ticks(self) -> (Micros, Vec<Micros>) {
         const STEPS: [Micros; 16] = [
             1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 172_800,
@@ -145,7 +145,7 @@ fn write_bars(
         let mut below = 0.0;
         for (class, part) in bar.parts.iter().filter(|(_, part)| *part > 0.0) {
             let (bottom, top) = (scale.y(below), scale.y(below + part));
-            // Where there is anything, there is something to see.
+            // Even the smallest value is visible.
             let height = (bottom - top).max(0.8);
             write!(
                 svg,
@@ -158,7 +158,7 @@ fn write_bars(
     svg.write_str("</svg>")
 }
 
-/// The frame, its lines and the words at its edges.
+/// The frame, the grid lines and the axis labels.
 fn write_frame(span: TimeAxis, frame: &Frame<'_>, scale: &Scale, svg: &mut String) -> fmt::Result {
     write!(
         svg,
@@ -233,7 +233,7 @@ fn write_path(
     if let Some(y) = drawn.filter(|_| line.steps) {
         write!(path, "L{:.1} {y:.1}", span.x(span.until))?;
     } else if !line.steps && !path.contains('L') && !path.is_empty() {
-        // A single point is to be seen, too.
+        // A single point is visible, too.
         path.push_str("h1");
     }
     Ok(())
