@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 
 use anyhow::Context;
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::agent::AgentConfig;
 use crate::agent::options::AgentOptions;
+use crate::option_values::without_credentials;
 use crate::ping_system::PingSystemConfig;
 use crate::ping_system::options::{PingSystemOptions, UnitVariables};
 use crate::report::ReportOptions;
@@ -109,7 +111,7 @@ impl Cli {
             arguments = vec!["uptime-runner".into(), "agent".into()];
         }
         let command = Self::command();
-        let matches = command.clone().get_matches_from(&arguments);
+        let matches = parse(command.clone(), &arguments);
         match matches.subcommand() {
             None => Self::with_layers(&command, &matches, arguments, None),
             Some((CHECK, typed)) => Self::with_layers(&command, typed, arguments, Some(CHECK)),
@@ -117,7 +119,7 @@ impl Cli {
                 let variables = UnitVariables::read()?;
                 let command =
                     command.mut_subcommand(PING_SYSTEM, |command| variables.prepare(command));
-                Self::read(&command.get_matches_from(arguments))
+                Self::read(&parse(command, &arguments))
             }
             Some(_) => Self::read(&matches),
         }
@@ -142,7 +144,7 @@ impl Cli {
             Some(name) => command.mut_subcommand(name, |runner| layers.prepare(runner)),
             None => layers.prepare(command),
         };
-        let mut cli = Self::read(&command.get_matches_from(arguments))?;
+        let mut cli = Self::read(&parse(command, &arguments))?;
         match &mut cli.command {
             Some(Command::Check(runner)) => runner.add_file(layers),
             _ => cli.runner.add_file(layers),
@@ -167,6 +169,19 @@ impl Cli {
             Some(Command::Man { command }) => Task::Print(manual(command.as_deref())?),
         })
     }
+}
+
+/// Ends the program where the command line is wrong, or asks for help.
+fn parse(command: clap::Command, arguments: &[OsString]) -> ArgMatches {
+    command
+        .try_get_matches_from(arguments)
+        .unwrap_or_else(|mut error| {
+            if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
+                let shown = without_credentials(value).into_owned();
+                error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
+            }
+            error.exit()
+        })
 }
 
 fn completions(shell: Shell) -> Vec<u8> {

@@ -152,7 +152,7 @@ impl Sum for Wei {
 pub struct WeiPerSecond(Wei);
 
 impl WeiPerSecond {
-    /// The cost of so many seconds.
+    /// The cost of this many seconds.
     #[must_use]
     pub fn for_seconds(&self, seconds: u64) -> Wei {
         self.0.times(seconds)

@@ -1,5 +1,6 @@
 //! Values of options, each with an error that says what is accepted.
 
+use std::borrow::Cow;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroU64;
 use std::str::FromStr;
@@ -102,6 +103,14 @@ impl FromStr for Whole {
 /// An http or https URL with a host, and without credentials, query or fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HttpUrl(pub(crate) Url);
+
+/// A value as errors may show it: what stands before an `@` can be a password.
+pub(crate) fn without_credentials(value: &str) -> Cow<'_, str> {
+    match value.rsplit_once('@') {
+        Some((_, rest)) => format!("…@{rest}").into(),
+        None => value.into(),
+    }
+}
 
 impl FromStr for HttpUrl {
     type Err = String;

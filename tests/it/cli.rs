@@ -103,14 +103,31 @@ fn bad_options_are_refused_before_anything_is_sent() {
             .unwrap();
         refused(&output, &words);
     }
-    let credentials = format!("http://user:s3cret@{}", gateway.address);
-    let output = binary()
-        .args(["--agent", "a", "--gateway-url", &credentials])
-        .output()
-        .unwrap();
-    refused(&output, &["--gateway-url", "token file"]);
     assert!(pings.server.requests.lock().unwrap().is_empty());
     assert!(gateway.requests.lock().unwrap().is_empty());
+}
+
+#[test]
+fn an_address_with_credentials_is_refused_without_showing_them() {
+    let address = "127.0.0.1:9";
+    let credentials = format!("http://user:s3cret@{address}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runner.toml");
+    std::fs::write(&file, format!("gateway_url = '{credentials}'\n")).unwrap();
+    let (mut flag, mut variable, mut key) = (binary(), binary(), binary());
+    flag.args(["--gateway-url", &credentials]);
+    variable.env("UPTIME_RUNNER_GATEWAY_URL", &credentials);
+    key.arg("--config").arg(&file);
+    for (command, name) in [
+        (&mut flag, "--gateway-url"),
+        (&mut variable, "UPTIME_RUNNER_GATEWAY_URL"),
+        (&mut key, "gateway_url"),
+    ] {
+        let output = command.args(["--agent", "a"]).output().unwrap();
+        refused(&output, &[name, address, "token file"]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!told.contains("s3cret"), "{told}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::file::FileText;
+use crate::option_values::without_credentials;
 
 /// The prefix of all variables.
 const PREFIX: &str = "UPTIME_RUNNER_";
@@ -64,7 +65,10 @@ pub(super) fn environment_flags(
         let Some(value) = environment(&variable) else {
             continue;
         };
-        let place = format!("{variable}='{}'", value.to_string_lossy().escape_debug());
+        let place = format!(
+            "{variable}='{}'",
+            without_credentials(&value.to_string_lossy()).escape_debug()
+        );
         let flag = checked(option, &value, &place)?;
         if !is_set(typed, option) {
             flags.push(flag);
@@ -140,7 +144,7 @@ pub(super) fn file_flags(
                 "--config {} line {}: {name} = {}",
                 file.name,
                 file.line(value.span().start),
-                file.text[value.span()].lines().next().unwrap_or_default()
+                without_credentials(file.text[value.span()].lines().next().unwrap_or_default())
             );
             let text = scalar(value, option).ok_or_else(|| {
                 let expected = match (is_bool(option), takes_many(option)) {

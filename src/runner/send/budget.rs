@@ -36,7 +36,7 @@ impl Balance {
 /// The answer to a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grant {
-    /// Reserved: a job of at most so many seconds of compute.
+    /// Reserved: a job of at most this many seconds of compute.
     Seconds(u64),
     /// Nothing is left now, but jobs in flight may give something back.
     NotNow,
