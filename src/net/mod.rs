@@ -5,3 +5,4 @@ pub(crate) mod credentials;
 pub(crate) mod endpoint;
 pub(crate) mod metrics;
 pub mod server;
+pub(crate) mod tls;

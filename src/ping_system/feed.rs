@@ -8,31 +8,37 @@ use tokio::sync::broadcast::{Receiver, Sender, channel};
 
 use crate::wire::ping_system::served::PingEvent;
 
-/// How many pings a subscriber may lag behind before it is disconnected.
+/// How many pings a subscriber may lag behind before it loses some.
 const BACKLOG: usize = 256;
 
 /// The agents to which a subscription applies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Topic {
+pub(crate) enum Topic {
     /// All agents.
     All,
     /// One agent.
     Agent(String),
 }
 
-/// A published ping, shared by all subscribers.
-pub(crate) type SharedPing = Arc<PingEvent>;
+/// What a subscriber receives.
+#[derive(Debug, Clone)]
+pub(crate) enum FeedEvent {
+    /// A new ping, shared by all subscribers.
+    Ping(Arc<PingEvent>),
+    /// Pings may have been missed: the history must be read again.
+    Resync,
+}
 
-/// Publishes each new ping to its subscribers. A subscriber whose channel closes may have missed
-/// pings, and must read the history again.
+/// Publishes each new ping to its subscribers. A subscriber that lags too far behind, or whose channel closes, may have
+/// missed pings as well.
 #[derive(Debug, Default)]
-pub struct Feed {
-    listeners: Mutex<HashMap<Topic, Sender<SharedPing>>>,
+pub(crate) struct Feed {
+    listeners: Mutex<HashMap<Topic, Sender<FeedEvent>>>,
 }
 
 impl Feed {
     /// Subscribes to all pings from now on.
-    pub fn listen(&self, topic: Topic) -> Receiver<SharedPing> {
+    pub(crate) fn listen(&self, topic: Topic) -> Receiver<FeedEvent> {
         let mut listeners = self.listeners.lock();
         // Entries without subscribers are dropped here, where entries are added.
         listeners.retain(|_, sender| sender.receiver_count() > 0);
@@ -41,7 +47,7 @@ impl Feed {
     }
 
     /// Publishes a ping.
-    pub fn publish(&self, event: &PingEvent) {
+    pub(crate) fn publish(&self, event: &PingEvent) {
         let listeners = self.listeners.lock();
         let topic = Topic::Agent(event.agent_id.clone());
         let interested = [listeners.get(&topic), listeners.get(&Topic::All)];
@@ -50,21 +56,24 @@ impl Feed {
             let told = Arc::new(event.clone());
             for sender in interested {
                 // The last subscriber may have left.
-                let _ = sender.send(Arc::clone(&told));
+                let _ = sender.send(FeedEvent::Ping(Arc::clone(&told)));
             }
         }
     }
 
     /// Disconnects the subscribers of an agent that was removed.
-    pub fn forget(&self, agent_id: &str) {
+    pub(crate) fn forget(&self, agent_id: &str) {
         self.listeners
             .lock()
             .remove(&Topic::Agent(agent_id.to_owned()));
     }
 
-    /// Disconnects all subscribers, since pings may have been missed.
-    pub fn interrupt(&self) {
-        self.listeners.lock().clear();
+    /// Tells all subscribers that pings may have been missed.
+    pub(crate) fn resync(&self) {
+        for sender in self.listeners.lock().values() {
+            // The last subscriber may have left.
+            let _ = sender.send(FeedEvent::Resync);
+        }
     }
 }
 
@@ -74,6 +83,14 @@ mod tests {
     use super::*;
     use tokio::sync::broadcast::error::TryRecvError;
 
+    /// The agent of the next ping.
+    fn agent(subscriber: &mut Receiver<FeedEvent>) -> Result<String, TryRecvError> {
+        subscriber.try_recv().map(|event| match event {
+            FeedEvent::Ping(ping) => ping.agent_id.clone(),
+            FeedEvent::Resync => "resync".to_owned(),
+        })
+    }
+
     #[test]
     fn each_hears_what_it_listens_to() {
         let feed = Feed::default();
@@ -81,22 +98,22 @@ mod tests {
         let mut all = feed.listen(Topic::All);
         feed.publish(&event("a"));
         feed.publish(&event("b"));
-        assert_eq!(one.try_recv().unwrap().agent_id, "a");
-        assert_eq!(one.try_recv(), Err(TryRecvError::Empty));
-        assert_eq!(all.try_recv().unwrap().agent_id, "a");
-        assert_eq!(all.try_recv().unwrap().agent_id, "b");
+        assert_eq!(agent(&mut one), Ok("a".to_owned()));
+        assert_eq!(agent(&mut one), Err(TryRecvError::Empty));
+        assert_eq!(agent(&mut all), Ok("a".to_owned()));
+        assert_eq!(agent(&mut all), Ok("b".to_owned()));
     }
 
     #[test]
-    fn who_may_have_missed_something_is_let_go() {
+    fn who_may_have_missed_something_is_told() {
         let feed = Feed::default();
         let mut one = feed.listen(Topic::Agent("a".to_owned()));
         let mut other = feed.listen(Topic::Agent("b".to_owned()));
         feed.forget("a");
-        assert_eq!(one.try_recv(), Err(TryRecvError::Closed));
-        assert_eq!(other.try_recv(), Err(TryRecvError::Empty));
-        feed.interrupt();
-        assert_eq!(other.try_recv(), Err(TryRecvError::Closed));
+        assert_eq!(agent(&mut one), Err(TryRecvError::Closed));
+        assert_eq!(agent(&mut other), Err(TryRecvError::Empty));
+        feed.resync();
+        assert_eq!(agent(&mut other), Ok("resync".to_owned()));
         for _ in 0..=BACKLOG {
             feed.publish(&event("c"));
         }
@@ -104,7 +121,7 @@ mod tests {
         for _ in 0..=BACKLOG {
             feed.publish(&event("c"));
         }
-        assert_eq!(slow.try_recv(), Err(TryRecvError::Lagged(1)));
+        assert_eq!(agent(&mut slow), Err(TryRecvError::Lagged(1)));
     }
 
     #[test]

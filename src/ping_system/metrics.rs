@@ -7,7 +7,8 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::wire::ping_system::served::{Agent, Ping, Status};
+use crate::ping_system::store::Totals;
+use crate::wire::ping_system::served::Ping;
 
 /// Counters and gauges of one ping system.
 #[derive(Debug)]
@@ -112,21 +113,14 @@ impl PingMetrics {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(crate) fn text<'a>(
-        &self,
-        agents: impl Iterator<Item = &'a Agent>,
-    ) -> prometheus::Result<String> {
-        let (mut active, mut unreachable) = (0, 0);
-        for agent in agents {
-            match agent.status {
-                Status::Active => active += 1,
-                Status::Unreachable => unreachable += 1,
-            }
+    pub(crate) fn text(&self, totals: Totals) -> prometheus::Result<String> {
+        for (status, count) in [
+            ("active", totals.active()),
+            ("unreachable", totals.unreachable),
+        ] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.agents.with_label_values(&[status]).set(count);
         }
-        self.agents.with_label_values(&["active"]).set(active);
-        self.agents
-            .with_label_values(&["unreachable"])
-            .set(unreachable);
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }

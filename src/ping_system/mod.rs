@@ -37,10 +37,15 @@ use self::evaluate::PingPolicy;
 use self::feed::Feed;
 use self::metrics::PingMetrics;
 use self::pinger::Pinger;
-use self::store::{Store, postgres, sqlite};
+use self::store::Store;
+use self::store::postgres::{self, PostgresOptions};
+use self::store::sqlite::{self, Location};
 use self::writer::PingWriter;
 use crate::net;
 use crate::shutdown::Shutdown;
+
+/// How long pings under way are waited for at the end, so that the process is gone within 2 s.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Everything that a ping system needs, checked.
 #[derive(Debug)]
@@ -65,20 +70,11 @@ pub struct PingSystemConfig {
     pub allowed: Vec<IpNet>,
 }
 
-/// Where the ping system remembers. The URL may hold a password and is never shown.
-#[derive(Clone)]
+/// Where the history is stored.
+#[derive(Debug, Clone)]
 pub enum Database {
-    Sqlite(String),
-    Postgres(String),
-}
-
-impl std::fmt::Debug for Database {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Sqlite(_) => "Sqlite",
-            Self::Postgres(_) => "Postgres",
-        })
-    }
+    Sqlite(Location),
+    Postgres(PostgresOptions),
 }
 
 /// Asks and answers until the first signal.
@@ -104,7 +100,12 @@ pub async fn run_at(
     let helpers_stop = shutdown.gently.child_token();
     let mut helpers = JoinSet::new();
 
-    let (store, _owner) = open_store(&config.database, &feed, &helpers_stop, &mut helpers).await?;
+    let open = open_store(config.database.clone(), &feed, &helpers_stop, &mut helpers);
+    // A database that says nothing must not delay the end.
+    let Some(store) = shutdown.gently.run_until_cancelled(open).await else {
+        return Ok(());
+    };
+    let store = store?;
     let (writer, writer_task) = writer::new();
     // It ends when the last ping is stored, not before.
     let stored = tokio::spawn(writer_task.run(Arc::clone(&store), Arc::clone(&feed)));
@@ -122,22 +123,35 @@ pub async fn run_at(
         api::routes(state, tokens),
         shutdown.at_once.clone(),
     );
-    let pinging = async {
-        pinger.run(shutdown.gently.clone()).await;
-        pinger.under_way.close();
-        pinger.under_way.wait().await;
+    let working = async {
+        let pinging = async {
+            pinger.run(shutdown.gently.clone()).await;
+            pinger.under_way.close();
+            pinger.under_way.wait().await;
+        };
+        tokio::select! {
+            () = served => {}
+            () = pinging => {}
+        }
+        helpers.shutdown().await;
+        drop(pinger);
+        // The routes, which hold the other end of the writer's channel, are dropped by now.
+        let _ = stored.await;
+    };
+    // Agents that do not answer, and a database that does not, must not delay the end. A ping that is given up is asked
+    // for again, by whoever takes over when its lease ends.
+    let overdue = async {
+        shutdown.gently.cancelled().await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
     };
     tokio::select! {
-        () = served => {}
-        () = pinging => {}
+        () = working => {}
+        () = overdue => tracing::warn!(
+            "pings under way are given up: they did not end within {} s",
+            DRAIN_TIMEOUT.as_secs_f64()
+        ),
+        () = shutdown.at_once.cancelled() => {}
     }
-    if shutdown.at_once.is_cancelled() {
-        return Ok(());
-    }
-    helpers.shutdown().await;
-    drop(pinger);
-    // The routes, which hold the other end of the writer's channel, are dropped by now.
-    let _ = stored.await;
     Ok(())
 }
 
@@ -181,29 +195,26 @@ fn state(
     })
 }
 
-/// Opens the database. A file is ours for as long as its owner lives; of a server, `helpers` follows what
-/// other ping systems store there.
+/// Opens the database. On PostgreSQL a task of `helpers` follows what other ping systems store there.
 async fn open_store(
-    database: &Database,
+    database: Database,
     feed: &Arc<Feed>,
     stop: &CancellationToken,
     helpers: &mut JoinSet<()>,
-) -> anyhow::Result<(Arc<dyn Store>, Option<sqlite::Owner>)> {
+) -> anyhow::Result<Arc<dyn Store>> {
     match database {
-        Database::Sqlite(url) => {
-            let (store, owner) = sqlite::open(url)
-                .await
-                .context("--database: the SQLite file cannot be used")?;
-            Ok((Arc::new(store), Some(owner)))
+        Database::Sqlite(location) => {
+            let store = sqlite::open(location).await;
+            Ok(Arc::new(
+                store.context("--database: the SQLite file cannot be used")?,
+            ))
         }
-        Database::Postgres(url) => {
-            let store = postgres::open(url)
-                .await
-                .context("--database: PostgreSQL cannot be used")?;
-            let (url, origin) = (url.clone(), store.origin());
-            let (feed, stop) = (Arc::clone(feed), stop.clone());
-            helpers.spawn(async move { postgres::follow(&url, origin, &feed, stop).await });
-            Ok((Arc::new(store), None))
+        Database::Postgres(options) => {
+            let store = postgres::open(options).await;
+            let store = Arc::new(store.context("--database: PostgreSQL cannot be used")?);
+            let (followed, feed, stop) = (Arc::clone(&store), Arc::clone(feed), stop.clone());
+            helpers.spawn(async move { postgres::follow(followed, &feed, stop).await });
+            Ok(store)
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::client::AgentClient;
 use super::evaluate::PingPolicy;
-use super::feed::{Feed, Topic};
+use super::feed::{Feed, FeedEvent, Topic};
 use super::metrics::PingMetrics;
 use super::store::{Claim, Claimed, Lease, Store, StoreError};
 use super::writer::{NotStored, PingWriter};
@@ -78,6 +79,7 @@ impl Pinger {
     pub(crate) async fn run(self: &Arc<Self>, stop: CancellationToken) {
         let mut clock = WallClockCheck::start();
         let mut backoff = MIN_BACKOFF;
+        let mut failing = false;
         let mut reschedule_overdue = true;
         while !stop.is_cancelled() {
             reschedule_overdue |= clock.was_set_back();
@@ -85,14 +87,20 @@ impl Pinger {
             let delay = match self.ask_due(&mut reschedule_overdue).await {
                 Ok(delay) => {
                     backoff = MIN_BACKOFF;
+                    if std::mem::take(&mut failing) {
+                        tracing::info!("the schedule is read again");
+                        // What other ping systems stored meanwhile was not seen.
+                        self.feed.resync();
+                    }
                     delay.max(TOGETHER)
                 }
                 Err(error) => {
-                    // Subscribers must not mistake silence for good news.
-                    self.feed.interrupt();
-                    tracing::warn!(
-                        "the schedule cannot be read, trying again in {backoff:?}: {error}"
-                    );
+                    // One outage is one warning.
+                    if !std::mem::replace(&mut failing, true) {
+                        // Subscribers must not mistake silence for good news.
+                        self.feed.resync();
+                        tracing::warn!("the schedule cannot be read, trying again: {error}");
+                    }
                     let delay = backoff;
                     backoff = (backoff * 2).min(MAX_BACKOFF);
                     delay
@@ -159,10 +167,8 @@ impl Pinger {
             Claimed::Taken => {
                 drop(permit);
                 let wait = (lease.until - lease.now).to_std().unwrap_or_default();
-                return match tokio::time::timeout(wait, told.recv()).await {
-                    Ok(Ok(event)) => Ok(event.ping.clone()),
-                    _ => Err(PingError::Taken),
-                };
+                let ping = tokio::time::timeout(wait, next_ping(&mut told)).await;
+                return ping.ok().flatten().ok_or(PingError::Taken);
             }
         };
         let pinger = Arc::clone(self);
@@ -213,6 +219,16 @@ impl Pinger {
         Lease {
             now,
             until: saturating_add(now, self.timeout.saturating_add(TIME_TO_STORE)),
+        }
+    }
+}
+
+/// The next ping that a subscriber receives; `None` if some may have been missed.
+async fn next_ping(subscriber: &mut Receiver<FeedEvent>) -> Option<Ping> {
+    loop {
+        match subscriber.recv().await.ok()? {
+            FeedEvent::Ping(event) => return Some(event.ping.clone()),
+            FeedEvent::Resync => {}
         }
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn known(agent_id: &str) -> AgentRecord {
             agent_id: agent_id.to_owned(),
             agent_url: "http://127.0.0.1:8001".to_owned(),
             capabilities: Vec::new(),
-            metadata: Map::new(),
+            metadata: Some(Map::new()),
             status: Status::Active,
             registered_at: utc("2026-01-01T00:00:00Z"),
             last_ping_at: None,

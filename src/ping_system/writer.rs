@@ -66,7 +66,8 @@ impl PingWriterTask {
                 .drain(..)
                 .map(|entry| (entry.ping, entry.stored))
                 .unzip();
-            match store.record(&pings).await {
+            let pings: Arc<[(Claim, PingRecord)]> = pings.into();
+            match store.record(Arc::clone(&pings)).await {
                 Ok(stored) => {
                     if std::mem::take(&mut failing) {
                         tracing::info!("pings are stored again");
@@ -81,12 +82,12 @@ impl PingWriterTask {
                 }
                 Err(error) => {
                     // Subscribers must not mistake silence for good news.
-                    feed.interrupt();
+                    feed.resync();
                     // The agents are asked again for the same time, so nothing is lost.
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!("pings cannot be stored, trying again: {error}");
                     }
-                    let claims: Vec<Claim> = pings.into_iter().map(|(claim, _)| claim).collect();
+                    let claims: Vec<Claim> = pings.iter().map(|(claim, _)| claim.clone()).collect();
                     // If that fails as well, the leases expire.
                     let _ = store.release(&claims).await;
                     for waiting in waiting {
@@ -102,14 +103,14 @@ impl PingWriterTask {
 mod tests {
     use super::*;
     use crate::ping_system::store::{
-        AgentRecord, Claimed, Cursor, Lease, PruneCursor, Pruned, Registration, StoreError, Sum,
+        AgentPage, AgentRecord, Claimed, Cursor, Lease, PruneCursor, Pruned, Registration,
+        StoreError, StoreHealth, Sum, Totals,
     };
     use crate::ping_system::testing::{event, known};
     use crate::wire::ping_system::served::Ping;
     use async_trait::async_trait;
     use chrono::{DateTime, Utc};
     use parking_lot::Mutex;
-    use std::time::Duration;
 
     /// A store that takes no ping, and keeps whose claims were given back.
     #[derive(Debug, Default)]
@@ -119,8 +120,8 @@ mod tests {
 
     #[async_trait]
     impl Store for FullStore {
-        async fn record(&self, _: &[(Claim, PingRecord)]) -> Result<Vec<bool>, StoreError> {
-            Err(StoreError::Timeout(Duration::ZERO))
+        async fn record(&self, _: Arc<[(Claim, PingRecord)]>) -> Result<Vec<bool>, StoreError> {
+            Err(StoreError::Unavailable("full".to_owned()))
         }
 
         async fn release(&self, claims: &[Claim]) -> Result<(), StoreError> {
@@ -138,7 +139,10 @@ mod tests {
         async fn agent(&self, _: &str) -> Result<Option<AgentRecord>, StoreError> {
             unreachable!("the writer only records and releases")
         }
-        async fn agents(&self, _: Option<DateTime<Utc>>) -> Result<Vec<AgentRecord>, StoreError> {
+        async fn agents(&self, _: AgentPage<'_>) -> Result<Vec<AgentRecord>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn totals(&self, _: DateTime<Utc>) -> Result<Totals, StoreError> {
             unreachable!("the writer only records and releases")
         }
         async fn claim_due(&self, _: Lease, _: usize) -> Result<Vec<Claim>, StoreError> {
@@ -174,7 +178,7 @@ mod tests {
         async fn prune(&self, _: DateTime<Utc>, _: PruneCursor) -> Result<Pruned, StoreError> {
             unreachable!("the writer only records and releases")
         }
-        async fn check(&self) -> Result<(), StoreError> {
+        async fn health(&self) -> Result<StoreHealth, StoreError> {
             unreachable!("the writer only records and releases")
         }
     }

@@ -17,7 +17,7 @@ use crate::runner::events::output::Output;
 use crate::runner::events::output::writer::Writer;
 use crate::runner::roster::Roster;
 use crate::runner::send::gateway::{Job, SendJob};
-use crate::runner::uptime::client::{PingEvents, PollError, UptimeSource};
+use crate::runner::uptime::client::{PingEvents, PollError, StreamMessage, UptimeSource};
 use crate::runner::uptime::estimate::AgentSnapshot;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
@@ -130,6 +130,8 @@ pub(crate) struct ScriptedPings {
 pub(crate) enum ToldPing {
     /// A new ping with this uptime, so much later.
     Ping(Duration, f64),
+    /// Pings may have been missed, so much later.
+    Resync(Duration),
     /// The stream ends, so much later.
     End(Duration),
 }
@@ -184,13 +186,17 @@ pub(crate) struct ScriptedStream {
 }
 
 impl PingEvents for ScriptedStream {
-    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), PollError> {
+    async fn next(&mut self) -> Result<StreamMessage, PollError> {
         match self.told.pop_front() {
             Some(ToldPing::Ping(later, uptime)) => {
                 tokio::time::sleep(later).await;
                 let (agent, mut ping) = pinged(&self.agent_id, uptime);
                 ping.window_seconds = Some(1e9);
-                Ok((agent, ping))
+                Ok(StreamMessage::Ping(Box::new((agent, ping))))
+            }
+            Some(ToldPing::Resync(later)) => {
+                tokio::time::sleep(later).await;
+                Ok(StreamMessage::Resync)
             }
             Some(ToldPing::End(later)) => {
                 tokio::time::sleep(later).await;

@@ -22,6 +22,7 @@ use crate::net::endpoint::with_path;
 use crate::ping_system::api::Tokens;
 use crate::ping_system::evaluate::PingPolicy;
 use crate::ping_system::interval::IntervalRules;
+use crate::ping_system::store::sqlite::Location;
 use crate::ping_system::{self, Database, PingSystemConfig};
 use crate::runner::config::RunnerConfig;
 use crate::runner::{self, Exit};
@@ -151,10 +152,7 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
     let base = (duration / 60).max(Duration::from_millis(50));
     PingSystemConfig {
         listen: ([127, 0, 0, 1], 0).into(),
-        database: Database::Sqlite(format!(
-            "sqlite:{}",
-            folder.join("ping-system.db").display()
-        )),
+        database: Database::Sqlite(Location::File(folder.join("ping-system.db"))),
         rules: PingPolicy {
             interval: IntervalRules {
                 base,

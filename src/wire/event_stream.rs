@@ -53,8 +53,11 @@ impl EventReader {
         let line = String::from_utf8_lossy(&line);
         if line.is_empty() {
             let mut event = mem::take(&mut self.event);
-            // The standard discards an event without data.
-            event.data.pop()?;
+            let has_data = event.data.pop().is_some();
+            // The standard discards an event without data, but one with a kind says something: `resync`.
+            if !has_data && event.kind.is_empty() {
+                return None;
+            }
             if event.kind.is_empty() {
                 "message".clone_into(&mut event.kind);
             }
@@ -95,6 +98,7 @@ mod tests {
         let whole = [
             event("ping", "{\"a\":\n1}"),
             event("message", ""),
+            event("nothing", ""),
             event("message", "last"),
         ];
         for size in 1..STREAM.len() {

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use sqlx::Connection;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uptime_runner::net;
@@ -204,7 +203,7 @@ async fn questions() {
     // The ping system makes its tables, then they are filled.
     drop(Process::ping_system(folder.path()));
     let begun = Instant::now();
-    fill(&folder.path().join("ping-system.db")).await;
+    fill(&folder.path().join("ping-system.db"));
     println!(
         "{STORED_PINGS} pings written in {:.0} s",
         begun.elapsed().as_secs_f64()
@@ -236,9 +235,8 @@ async fn questions() {
     println!("memory {:.0} MB at most", ping_system.memory_mb("VmHWM"));
 }
 
-async fn fill(database: &Path) {
-    let url = format!("sqlite:{}", database.display());
-    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+fn fill(database: &Path) {
+    let connection = rusqlite::Connection::open(database).unwrap();
     let hour = 3_600_000_000_i64;
     let others = (STORED_PINGS - DAY_OF_PINGS) / (AGENTS as u64 - 1);
     let fill = format!(
@@ -256,15 +254,11 @@ async fn fill(database: &Path) {
         INSERT INTO hours SELECT key, now / {hour} - i.n, 3582.0, 3600.0 FROM agents, now, n i WHERE i.n <= 168 ORDER BY 1, 2;
         PRAGMA wal_checkpoint(TRUNCATE);"
     );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(fill))
-        .execute(&mut connection)
-        .await
+    connection.execute_batch(&fill).unwrap();
+    let count: i64 = connection
+        .query_row("SELECT COUNT(*) FROM pings", [], |row| row.get(0))
         .unwrap();
-    let count: (i64,) = sqlx::query_as("SELECT COUNT(*) FROM pings")
-        .fetch_one(&mut connection)
-        .await
-        .unwrap();
-    assert!(count.0.unsigned_abs() > STORED_PINGS - AGENTS as u64);
+    assert!(count.unsigned_abs() > STORED_PINGS - AGENTS as u64);
 }
 
 /// The times of some answers in order, and what the last one was.

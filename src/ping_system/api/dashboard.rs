@@ -7,12 +7,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::ping_system::store::{AgentRecord, Store, StoreError, Sum};
+use crate::ping_system::store::{AgentPage, AgentRecord, Store, StoreError, Sum, Totals};
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping, Status};
 
 /// Agents on a page at most.
 const MAX_ROWS: usize = 100;
+/// Agents that are read from the store at once.
+const STORE_PAGE: usize = 1000;
 /// Pings in an agent's strip.
 const STRIP: usize = 30;
 
@@ -79,20 +81,60 @@ struct Row {
 
 /// The totals over all agents.
 #[must_use]
-pub(super) fn totals(known: &[AgentRecord], now: DateTime<Utc>) -> Value {
-    let count = |fits: fn(&Agent, DateTime<Utc>) -> bool| {
-        known.iter().filter(|known| fits(&known.agent, now)).count()
-    };
+pub(super) fn totals(totals: Totals, now: DateTime<Utc>) -> Value {
     json!({
         "timestamp": now,
-        "agents": known.len(),
-        "active": count(|agent, _| agent.status == Status::Active),
-        "unreachable": count(|agent, _| agent.status == Status::Unreachable),
-        "due": count(|agent, now| agent.next_ping_at <= now),
-        "poor": count(|agent, _| agent.consecutive_poor_uptime > 0),
-        "never_pinged": count(|agent, _| agent.total_pings == 0),
-        "total_pings": known.iter().map(|known| known.agent.total_pings).sum::<u64>(),
+        "agents": totals.agents,
+        "active": totals.active(),
+        "unreachable": totals.unreachable,
+        "due": totals.due,
+        "poor": totals.poor,
+        "never_pinged": totals.never_pinged,
+        "total_pings": totals.pings,
     })
+}
+
+/// What an agent is sorted by. All agents are read for one page of the dashboard, so this is all that is kept of each.
+#[derive(Debug, PartialEq)]
+struct Candidate {
+    key: i64,
+    agent_id: String,
+    status: Status,
+    last_uptime_percent: Option<Percent>,
+    ping_interval_minutes: f64,
+    next_ping_at: DateTime<Utc>,
+}
+
+impl From<AgentRecord> for Candidate {
+    fn from(AgentRecord { key, agent, .. }: AgentRecord) -> Self {
+        Self {
+            key,
+            agent_id: agent.agent_id,
+            status: agent.status,
+            last_uptime_percent: agent.last_uptime_percent,
+            ping_interval_minutes: agent.ping_interval_minutes,
+            next_ping_at: agent.next_ping_at,
+        }
+    }
+}
+
+async fn candidates(store: &dyn Store, query: &ListQuery) -> Result<Vec<Candidate>, StoreError> {
+    let mut candidates = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = AgentPage {
+            after: &after,
+            due_at: None,
+            limit: STORE_PAGE,
+        };
+        let page = store.agents(page).await?;
+        let Some(last) = page.last() else {
+            return Ok(candidates);
+        };
+        after.clone_from(&last.agent.agent_id);
+        let fitting = page.into_iter().filter(|record| query.fits(&record.agent));
+        candidates.extend(fitting.map(Candidate::from));
+    }
 }
 
 /// One page of agents.
@@ -105,31 +147,32 @@ pub(super) async fn rows(
     uptime_threshold: Percent,
     now: DateTime<Utc>,
 ) -> Result<Value, StoreError> {
-    let known = store.agents(None).await?;
-    let totals = totals(&known, now);
-    let mut known: Vec<AgentRecord> = known
-        .into_iter()
-        .filter(|known| query.fits(&known.agent))
-        .collect();
-    let count = known.len();
+    let totals = totals(store.totals(now).await?, now);
+    let mut candidates = candidates(store, query).await?;
+    let count = candidates.len();
     let by_uptime = matches!(query.sort, Sort::Hour | Sort::Day | Sort::Week);
     let mut uptimes = if by_uptime {
         uptimes(store, None, now).await?
     } else {
         HashMap::new()
     };
-    known.sort_by(|a, b| {
-        let of = |known: &AgentRecord| uptimes.get(&known.key).copied().unwrap_or_default();
-        query.order((&a.agent, of(a)), (&b.agent, of(b)))
+    candidates.sort_by(|a, b| {
+        let of = |known: &Candidate| uptimes.get(&known.key).copied().unwrap_or_default();
+        query.order((a, of(a)), (b, of(b)))
     });
     let limit = query.limit.unwrap_or(MAX_ROWS).min(MAX_ROWS);
-    let page: Vec<AgentRecord> = known.into_iter().skip(query.offset).take(limit).collect();
+    let page = candidates.into_iter().skip(query.offset).take(limit);
+    let page: Vec<Candidate> = page.collect();
     if !by_uptime && !page.is_empty() {
         let keys: Vec<i64> = page.iter().map(|known| known.key).collect();
         uptimes = self::uptimes(store, Some(&keys), now).await?;
     }
     let mut rows = Vec::with_capacity(page.len());
-    for AgentRecord { key, agent, .. } in page {
+    for Candidate { agent_id, .. } in page {
+        // It may have been removed meanwhile.
+        let Some(AgentRecord { key, agent, .. }) = store.agent(&agent_id).await? else {
+            continue;
+        };
         rows.push(Row {
             recent: store.latest(key, STRIP).await?,
             uptimes: uptimes.get(&key).copied().unwrap_or_default(),
@@ -183,13 +226,13 @@ impl ListQuery {
                 || holds(&agent.agent_id)
                 || holds(&agent.agent_url)
                 || agent.capabilities.iter().any(|name| holds(name))
-                || holds(&Value::from(agent.metadata.clone()).to_string()))
+                || holds(&json!(agent.metadata).to_string()))
     }
 
     fn order(
         &self,
-        (a, a_uptimes): (&Agent, Uptimes),
-        (b, b_uptimes): (&Agent, Uptimes),
+        (a, a_uptimes): (&Candidate, Uptimes),
+        (b, b_uptimes): (&Candidate, Uptimes),
     ) -> Ordering {
         let number = |a: Option<Percent>, b: Option<Percent>| self.known_first(a, b);
         let order = match self.sort {
@@ -231,15 +274,15 @@ mod tests {
     use super::*;
     use crate::ping_system::testing::known;
 
-    fn agent(id: &str, last: Option<f64>, status: Status) -> Agent {
-        Agent {
+    fn agent(id: &str, last: Option<f64>, status: Status) -> Candidate {
+        Candidate {
             last_uptime_percent: last.map(|last| Percent::new(last).unwrap()),
             status,
-            ..known(id).agent
+            ..known(id).into()
         }
     }
 
-    fn sorted(query: &ListQuery, mut agents: Vec<Agent>) -> Vec<String> {
+    fn sorted(query: &ListQuery, mut agents: Vec<Candidate>) -> Vec<String> {
         agents.sort_by(|a, b| query.order((a, Uptimes::default()), (b, Uptimes::default())));
         agents.into_iter().map(|agent| agent.agent_id).collect()
     }
@@ -272,9 +315,9 @@ mod tests {
 
     #[test]
     fn the_filter_looks_at_all_that_is_said_of_an_agent() {
-        let mut agent = agent("Agent-001", None, Status::Active);
+        let mut agent = known("Agent-001").agent;
         agent.capabilities = vec!["text-to-image".to_owned()];
-        agent.metadata.insert("region".to_owned(), json!("eu-West"));
+        agent.metadata = json!({"region": "eu-West"}).as_object().cloned();
         let fits = |filter: &str, status| {
             let query = ListQuery {
                 filter: filter.to_owned(),

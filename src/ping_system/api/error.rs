@@ -43,7 +43,8 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        tracing::warn!("a request cannot be answered: {error}");
+        // The pinger, which asks every second, warns.
+        tracing::debug!("a request cannot be answered: {error}");
         Self::Unavailable
     }
 }

@@ -8,21 +8,27 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 
-use crate::ping_system::feed::SharedPing;
+use crate::ping_system::feed::FeedEvent;
 
 /// The interval of keep-alives, by which a client notices that the connection is lost.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Sends each ping as an event `ping` until the channel closes, or the client falls too far
-/// behind; then the stream ends, and the client must read the history again. `place` is held as long.
+/// Sends each ping as an event `ping`, and `resync` when some may have been missed, also by a client that falls too far
+/// behind. The stream ends when the channel closes. `permit` is held as long.
 #[must_use]
-pub(super) fn answer(pings: Receiver<SharedPing>, place: OwnedSemaphorePermit) -> Response {
-    let events = stream::unfold((pings, place), async |(mut pings, place)| {
-        let told = pings.recv().await.ok()?;
-        // Every field can be serialized as JSON.
-        let event = Event::default().event("ping").json_data(&*told).ok()?;
-        Some((Ok::<_, Infallible>(event), (pings, place)))
+pub(super) fn answer(subscriber: Receiver<FeedEvent>, permit: OwnedSemaphorePermit) -> Response {
+    let events = stream::unfold((subscriber, permit), async |(mut subscriber, permit)| {
+        let event = match subscriber.recv().await {
+            // Every field can be serialized as JSON.
+            Ok(FeedEvent::Ping(ping)) => Event::default().event("ping").json_data(&*ping).ok()?,
+            Ok(FeedEvent::Resync) | Err(RecvError::Lagged(_)) => {
+                Event::default().event("resync").data("")
+            }
+            Err(RecvError::Closed) => return None,
+        };
+        Some((Ok::<_, Infallible>(event), (subscriber, permit)))
     });
     Sse::new(events)
         .keep_alive(KeepAlive::new().interval(HEARTBEAT))

@@ -1,123 +1,181 @@
-//! The route of an agent's history: streamed, since a history can be larger than the memory that one
-//! request should use.
+//! The route of an agent's history.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use chrono::Utc;
-use futures_util::stream;
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::error::{ApiError, ApiResult};
+use super::pages::{self, Pages};
 use super::state::AppState;
 use crate::ping_system::store::{Cursor, StoreError};
 use crate::units::saturating_sub;
 use crate::wire::ping_system::served::Ping;
 
-/// Pings that are read from the store, and held in memory, at once.
-const HISTORY_PAGE: usize = 2000;
+/// Pings that are read from the store, and held in memory, at once; the size of a page, at most.
+const PAGE: usize = 2000;
 const DEFAULT_HOURS: f64 = 24.0;
 
-/// The question's length.
+/// Which pings are wanted.
 #[derive(Deserialize)]
-pub(super) struct Hours {
+pub(super) struct HistoryQuery {
     hours: Option<String>,
+    /// Only pings after this time.
+    after: Option<String>,
+    /// The size of the page; without it all pings are listed.
+    limit: Option<String>,
 }
 
-impl Hours {
-    /// At most as many as are kept.
-    fn within(self, retention: Duration) -> ApiResult<f64> {
-        let hours = match self.hours {
+impl HistoryQuery {
+    /// The length of the history, at most as long as it is kept.
+    fn hours(&self, retention: Duration) -> ApiResult<f64> {
+        let kept = retention.as_secs_f64() / 3600.0;
+        let hours = match self.hours.as_deref() {
+            None if self.after.is_some() => kept,
             None => DEFAULT_HOURS,
             Some(text) => match text.parse() {
                 Ok(hours) if hours > 0.0 && f64::is_finite(hours) => hours,
-                _ => {
-                    let text: String = text.chars().take(40).collect();
-                    return Err(ApiError::BadRequest(format!(
-                        "hours={}: expected a number over 0",
-                        text.escape_debug()
-                    )));
-                }
+                _ => return Err(refused("hours", text, "a number over 0")),
             },
         };
-        Ok(hours.min(retention.as_secs_f64() / 3600.0))
+        Ok(hours.min(kept))
     }
+
+    fn after(&self) -> ApiResult<Option<DateTime<Utc>>> {
+        let Some(text) = self.after.as_deref() else {
+            return Ok(None);
+        };
+        // A plus sign that was not encoded arrives as a space.
+        let instant = DateTime::parse_from_rfc3339(&text.replace(' ', "+"));
+        match instant {
+            Ok(instant) => Ok(Some(instant.to_utc())),
+            Err(_) => Err(refused("after", text, "a time as in 2026-01-01T12:00:00Z")),
+        }
+    }
+
+    fn limit(&self) -> ApiResult<Option<usize>> {
+        let limit = |text: &str| match text.parse::<usize>() {
+            Ok(limit) if limit > 0 => Ok(limit.min(PAGE)),
+            _ => Err(refused("limit", text, "a number over 0")),
+        };
+        self.limit.as_deref().map(limit).transpose()
+    }
+}
+
+fn refused(parameter: &str, text: &str, expected: &str) -> ApiError {
+    let text: String = text.chars().take(40).collect();
+    ApiError::BadRequest(format!(
+        "{parameter}={}: expected {expected}",
+        text.escape_debug()
+    ))
 }
 
 pub(super) async fn history(
     State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
-    Query(hours): Query<Hours>,
+    Query(query): Query<HistoryQuery>,
 ) -> ApiResult<Response> {
-    let hours = hours.within(state.retention)?;
+    let hours = query.hours(state.retention)?;
+    let (after, limit) = (query.after()?, query.limit()?);
     let key = state.find(&agent_id).await?.key;
     let begin = saturating_sub(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
-    let cursor = Cursor::before(begin);
-    // Read before anything is sent, so that a failing store is reported by the status.
-    let first = state.store.history(key, cursor, HISTORY_PAGE).await?;
+    let cursor = match after {
+        Some(after) if after >= begin => Cursor::after(after),
+        _ => Cursor::before(begin),
+    };
+    let hours = shown_hours(hours);
+    if let Some(limit) = limit {
+        let (pings, next) = page(state.store.history(key, cursor, limit + 1).await?, limit);
+        let mut answer = json!({
+            "agent_id": agent_id, "hours": hours, "count": pings.len(), "pings": pings,
+        });
+        if let Some(next) = next {
+            answer["next"] = json!(next);
+        }
+        return Ok(Json(answer).into_response());
+    }
+    let head = format!(
+        r#"{{"agent_id":{},"hours":{hours},"pings":"#,
+        json!(agent_id)
+    );
+    let pings = HistoryPages { state, key, cursor };
+    Ok(pages::answer(head, pings).await?)
+}
+
+/// The first `limit` of one more than that, and the time after which the next page begins. Pings of one instant are not
+/// separated, since the next page could not tell them apart.
+fn page(found: Vec<(Cursor, Ping)>, limit: usize) -> (Vec<Ping>, Option<DateTime<Utc>>) {
+    let mut pings: Vec<Ping> = found.into_iter().map(|(_, ping)| ping).collect();
+    if pings.len() <= limit {
+        return (pings, None);
+    }
+    let following = pings[limit].timestamp;
+    let whole = pings.partition_point(|ping| ping.timestamp < following);
+    pings.truncate(if whole > 0 { whole } else { limit });
+    let next = pings.last().map(|last| last.timestamp);
+    (pings, next)
+}
+
+fn shown_hours(hours: f64) -> Value {
     #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
-    let shown_hours = if hours.fract() == 0.0 {
+    if hours.fract() == 0.0 {
         json!(hours as i64)
     } else {
         json!(hours)
-    };
-    let head = format!(
-        r#"{{"agent_id":{},"hours":{shown_hours},"pings":["#,
-        json!(agent_id)
-    );
-    let pages = Pages {
-        state,
-        key,
-        count: 0,
-        next: Some(first),
-        head,
-    };
-    let pieces = stream::try_unfold(pages, Pages::next);
-    let json = [(header::CONTENT_TYPE, "application/json")];
-    Ok((json, Body::from_stream(pieces)).into_response())
+    }
 }
 
-/// A history that is being sent.
-struct Pages {
+struct HistoryPages {
     state: Arc<AppState>,
     key: i64,
-    count: usize,
-    /// The next part to send; `None` at the end.
-    next: Option<Vec<(Cursor, Ping)>>,
-    /// What stands before it.
-    head: String,
+    cursor: Cursor,
 }
 
-impl Pages {
-    async fn next(mut self) -> Result<Option<(Bytes, Self)>, StoreError> {
-        let Some(page) = self.next.take() else {
-            return Ok(None);
+impl Pages for HistoryPages {
+    type Item = Ping;
+
+    async fn next(&mut self) -> Result<Vec<Ping>, StoreError> {
+        let pings = self.state.store.history(self.key, self.cursor, PAGE);
+        let pings = pings.await?;
+        if let Some(&(cursor, _)) = pings.last() {
+            self.cursor = cursor;
+        }
+        Ok(pings.into_iter().map(|(_, ping)| ping).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ping_system::testing::{event, utc};
+    use chrono::TimeDelta;
+
+    #[test]
+    fn a_page_ends_between_two_instants() {
+        let at = |seconds| utc("2026-01-01T00:00:00Z") + TimeDelta::seconds(seconds);
+        let found = |seconds: &[i64]| {
+            let ping = |&seconds| {
+                let mut ping = event("a").ping;
+                ping.timestamp = at(seconds);
+                (Cursor::before(at(seconds)), ping)
+            };
+            seconds.iter().map(ping).collect::<Vec<_>>()
         };
-        let mut text = std::mem::take(&mut self.head);
-        for (_, ping) in &page {
-            if self.count > 0 {
-                text.push(',');
-            }
-            self.count += 1;
-            // Every field can be serialized as JSON.
-            text.push_str(&serde_json::to_string(ping).unwrap_or_default());
+        for (seconds, limit, length, next) in [
+            (&[][..], 2, 0, None),
+            (&[1, 2][..], 2, 2, None),
+            (&[1, 2, 3][..], 2, 2, Some(2)),
+            (&[1, 2, 2][..], 2, 1, Some(1)),
+            (&[1, 1][..], 1, 1, Some(1)),
+        ] {
+            let (pings, found_next) = page(found(seconds), limit);
+            assert_eq!(pings.len(), length, "{seconds:?}");
+            assert_eq!(found_next, next.map(at), "{seconds:?}");
         }
-        match page.last() {
-            Some(&(cursor, _)) if page.len() == HISTORY_PAGE => {
-                let next = self.state.store.history(self.key, cursor, HISTORY_PAGE);
-                self.next = Some(next.await?);
-            }
-            _ => {
-                text.push_str(r#"],"count":"#);
-                text.push_str(&self.count.to_string());
-                text.push('}');
-            }
-        }
-        Ok(Some((text.into(), self)))
     }
 }

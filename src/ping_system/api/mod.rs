@@ -1,9 +1,11 @@
 //! The ping system's routes (`.github/docs/protocol.md` section 1.3).
 
+mod agents;
 mod dashboard;
 mod error;
 mod events;
 mod history;
+mod pages;
 mod registration;
 pub(crate) mod state;
 
@@ -18,8 +20,8 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use chrono::Utc;
-use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::broadcast::Receiver;
 
 use self::dashboard::ListQuery;
 use self::error::{ApiError, ApiResult};
@@ -28,9 +30,8 @@ use self::state::AppState;
 use crate::net::credentials::Token;
 use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
-use crate::ping_system::feed::Topic;
-use crate::ping_system::store::whole_micros;
-use crate::ping_system::store::{AgentRecord, Registration};
+use crate::ping_system::feed::{FeedEvent, Topic};
+use crate::ping_system::store::{Registration, whole_micros};
 use crate::wire::ping_system::served::{Agent, Ping};
 
 /// Concurrent event streams; each holds a connection.
@@ -62,8 +63,11 @@ pub(crate) fn routes(state: Arc<AppState>, tokens: Tokens) -> Router {
         None => Vec::new(),
     };
     let reading = Router::new()
-        .route("/ping-system/agents", get(agents))
-        .route("/ping-system/agents/due-for-ping", get(due_for_ping))
+        .route("/ping-system/agents", get(agents::list))
+        .route(
+            "/ping-system/agents/due-for-ping",
+            get(agents::due_for_ping),
+        )
         .route("/ping-system/agents/{agent_id}", get(agent))
         .route("/ping-system/agents/{agent_id}/history", get(history))
         .route("/ping-system/agents/{agent_id}/events", get(agent_events))
@@ -116,38 +120,20 @@ async fn page() -> Response {
     (headers, Html(PAGE.as_str())).into_response()
 }
 
-async fn health(State(state): State<Arc<AppState>>) -> ApiResult<Json<Value>> {
-    state.store.check().await?;
-    Ok(Json(json!({ "status": "ok" })))
-}
-
-async fn metrics(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
-    let known = state.store.agents(None).await?;
-    let text = state.metrics.text(known.iter().map(|known| &known.agent));
-    Ok(metrics_answer(text))
-}
-
-#[derive(Serialize)]
-struct AgentList {
-    agents: Vec<Agent>,
-    count: usize,
-}
-
-impl From<Vec<AgentRecord>> for AgentList {
-    fn from(known: Vec<AgentRecord>) -> Self {
-        Self {
-            count: known.len(),
-            agents: known.into_iter().map(|known| known.agent).collect(),
+/// Whether the store can be written to, and if not why; it answers within a second.
+async fn health(State(state): State<Arc<AppState>>) -> Response {
+    match state.store.health().await {
+        Ok(database) => Json(json!({ "status": "ok", "database": database })).into_response(),
+        Err(cause) => {
+            let answer = json!({ "status": "unavailable", "error": cause.to_string() });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(answer)).into_response()
         }
     }
 }
 
-async fn agents(State(state): State<Arc<AppState>>) -> ApiResult<Json<AgentList>> {
-    Ok(Json(state.store.agents(None).await?.into()))
-}
-
-async fn due_for_ping(State(state): State<Arc<AppState>>) -> ApiResult<Json<AgentList>> {
-    Ok(Json(state.store.agents(Some(Utc::now())).await?.into()))
+async fn metrics(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
+    let totals = state.store.totals(Utc::now()).await?;
+    Ok(metrics_answer(state.metrics.text(totals)))
 }
 
 async fn agent(
@@ -228,10 +214,7 @@ async fn all_events(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
     stream_of(&state, state.feed.listen(Topic::All))
 }
 
-fn stream_of(
-    state: &AppState,
-    pings: tokio::sync::broadcast::Receiver<crate::ping_system::feed::SharedPing>,
-) -> ApiResult<Response> {
+fn stream_of(state: &AppState, pings: Receiver<FeedEvent>) -> ApiResult<Response> {
     let place = Arc::clone(&state.streams)
         .try_acquire_owned()
         .map_err(|_| ApiError::TooManyStreams)?;
@@ -239,8 +222,9 @@ fn stream_of(
 }
 
 async fn totals(State(state): State<Arc<AppState>>) -> ApiResult<Json<Value>> {
-    let known = state.store.agents(None).await?;
-    Ok(Json(dashboard::totals(&known, Utc::now())))
+    let now = Utc::now();
+    let totals = state.store.totals(now).await?;
+    Ok(Json(dashboard::totals(totals, now)))
 }
 
 async fn rows(

@@ -1,99 +1,180 @@
-//! What the ping system remembers. A ping that [`Store::record`] has said to be stored survives
-//! `kill -9` and power loss.
+//! The ping system's history: agents, their schedule and their pings, in SQLite or PostgreSQL. A ping that
+//! [`Store::record`] has reported as stored survives `kill -9` and power loss.
 
 pub mod postgres;
 mod rows;
-pub(crate) mod sql;
+mod schema;
+mod sql;
 pub mod sqlite;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ping_system::interval::Streak;
 use crate::units::Percent;
-use crate::wire::ping_system::served::{Agent, Ping};
+use crate::wire::ping_system::served::{Agent, Ping, PingEvent};
 
-/// Agents, their pings and who is asking which of them now.
+/// The longest that an operation takes, retries included; afterwards it fails.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait for an answer about the store's health.
+const HEALTH_TIMEOUT: Duration = Duration::from_millis(800);
+
+/// Agents, their pings, and the leases by which several ping systems share them.
+///
+/// Every operation ends within 10 s, whatever the database does. Dropping its future abandons the wait; a
+/// write may still take effect.
 #[async_trait]
 pub trait Store: std::fmt::Debug + Send + Sync + 'static {
-    /// Adds an agent that is due at `now`, or updates what was said of it at an earlier
-    /// registration: its history and its place in the schedule stay.
+    /// Adds an agent that is due at `new.at`, or updates an agent's URL, capabilities and metadata; its history
+    /// and its schedule stay.
     async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError>;
 
-    /// Forgets an agent; `false` where there is none of that name.
+    /// Removes an agent; `false` if there is none of that name. Its pings are deleted later by
+    /// [`prune`](Self::prune).
     async fn remove(&self, agent_id: &str) -> Result<bool, StoreError>;
 
     async fn agent(&self, agent_id: &str) -> Result<Option<AgentRecord>, StoreError>;
 
-    /// All agents by name, or those whose next ping is due at `due_at`.
-    async fn agents(&self, due_at: Option<DateTime<Utc>>) -> Result<Vec<AgentRecord>, StoreError>;
+    /// One page of agents, ordered by id.
+    async fn agents(&self, page: AgentPage<'_>) -> Result<Vec<AgentRecord>, StoreError>;
 
-    /// Takes up to `limit` due agents that nobody is asking, those first that are due for the
-    /// longest. Nobody else gets them before they are recorded or released, or the lease ends.
+    /// Counts over all agents; `due` is as of `now`.
+    async fn totals(&self, now: DateTime<Utc>) -> Result<Totals, StoreError>;
+
+    /// Leases up to `limit` due agents that nobody else has leased, the longest overdue first. Nobody else gets
+    /// them until they are recorded or released, or the lease ends.
     async fn claim_due(&self, lease: Lease, limit: usize) -> Result<Vec<Claim>, StoreError>;
 
-    /// Takes one agent, due or not.
+    /// Leases one agent, due or not.
     async fn claim(&self, lease: Lease, agent_id: &str) -> Result<Claimed, StoreError>;
 
-    /// Gives agents back without a ping.
+    /// Ends leases without a ping.
     async fn release(&self, claims: &[Claim]) -> Result<(), StoreError>;
 
-    /// When the next agent that nobody is asking is due.
+    /// When the next agent that nobody has leased is due.
     async fn next_due_at(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, StoreError>;
 
-    /// Stores pings all at once, and ends their claims. `false` for a ping whose claim was no
-    /// longer good: the agent is gone, or was taken over by somebody else.
-    async fn record(&self, pings: &[(Claim, PingRecord)]) -> Result<Vec<bool>, StoreError>;
+    /// Stores pings in one transaction, and ends their claims. `false` for a ping whose claim was no longer
+    /// valid: the agent was removed, or leased by another ping system.
+    async fn record(&self, pings: Arc<[(Claim, PingRecord)]>) -> Result<Vec<bool>, StoreError>;
 
-    /// Up to `limit` of an agent's pings behind a cursor, oldest first.
+    /// Up to `limit` of an agent's pings after a cursor, oldest first.
     async fn history(
         &self,
         agent_key: i64,
-        behind: Cursor,
+        after: Cursor,
         limit: usize,
     ) -> Result<Vec<(Cursor, Ping)>, StoreError>;
 
-    /// The last `limit` of an agent's pings, oldest first.
+    /// The newest `limit` of an agent's pings, oldest first.
     async fn latest(&self, agent_key: i64, limit: usize) -> Result<Vec<Ping>, StoreError>;
 
-    /// What each of these agents, or all, summed up since an instant: exact to the ping.
+    /// Sums over the pings of these agents, or of all, since an instant; exact to the ping. An agent may occur
+    /// several times: its sums add up.
     async fn sums_since(
         &self,
         since: DateTime<Utc>,
         agent_keys: Option<&[i64]>,
     ) -> Result<Vec<(i64, Sum)>, StoreError>;
 
-    /// Makes those agents due whose next ping is further off than their interval: the clock was set
-    /// back since it was planned.
+    /// Makes due those agents whose next ping is further away than their interval: the clock was set back since
+    /// it was scheduled.
     async fn reschedule_overdue(&self, now: DateTime<Utc>) -> Result<(), StoreError>;
 
-    /// Deletes a little of what is older than `before`, or belongs to agents that were removed.
+    /// Deletes some of what is older than `before`, or belongs to removed agents.
     async fn prune(&self, before: DateTime<Utc>, from: PruneCursor) -> Result<Pruned, StoreError>;
 
-    /// Whether it can be written to.
-    async fn check(&self) -> Result<(), StoreError>;
+    /// Writes once, to find out whether the store works. Answers within 0.8 s.
+    async fn health(&self) -> Result<StoreHealth, StoreError>;
 }
 
-/// Why something was not read or not stored.
-#[derive(Debug, thiserror::Error)]
+/// Why an operation failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The database refused, or cannot be reached.
+    /// The database refused, or cannot be reached; the same may succeed later.
     #[error("database: {0}")]
-    Database(#[from] sqlx::Error),
-    /// It did not answer in time.
-    #[error("database: no answer in {}s", .0.as_secs())]
-    Timeout(Duration),
-    /// It holds what this program never writes.
+    Unavailable(String),
+    /// The program cannot work with this database until somebody changes it or the configuration.
+    #[error("database: {0}")]
+    Unusable(String),
+    /// A row holds what this program never writes.
     #[error("database: agent '{agent_id}' has {what} that cannot be read: {error}")]
     Corrupt {
         agent_id: String,
         what: &'static str,
-        /// What is wrong.
         error: String,
     },
+}
+
+impl StoreError {
+    fn no_answer(within: Duration) -> Self {
+        Self::Unavailable(format!("no answer within {} s", within.as_secs_f64()))
+    }
+}
+
+/// What a working store says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreHealth {
+    /// `sqlite` or `postgresql`.
+    pub kind: &'static str,
+    /// The server's host and port; `None` for SQLite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// `None` for SQLite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication: Option<Replication>,
+    /// The version of the tables.
+    pub schema_version: i64,
+}
+
+/// Whether an acknowledged ping survives the loss of the PostgreSQL primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replication {
+    /// It does: a commit waits for a standby.
+    Synchronous,
+    /// There are standbys, which may lack the latest pings.
+    Asynchronous,
+    /// There is no standby.
+    None,
+}
+
+/// Which agents a page holds.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentPage<'a> {
+    /// Only agents whose id is greater than this; empty for the first page.
+    pub after: &'a str,
+    /// Only agents that are due at this instant.
+    pub due_at: Option<DateTime<Utc>>,
+    /// The size of the page.
+    pub limit: usize,
+}
+
+/// Counts over all agents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub agents: u64,
+    /// Agents that did not answer the last ping.
+    pub unreachable: u64,
+    pub due: u64,
+    /// Agents with a count of poor pings.
+    pub poor: u64,
+    pub never_pinged: u64,
+    /// Pings of all agents.
+    pub pings: u64,
+}
+
+impl Totals {
+    /// Agents that answered the last ping, or have not been pinged yet.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        self.agents.saturating_sub(self.unreachable)
+    }
 }
 
 /// What is said of an agent when it is registered.
@@ -102,28 +183,26 @@ pub struct Registration {
     pub agent_id: String,
     /// Where it answers.
     pub agent_url: String,
-    /// What it can do.
     pub capabilities: Vec<String>,
-    /// Whatever else is to be kept.
     pub metadata: Map<String, Value>,
-    /// When this is said.
+    /// When it is registered.
     pub at: DateTime<Utc>,
     /// The interval that a new agent begins with.
     pub interval: Duration,
 }
 
-/// All that is known of an agent.
+/// An agent as it is stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AgentRecord {
-    /// Another for each agent, and for one that was removed and came back.
+    /// Never used twice: an agent that was removed and registered again has another one.
     pub key: i64,
-    /// What is told.
+    /// The part that the API shows.
     pub agent: Agent,
-    /// What its interval follows from.
+    /// What its ping interval follows from.
     pub streak: Streak,
 }
 
-/// Who asks from now until when.
+/// A lease from `now` to `until`.
 #[derive(Debug, Clone, Copy)]
 pub struct Lease {
     pub now: DateTime<Utc>,
@@ -131,37 +210,50 @@ pub struct Lease {
     pub until: DateTime<Utc>,
 }
 
-/// An agent that is ours to ask.
+/// An agent that this ping system has leased.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    /// The agent, as it was when it was claimed.
+    /// The agent as it was when it was claimed.
     pub known: AgentRecord,
-    /// What proves that it is still ours.
+    /// Identifies the lease.
     pub(super) token: String,
 }
 
-/// What came of an attempt to claim one agent.
+/// The result of an attempt to claim one agent.
 #[derive(Debug)]
 pub enum Claimed {
-    /// It is ours.
     Ours(Box<Claim>),
-    /// Somebody is asking it at this moment.
+    /// Another lease of the agent is valid.
     Taken,
     /// There is no agent of that name.
     Unknown,
 }
 
-/// A ping that is to be kept, and what it makes of its agent.
+/// A ping to be stored, and the agent after it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingRecord {
     pub ping: Ping,
-    /// What it weighs in a mean.
+    /// Its weight in a mean.
     pub covered_seconds: f64,
-    /// The agent after it.
     pub after: AgentRecord,
 }
 
-/// A cursor in an agent's history: behind the ping of this instant and number.
+impl From<&PingRecord> for PingEvent {
+    fn from(new: &PingRecord) -> Self {
+        let agent = &new.after.agent;
+        Self {
+            agent_id: agent.agent_id.clone(),
+            status: agent.status,
+            next_ping_at: agent.next_ping_at,
+            total_pings: agent.total_pings,
+            consecutive_poor_uptime: agent.consecutive_poor_uptime,
+            ping_interval_minutes: agent.ping_interval_minutes,
+            ping: new.ping.clone(),
+        }
+    }
+}
+
+/// A position in an agent's history: after the ping of this instant and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
     at_micros: i64,
@@ -177,9 +269,18 @@ impl Cursor {
             seq: -1,
         }
     }
+
+    /// After the last ping at an instant.
+    #[must_use]
+    pub fn after(instant: DateTime<Utc>) -> Self {
+        Self {
+            at_micros: instant.timestamp_micros(),
+            seq: i64::MAX,
+        }
+    }
 }
 
-/// Seconds up of seconds that pings speak for.
+/// The time that pings cover, and how much of it was up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sum {
     pub up_seconds: f64,
@@ -187,7 +288,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// The mean uptime; `None` where no ping speaks for any time.
+    /// The mean uptime; `None` if no time is covered.
     #[must_use]
     pub fn uptime(self) -> Option<Percent> {
         if self.covered_seconds <= 0.0 {
@@ -204,18 +305,18 @@ impl Sum {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PruneCursor(i64);
 
-/// What one step of pruning did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The result of one step of pruning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Pings that are gone.
+    /// The number of deleted pings.
     pub pings: u64,
-    /// Where the next step goes on; `None` when all agents had their turn.
+    /// Where the next step goes on; `None` after the last agent.
     pub next: Option<PruneCursor>,
     /// Whether some of these agents have more to be deleted.
     pub more: bool,
 }
 
-/// As exact as instants are stored, so that a time that is told is the time that was stored.
+/// Rounds to the precision in which instants are stored, so that a time that is reported equals the stored one.
 #[must_use]
 pub fn whole_micros(at: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(at.timestamp_micros()).unwrap_or(at)
@@ -226,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pings_that_speak_for_no_time_make_no_mean() {
+    fn pings_that_cover_no_time_make_no_mean() {
         let uptime = |up_seconds, covered_seconds| {
             let sum = Sum {
                 up_seconds,

@@ -434,6 +434,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_polls_at_once_when_pings_may_have_been_missed() {
+        let script = [99.5, 99.5, 92.0].map(PollResult::Uptime);
+        let source = ScriptedPings::telling(script, [ToldPing::Resync(seconds(3))]);
+        let (seen, _) = published_from(&source, 9).await;
+        assert_eq!(
+            seen,
+            [(0, 60, RateReason::Uptime), (3, 6, RateReason::Uptime)]
+        );
+        assert_eq!(source.asked.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_rate_rises_only_after_good_uptime_has_lasted() {
         let policy = "tiers:99=100,95=50 recover_after=15s".parse().unwrap();
         let script = [99.5, 96.0, 99.5, 99.5, 99.5].map(PollResult::Uptime);

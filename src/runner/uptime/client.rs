@@ -39,12 +39,19 @@ pub(crate) trait UptimeSource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Events, PollError>> + Send;
 }
 
+/// What an event stream says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum StreamMessage {
+    /// A new ping, and its agent's state after it.
+    Ping(Box<(ListedAgent, HistoryPing)>),
+    /// Pings may have been missed.
+    Resync,
+}
+
 /// New pings as they come.
 pub(crate) trait PingEvents: Send {
-    /// The next ping, and its agent's state after it; an error ends the stream.
-    fn next(
-        &mut self,
-    ) -> impl Future<Output = Result<(ListedAgent, HistoryPing), PollError>> + Send;
+    /// The next message; an error ends the stream.
+    fn next(&mut self) -> impl Future<Output = Result<StreamMessage, PollError>> + Send;
 }
 
 /// Why a poll failed.
@@ -331,16 +338,20 @@ impl PingStream {
 }
 
 impl PingEvents for PingStream {
-    async fn next(&mut self) -> Result<(ListedAgent, HistoryPing), PollError> {
+    async fn next(&mut self) -> Result<StreamMessage, PollError> {
         loop {
             while let Some(event) = self.events.pop_front() {
-                if event.kind == "ping" {
-                    return read_event(event.data.as_bytes(), &self.agent_id).map_err(|error| {
-                        PollError::Invalid {
+                match event.kind.as_str() {
+                    "ping" => {
+                        let ping = read_event(event.data.as_bytes(), &self.agent_id);
+                        let invalid = |error| PollError::Invalid {
                             url: self.url.clone(),
                             error,
-                        }
-                    });
+                        };
+                        return Ok(StreamMessage::Ping(Box::new(ping.map_err(invalid)?)));
+                    }
+                    "resync" => return Ok(StreamMessage::Resync),
+                    _ => {}
                 }
             }
             let piece = tokio::time::timeout(HEARTBEAT_TIMEOUT, self.response.chunk())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::client::{PingEvents, PollError, UptimeSource};
+use super::client::{PingEvents, PollError, StreamMessage, UptimeSource};
 use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
 /// The delay before a ping system without events is tried again: it may have been replaced by one that has
@@ -14,7 +14,7 @@ const UNSUPPORTED_PAUSE: Duration = Duration::from_mins(10);
 /// What happens on an agent's event stream.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum StreamEvent {
-    /// From now on each new ping arrives.
+    /// From now on each new ping arrives; those before must be polled for.
     Opened,
     /// A new ping, and the agent after it.
     Ping(Box<(ListedAgent, HistoryPing)>),
@@ -59,8 +59,12 @@ async fn listen(
         return Ok(());
     }
     loop {
-        let ping = StreamEvent::Ping(Box::new(stream.next().await?));
-        if events.send(ping).await.is_err() {
+        let event = match stream.next().await? {
+            StreamMessage::Ping(ping) => StreamEvent::Ping(ping),
+            // As at the beginning: the history must be read again.
+            StreamMessage::Resync => StreamEvent::Opened,
+        };
+        if events.send(event).await.is_err() {
             return Ok(());
         }
     }

@@ -15,8 +15,9 @@ pub struct Agent {
     pub agent_url: String,
     /// The capabilities that it declares.
     pub capabilities: Vec<String>,
-    /// Free metadata, kept as registered.
-    pub metadata: Map<String, Value>,
+    /// Free metadata, kept as registered; `None` where it was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Map<String, Value>>,
     /// Whether it answered the last ping.
     pub status: Status,
     /// When it was first registered.

@@ -9,7 +9,8 @@ use crate::support::ping_system::PingSystemProcess;
 use chrono::{TimeDelta, Utc};
 use serde_json::{Value, json};
 use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
-use uptime_runner::ping_system::store::{Claimed, Lease, Registration, Store, sqlite};
+use uptime_runner::ping_system::store::sqlite::{self, Location};
+use uptime_runner::ping_system::store::{Claimed, Lease, Registration, Store};
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
 
@@ -21,8 +22,8 @@ type Life = fn(i64) -> Option<f64>;
 
 /// Two days of pings of some agents, as they would have come.
 async fn live_through_two_days(folder: &Path, agents: &Agents) {
-    let url = format!("sqlite:{}", folder.join("ping-system.db").display());
-    let (store, _owner) = sqlite::open(&url).await.unwrap();
+    let file = Location::File(folder.join("ping-system.db"));
+    let store = sqlite::open(file).await.unwrap();
     let rules = PingPolicy::default();
     let begin = Utc::now() - TimeDelta::hours(48);
     let always: Life = |_| Some(100.0);
@@ -70,7 +71,7 @@ async fn live_through_two_days(folder: &Path, agents: &Agents) {
             };
             let new = rules.evaluate(&claim.known, asked, 0.5);
             at = new.after.agent.next_ping_at;
-            store.record(&[(*claim, new)]).await.unwrap();
+            store.record([(*claim, new)].into()).await.unwrap();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What every store of the ping system promises, on SQLite and on a PostgreSQL server of our own.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::support::postgres::Postgres;
@@ -7,8 +8,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
 use uptime_runner::ping_system::store::{
-    AgentRecord, Claim, Claimed, Cursor, Lease, PingRecord, PruneCursor, Registration, Store, Sum,
-    postgres, sqlite,
+    AgentPage, AgentRecord, Claim, Claimed, Cursor, Lease, PingRecord, PruneCursor, Registration,
+    Store, Sum, Totals,
+    postgres::{self, PostgresOptions, PostgresStore},
+    sqlite::{self, Location, SqliteStore},
 };
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
@@ -84,7 +87,10 @@ async fn ping(
 ) -> PingRecord {
     let claim = claimed(store, agent_id, at).await;
     let new = judged(&claim, at, uptime);
-    assert_eq!(store.record(&[(claim, new.clone())]).await.unwrap(), [true]);
+    assert_eq!(
+        store.record([(claim, new.clone())].into()).await.unwrap(),
+        [true]
+    );
     new
 }
 
@@ -101,6 +107,14 @@ async fn history(store: &dyn Store, agent_id: &str, since: DateTime<Utc>) -> Vec
     pings.into_iter().map(|(_, ping)| ping).collect()
 }
 
+fn all_agents() -> AgentPage<'static> {
+    AgentPage {
+        after: "",
+        due_at: None,
+        limit: 1000,
+    }
+}
+
 async fn names_due(store: &dyn Store, now: DateTime<Utc>, limit: usize) -> Vec<Claim> {
     store.claim_due(lease(now), limit).await.unwrap()
 }
@@ -114,7 +128,8 @@ async fn contract(store: &dyn Store) {
     sums_are_exact(store).await;
     what_is_old_or_removed_is_pruned(store).await;
     a_clock_that_was_set_back_delays_nobody(store).await;
-    store.check().await.unwrap();
+    agents_are_listed_by_pages(store).await;
+    assert!(store.health().await.unwrap().schema_version >= 2);
 }
 
 async fn registered_agents_are_known(store: &dyn Store) {
@@ -145,12 +160,12 @@ async fn registered_agents_are_known(store: &dyn Store) {
         store.register(&registration(name, noon())).await.unwrap();
         assert_eq!(known(store, name).await.agent.agent_id, name);
     }
-    assert_eq!(store.agents(None).await.unwrap().len(), 8);
+    assert_eq!(store.agents(all_agents()).await.unwrap().len(), 8);
     for name in ODD_NAMES {
         assert!(store.remove(name).await.unwrap());
         assert!(!store.remove(name).await.unwrap());
     }
-    assert_eq!(store.agents(None).await.unwrap().len(), 1);
+    assert_eq!(store.agents(all_agents()).await.unwrap().len(), 1);
     assert!(store.remove("a").await.unwrap());
 }
 
@@ -190,6 +205,12 @@ async fn pings_are_kept_as_they_were(store: &dyn Store) {
     }
     assert_eq!(paged[..5], pings);
     assert_eq!(paged[5..], [twice]);
+    let after = store
+        .history(after.key, Cursor::after(at(3)), 9)
+        .await
+        .unwrap();
+    assert_eq!(after.len(), 2);
+    assert_eq!(after[0].1, pings[4]);
     assert!(store.remove("b").await.unwrap());
 }
 
@@ -216,7 +237,7 @@ async fn an_agent_is_claimed_once(store: &dyn Store) {
     assert_eq!(took_over.len(), 1);
     let late = judged(&claim, noon(), Some(12.0));
     assert_eq!(
-        store.record(&[(claim.clone(), late)]).await.unwrap(),
+        store.record([(claim.clone(), late)].into()).await.unwrap(),
         [false]
     );
     store.release(&[claim]).await.unwrap();
@@ -225,7 +246,7 @@ async fn an_agent_is_claimed_once(store: &dyn Store) {
         Claimed::Taken
     ));
     let in_time = judged(&took_over[0], noon() + minutes(1), Some(99.0));
-    let recorded = store.record(&[(took_over[0].clone(), in_time)]).await;
+    let recorded = store.record([(took_over[0].clone(), in_time)].into()).await;
     assert_eq!(recorded.unwrap(), [true]);
     assert_eq!(history(store, "c", noon()).await.len(), 1);
 
@@ -235,7 +256,7 @@ async fn an_agent_is_claimed_once(store: &dyn Store) {
     let claim = claimed(store, "c", noon()).await;
     assert!(store.remove("c").await.unwrap());
     let new = judged(&claim, noon(), Some(99.0));
-    assert_eq!(store.record(&[(claim, new)]).await.unwrap(), [false]);
+    assert_eq!(store.record([(claim, new)].into()).await.unwrap(), [false]);
 }
 
 async fn who_is_due_longest_comes_first(store: &dyn Store) {
@@ -243,7 +264,11 @@ async fn who_is_due_longest_comes_first(store: &dyn Store) {
         let due = registration(name, noon() + minutes(due));
         store.register(&due).await.unwrap();
     }
-    let due = store.agents(Some(noon())).await.unwrap();
+    let due = AgentPage {
+        due_at: Some(noon()),
+        ..all_agents()
+    };
+    let due = store.agents(due).await.unwrap();
     let due: Vec<_> = due
         .iter()
         .map(|known| known.agent.agent_id.as_str())
@@ -365,27 +390,81 @@ async fn a_clock_that_was_set_back_delays_nobody(store: &dyn Store) {
     assert_eq!(known(store, "e").await.agent.next_ping_at, now);
 }
 
+/// Goes on with an agent and three pings of it, and another one that was never pinged.
+async fn agents_are_listed_by_pages(store: &dyn Store) {
+    for name in ["é", "z", "B", "it's"] {
+        store.register(&registration(name, noon())).await.unwrap();
+    }
+    ping(store, "z", noon(), None).await;
+    let all = store.agents(all_agents()).await.unwrap();
+    let mut paged = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = AgentPage {
+            after: &after,
+            due_at: None,
+            limit: 2,
+        };
+        let page = store.agents(page).await.unwrap();
+        let Some(last) = page.last() else { break };
+        // An agent that goes does not shift the others.
+        let gone = store.remove(&last.agent.agent_id).await.unwrap();
+        assert!(gone);
+        after = last.agent.agent_id.clone();
+        paged.extend(page);
+    }
+    assert_eq!(paged, all);
+    let names: std::collections::HashSet<_> = all.iter().map(|r| &r.agent.agent_id).collect();
+    assert_eq!(names.len(), all.len());
+
+    for name in ["é", "z", "B", "it's"] {
+        store.remove(name).await.unwrap();
+        store.register(&registration(name, noon())).await.unwrap();
+    }
+    ping(store, "z", noon(), None).await;
+    ping(store, "B", noon(), Some(100.0)).await;
+    let known = store.agents(all_agents()).await.unwrap();
+    let of_all = |count: fn(&AgentRecord) -> u64| known.iter().map(count).sum::<u64>();
+    let expected = Totals {
+        agents: known.len() as u64,
+        unreachable: of_all(|known| u64::from(known.agent.status == Status::Unreachable)),
+        due: of_all(|known| u64::from(known.agent.next_ping_at <= noon())),
+        poor: of_all(|known| u64::from(known.agent.consecutive_poor_uptime > 0)),
+        never_pinged: of_all(|known| u64::from(known.agent.total_pings == 0)),
+        pings: of_all(|known| known.agent.total_pings),
+    };
+    assert_eq!(store.totals(noon()).await.unwrap(), expected);
+    assert!(expected.unreachable > 0 && expected.due > 0 && expected.never_pinged > 0);
+}
+
+async fn open_file(path: &Path) -> anyhow::Result<SqliteStore> {
+    sqlite::open(Location::File(path.to_owned())).await
+}
+
+async fn open_url(url: &str) -> anyhow::Result<PostgresStore> {
+    postgres::open(PostgresOptions::parse(url).unwrap()).await
+}
+
 #[tokio::test]
 async fn sqlite_keeps_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("with a space.db");
-    let url = format!("sqlite:{}", path.display());
-    let (store, owner) = sqlite::open(&url).await.unwrap();
+    let store = open_file(&path).await.unwrap();
     contract(&store).await;
 
     // Another process would be refused; the next one finds all that was stored, and no lease.
-    let refused = format!("{:#}", sqlite::open(&url).await.unwrap_err());
+    let refused = format!("{:#}", open_file(&path).await.unwrap_err());
     assert!(refused.contains("another ping system"), "{refused}");
     claimed(&store, "e", noon()).await;
-    drop((store, owner));
-    let (store, _owner) = sqlite::open(&url).await.unwrap();
+    drop(store);
+    let store = open_file(&path).await.unwrap();
     assert_eq!(history(&store, "e", noon()).await.len(), 30);
     claimed(&store, "e", noon()).await;
 }
 
 #[tokio::test]
 async fn sqlite_in_memory_keeps_the_contract() {
-    let (store, _owner) = sqlite::open("sqlite::memory:").await.unwrap();
+    let store = sqlite::open(Location::Memory).await.unwrap();
     contract(&store).await;
 }
 
@@ -398,8 +477,7 @@ async fn a_file_that_is_no_database_is_refused() {
         "this is no database, but text that is long enough to be looked at",
     )
     .unwrap();
-    let error = sqlite::open(&format!("sqlite:{}", path.display())).await;
-    let error = format!("{:#}", error.unwrap_err());
+    let error = format!("{:#}", open_file(&path).await.unwrap_err());
     assert!(error.contains("not a database"), "{error}");
 }
 
@@ -407,6 +485,6 @@ async fn a_file_that_is_no_database_is_refused() {
 #[cfg_attr(no_postgres, ignore = "needs PostgreSQL (package postgresql)")]
 async fn postgres_keeps_the_contract() {
     let server = Postgres::start();
-    let store = postgres::open(&server.database("contract")).await.unwrap();
+    let store = open_url(&server.database("contract")).await.unwrap();
     contract(&store).await;
 }

@@ -1,0 +1,178 @@
+//! How the certificates of servers are verified.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore,
+    SignatureScheme, client::WantsClientCert,
+};
+
+/// Whether a certificate must be valid for the name of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NameCheck {
+    Required,
+    Skip,
+}
+
+/// A configuration that verifies by `verifier`, before the client's own certificate is chosen.
+///
+/// # Errors
+/// When the provider has no TLS version in common with this program, which is a mistake in the build.
+pub(crate) fn client_config(
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> anyhow::Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .context("TLS cannot be set up")?;
+    Ok(builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier))
+}
+
+/// Accepts certificates issued by `roots`, or by the system's roots. A certificate that is itself one of `roots` is
+/// accepted whatever it may be used for: self-signed ones are often marked as authorities.
+///
+/// # Errors
+/// No usable root certificate.
+pub(crate) fn verifier(
+    roots: Option<Vec<CertificateDer<'static>>>,
+    name_check: NameCheck,
+) -> anyhow::Result<Arc<dyn ServerCertVerifier>> {
+    let mut store = RootCertStore::empty();
+    let pinned = roots.unwrap_or_default();
+    if pinned.is_empty() {
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        ensure!(
+            !store.is_empty(),
+            "the system has no root certificates: install them (package ca-certificates), or name a file"
+        );
+    } else {
+        let (_, ignored) = store.add_parsable_certificates(pinned.clone());
+        ensure!(ignored == 0, "a root certificate cannot be read");
+    }
+    let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider());
+    let webpki = webpki.build().context("TLS cannot be set up")?;
+    Ok(Arc::new(IssuedByRoots {
+        webpki,
+        pinned,
+        name_check,
+    }))
+}
+
+/// Accepts every certificate: the connection is encrypted, but to whom is unknown.
+pub(crate) fn accept_any() -> Arc<dyn ServerCertVerifier> {
+    Arc::new(AcceptAny(provider()))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+#[derive(Debug)]
+struct IssuedByRoots {
+    webpki: Arc<WebPkiServerVerifier>,
+    pinned: Vec<CertificateDer<'static>>,
+    name_check: NameCheck,
+}
+
+impl ServerCertVerifier for IssuedByRoots {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if self.pinned.iter().any(|pinned| pinned == end_entity) {
+            if self.name_check == NameCheck::Required {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            }
+            return Ok(ServerCertVerified::assertion());
+        }
+        let verified = self.webpki.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match verified {
+            // The name is verified last: all else is right.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.name_check == NameCheck::Skip => Ok(ServerCertVerified::assertion()),
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+#[derive(Debug)]
+struct AcceptAny(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

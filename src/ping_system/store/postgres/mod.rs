@@ -1,0 +1,910 @@
+//! The store on PostgreSQL: several ping systems share it, and tell each other of new pings. It survives a failover
+//! to another server: see [`PostgresStore::run`].
+
+mod connect;
+mod failure;
+mod listen;
+mod options;
+mod tls;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use deadpool_postgres::{
+    Client, Hook, HookError, Manager, ManagerConfig, Metrics, Pool, PoolError, RecyclingMethod,
+    Runtime, TimeoutType,
+};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use tokio_postgres::{Config, Error, Row, SimpleQueryMessage};
+use uuid::Uuid;
+
+use self::connect::{PoolConnect, Servers};
+use self::failure::{Consequence, consequence, store_error};
+pub(crate) use self::listen::follow;
+use self::listen::{PingNotification, SEND_HEARTBEAT};
+pub use self::options::PostgresOptions;
+use super::rows::{AgentRow, PingRow, count, instant, interval_micros, json};
+use super::schema::{self, Dialect, SELECT_LEGACY_VERSION, SELECT_VERSION, SchemaVersion};
+use super::sql::{self, MICROS_PER_HOUR, PRUNED_AGENTS, PRUNED_PINGS_PER_AGENT};
+use super::{
+    AgentPage, AgentRecord, Claim, Claimed, Cursor, HEALTH_TIMEOUT, Lease, OPERATION_TIMEOUT,
+    PingRecord, PruneCursor, Pruned, Registration, Replication, Store, StoreError, StoreHealth,
+    Sum, Totals,
+};
+use crate::wire::ping_system::served::{Ping, PingEvent, Status};
+
+const CONNECTIONS: usize = 8;
+/// A connection that was idle for longer must prove that it can write.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// The longest wait for that proof.
+const PROOF_TIMEOUT: Duration = Duration::from_millis(500);
+/// The longest wait for one answer. A server that is lost without a word must leave time for the next one.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause before an operation is repeated.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How long operations wait for a server to come back; later ones fail at once, until it is back.
+const RECONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// The longest wait for the database at the start.
+const START_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Serializes the upgrades of several ping systems; the number only has to differ from those of other programs.
+const UPGRADE_LOCK: &str = "SELECT pg_advisory_xact_lock(7305804385)";
+
+const RECORD: &str = include_str!("record.sql");
+
+const RELEASE: &str = "UPDATE agents SET lease = NULL, lease_until = NULL \
+    FROM unnest($1::bigint[], $2::text[]) AS claim (key, lease) \
+    WHERE agents.key = claim.key AND agents.lease = claim.lease";
+
+/// Takes rows that nobody else is just taking.
+const SKIP_LOCKED: &str = " FOR UPDATE SKIP LOCKED";
+
+/// Commit level, names of synchronous standbys, number of standbys.
+const REPLICATION: &str = "SELECT current_setting('synchronous_commit'), \
+    current_setting('synchronous_standby_names'), (SELECT COUNT(*) FROM pg_stat_replication)";
+
+/// Agents and pings in a PostgreSQL database.
+pub struct PostgresStore {
+    servers: Arc<Servers>,
+    pool: Pool,
+    /// Set once the tables are there and the sessions are our own.
+    usable: OnceCell<()>,
+    /// Connections that were made before are not used any more.
+    discarded: Arc<Mutex<Option<Instant>>>,
+    /// Since when operations fail for want of a server.
+    away_since: Mutex<Option<Instant>>,
+    /// Marks our own notifications.
+    origin: Uuid,
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PostgresStore").field(&self.servers).finish()
+    }
+}
+
+/// Opens a database. If no server answers, the store is returned all the same: its operations fail until one does.
+///
+/// # Errors
+/// When the program cannot work with the database until somebody changes something.
+pub async fn open(options: PostgresOptions) -> anyhow::Result<PostgresStore> {
+    let store = PostgresStore::new(options)?;
+    let client = tokio::time::timeout(START_TIMEOUT, store.client());
+    match client.await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error @ StoreError::Unusable(_))) => return Err(error.into()),
+        Ok(Err(error)) => store.warn_away(&error),
+        Err(_) => store.warn_away(&StoreError::no_answer(START_TIMEOUT)),
+    }
+    Ok(store)
+}
+
+/// Whether an operation may be repeated when it is unknown whether the server did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// Doing it twice is the same as doing it once.
+    Always,
+    /// Only after an error by which the server says that it did nothing.
+    IfRefused,
+}
+
+/// Why an operation ended.
+enum Failure {
+    Postgres(Error),
+    Store(StoreError),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl PostgresStore {
+    fn new(options: PostgresOptions) -> anyhow::Result<Self> {
+        let servers = Arc::new(Servers::new(options));
+        let discarded = Arc::new(Mutex::new(None));
+        let manager = Manager::from_connect(
+            Config::new(),
+            PoolConnect(Arc::clone(&servers)),
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            },
+        );
+        let pool = Pool::builder(manager)
+            .max_size(CONNECTIONS)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(ATTEMPT_TIMEOUT))
+            .create_timeout(Some(servers.timeout()))
+            .pre_recycle(prove_writable(Arc::clone(&discarded)))
+            .build()
+            .context("the pool of connections cannot be set up")?;
+        Ok(Self {
+            servers,
+            pool,
+            usable: OnceCell::new(),
+            discarded,
+            away_since: Mutex::new(None),
+            origin: Uuid::new_v4(),
+        })
+    }
+
+    /// A connection to a server that can be written to, once the tables are known to be there.
+    async fn client(&self) -> Result<Client, StoreError> {
+        self.usable.get_or_try_init(|| self.make_usable()).await?;
+        self.connection().await
+    }
+
+    async fn connection(&self) -> Result<Client, StoreError> {
+        self.pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => self
+                .servers
+                .last_failure()
+                .unwrap_or_else(|| store_error(&error)),
+            PoolError::Timeout(TimeoutType::Create) => self
+                .servers
+                .last_failure()
+                .unwrap_or(StoreError::no_answer(self.servers.timeout())),
+            PoolError::Timeout(_) => StoreError::no_answer(ATTEMPT_TIMEOUT),
+            error => StoreError::Unavailable(error.to_string()),
+        })
+    }
+
+    /// Brings the tables to what this program needs, and checks that each connection is a session of its own.
+    async fn make_usable(&self) -> Result<(), StoreError> {
+        let mut client = self.connection().await?;
+        upgrade(&mut client).await?;
+        let other = self.connection().await?;
+        if is_pooled_by_transaction(&client, &other)
+            .await
+            .map_err(|error| store_error(&error))?
+        {
+            let name = self.servers.current();
+            return Err(StoreError::Unusable(format!("{name}{}", failure::POOLER)));
+        }
+        Ok(())
+    }
+
+    /// Runs an operation, on another connection again if the first one turns out to be lost or read-only, for up to
+    /// 10 s. `operation` must not do more than `repeat` allows when it runs twice.
+    async fn run<T, F>(
+        &self,
+        repeat: Repeat,
+        operation: impl Fn(Client) -> F + Send + Sync,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Failure>> + Send,
+    {
+        let deadline = Instant::now() + OPERATION_TIMEOUT;
+        loop {
+            let error = match self.attempt(repeat, &operation).await {
+                Ok(result) => return Ok(result),
+                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::MayBeRepeated(error)) => error,
+            };
+            if Instant::now() + RETRY_PAUSE + ATTEMPT_TIMEOUT > deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn attempt<T, F>(
+        &self,
+        repeat: Repeat,
+        operation: impl Fn(Client) -> F,
+    ) -> Result<T, Attempt>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let client = match tokio::time::timeout(ATTEMPT_TIMEOUT, self.client()).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(self.no_connection(error)),
+            Err(_) => return Err(self.no_connection(StoreError::no_answer(ATTEMPT_TIMEOUT))),
+        };
+        self.back();
+        let unknown = |error| match repeat {
+            Repeat::Always => Attempt::MayBeRepeated(error),
+            Repeat::IfRefused => Attempt::Final(error),
+        };
+        match tokio::time::timeout(ATTEMPT_TIMEOUT, operation(client)).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(Failure::Store(error))) => Err(Attempt::Final(error)),
+            Ok(Err(Failure::Postgres(error))) => {
+                let failure = store_error(&error);
+                Err(match consequence(&error) {
+                    Consequence::ReadOnly => {
+                        self.discard_connections();
+                        Attempt::MayBeRepeated(failure)
+                    }
+                    Consequence::Lost => {
+                        self.discard_connections();
+                        unknown(failure)
+                    }
+                    Consequence::Conflict => Attempt::MayBeRepeated(failure),
+                    Consequence::Refused | Consequence::Unusable => Attempt::Final(failure),
+                })
+            }
+            Err(_) => {
+                self.discard_connections();
+                Err(unknown(StoreError::no_answer(ATTEMPT_TIMEOUT)))
+            }
+        }
+    }
+
+    /// No connection may lead to the server that just failed.
+    fn discard_connections(&self) {
+        let now = Instant::now();
+        *self.discarded.lock() = Some(now);
+        self.pool.retain(|_, metrics| metrics.created > now);
+    }
+
+    /// Operations wait for a server that has just been lost, since another one may take its place.
+    fn no_connection(&self, error: StoreError) -> Attempt {
+        if matches!(error, StoreError::Unusable(_)) {
+            return Attempt::Final(error);
+        }
+        let since = *self.away_since.lock().get_or_insert_with(Instant::now);
+        if since.elapsed() < RECONNECT_PATIENCE {
+            Attempt::MayBeRepeated(error)
+        } else {
+            Attempt::Final(error)
+        }
+    }
+
+    fn warn_away(&self, error: &StoreError) {
+        // From now on nobody waits for it.
+        *self.away_since.lock() = Instant::now().checked_sub(RECONNECT_PATIENCE);
+        tracing::warn!(
+            "PostgreSQL is away, requests are answered with 503 until it is back: {error}"
+        );
+    }
+
+    fn back(&self) {
+        *self.away_since.lock() = None;
+    }
+
+    /// Sends a heartbeat to all who listen, over a connection that must be able to write.
+    async fn send_heartbeat(&self) -> Result<(), StoreError> {
+        self.run(Repeat::Always, |client| async move {
+            let now = Utc::now().timestamp_micros();
+            let check = client.prepare_cached(sql::CHECK_WRITE).await?;
+            client.execute(&check, &[&now]).await?;
+            client.batch_execute(SEND_HEARTBEAT).await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Why an attempt failed.
+enum Attempt {
+    Final(StoreError),
+    MayBeRepeated(StoreError),
+}
+
+/// Refuses connections that were discarded, and those that were idle and cannot be written to any more: the server may
+/// have become a standby, and reads from it would be out of date.
+fn prove_writable(discarded: Arc<Mutex<Option<Instant>>>) -> Hook {
+    Hook::async_fn(move |client, metrics: &Metrics| {
+        let is_discarded = discarded.lock().is_some_and(|at| metrics.created <= at);
+        let is_trusted = metrics.last_used() < TRUSTED_IDLE;
+        Box::pin(async move {
+            if is_discarded {
+                return Err(HookError::message("discarded"));
+            }
+            if is_trusted {
+                return Ok(());
+            }
+            let read_only = client.simple_query("SHOW transaction_read_only");
+            match tokio::time::timeout(PROOF_TIMEOUT, read_only).await {
+                Ok(Ok(answer)) if first_value(&answer) == Some("off") => Ok(()),
+                _ => Err(HookError::message("not writable")),
+            }
+        })
+    })
+}
+
+/// Brings the tables to the newest version. The version is read first: a role may have no right to create anything.
+async fn upgrade(client: &mut Client) -> Result<(), StoreError> {
+    let upgraded = async {
+        if pending_upgrade(version(client).await?)?.is_none() {
+            return Ok(());
+        }
+        let transaction = client.transaction().await?;
+        transaction.batch_execute(UPGRADE_LOCK).await?;
+        // Another ping system may have been first.
+        if let Some(script) = pending_upgrade(version(transaction.client()).await?)? {
+            transaction.batch_execute(&script).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    };
+    upgraded.await.map_err(|failure| match failure {
+        Failure::Postgres(error) => store_error(&error),
+        Failure::Store(error) => error,
+    })
+}
+
+fn pending_upgrade(found: Option<SchemaVersion>) -> Result<Option<String>, StoreError> {
+    schema::upgrade(Dialect::Postgres, found)
+        .map_err(|newer| StoreError::Unusable(newer.to_string()))
+}
+
+/// The version of the tables; `None` if there are none. Simple queries, since a pooler may refuse prepared ones.
+async fn version(client: &tokio_postgres::Client) -> Result<Option<SchemaVersion>, Failure> {
+    let tables = client
+        .simple_query("SELECT to_regclass('schema_version'), to_regclass('_sqlx_migrations')")
+        .await?;
+    let tables = rows(&tables).next();
+    let exists = |column| tables.is_some_and(|row| row.get(column).is_some());
+    let number = |text: Option<&str>| -> Result<i64, Failure> {
+        let number = text.and_then(|text| text.parse().ok());
+        number.ok_or_else(|| {
+            StoreError::Unusable("its table schema_version holds no version".to_owned()).into()
+        })
+    };
+    if exists(0) {
+        let found = client.simple_query(SELECT_VERSION).await?;
+        let row = rows(&found).next();
+        return Ok(Some(SchemaVersion {
+            version: number(row.and_then(|row| row.get(0)))?,
+            compatible_with: number(row.and_then(|row| row.get(1)))?,
+        }));
+    }
+    if !exists(1) {
+        return Ok(None);
+    }
+    let found = client.simple_query(SELECT_LEGACY_VERSION).await?;
+    Ok(Some(SchemaVersion::legacy(number(first_value(&found))?)))
+}
+
+/// Whether two connections that are open at once can have one session: then settings, prepared statements and
+/// subscriptions are lost between two transactions.
+async fn is_pooled_by_transaction(
+    one: &tokio_postgres::Client,
+    other: &tokio_postgres::Client,
+) -> Result<bool, Error> {
+    const SESSION: &str = "SELECT pg_backend_pid()";
+    let session = |answer: &[SimpleQueryMessage]| first_value(answer).map(str::to_owned);
+    let before = session(&one.simple_query(SESSION).await?);
+    other.batch_execute("BEGIN").await?;
+    let others = session(&other.simple_query(SESSION).await?);
+    let after = session(&one.simple_query(SESSION).await?);
+    other.batch_execute("COMMIT").await?;
+    Ok(before == others || before != after)
+}
+
+fn rows(answer: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres::SimpleQueryRow> {
+    answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
+}
+
+fn first_value(answer: &[SimpleQueryMessage]) -> Option<&str> {
+    rows(answer).next()?.get(0)
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError> {
+        let at = new.at.timestamp_micros();
+        let capabilities = json(&new.capabilities);
+        let metadata = json(&new.metadata);
+        let interval = interval_micros(new.interval.as_secs_f64() / 60.0);
+        let (capabilities, metadata) = (&capabilities, &metadata);
+        self.run(Repeat::Always, |client| async move {
+            let register = client.prepare_cached(sql::REGISTER).await?;
+            let row = client
+                .query_one(
+                    &register,
+                    &[
+                        &new.agent_id,
+                        &new.agent_url,
+                        capabilities,
+                        metadata,
+                        &at,
+                        &at,
+                        &interval,
+                    ],
+                )
+                .await?;
+            Ok(agent_record(&row)?)
+        })
+        .await
+    }
+
+    async fn remove(&self, agent_id: &str) -> Result<bool, StoreError> {
+        self.run(Repeat::IfRefused, |mut client| async move {
+            let transaction = client.transaction().await?;
+            let remove = transaction.prepare_cached(sql::REMOVE).await?;
+            let Some(row) = transaction.query_opt(&remove, &[&agent_id]).await? else {
+                return Ok(false);
+            };
+            let key: i64 = row.try_get(0)?;
+            transaction.execute(sql::REMEMBER_REMOVED, &[&key]).await?;
+            transaction.commit().await?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn agent(&self, agent_id: &str) -> Result<Option<AgentRecord>, StoreError> {
+        self.run(Repeat::Always, |client| async move {
+            let agent = client.prepare_cached(sql::AGENT).await?;
+            let row = client.query_opt(&agent, &[&agent_id]).await?;
+            Ok(row.as_ref().map(agent_record).transpose()?)
+        })
+        .await
+    }
+
+    async fn agents(&self, page: AgentPage<'_>) -> Result<Vec<AgentRecord>, StoreError> {
+        let due_at = page.due_at.map_or(i64::MAX, |at| at.timestamp_micros());
+        let limit = count(page.limit);
+        self.run(Repeat::Always, |client| async move {
+            let agents = client.prepare_cached(sql::AGENTS).await?;
+            let rows = client
+                .query(&agents, &[&page.after, &due_at, &limit])
+                .await?;
+            let records = rows.iter().map(agent_record);
+            Ok(records.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn totals(&self, now: DateTime<Utc>) -> Result<Totals, StoreError> {
+        let now = now.timestamp_micros();
+        self.run(Repeat::Always, |client| async move {
+            let totals = client.prepare_cached(sql::TOTALS).await?;
+            let row = client.query_one(&totals, &[&now]).await?;
+            let count = |column: usize| row.try_get(column).map(i64::unsigned_abs);
+            Ok(Totals {
+                agents: count(0)?,
+                unreachable: count(1)?,
+                due: count(2)?,
+                poor: count(3)?,
+                never_pinged: count(4)?,
+                pings: count(5)?,
+            })
+        })
+        .await
+    }
+
+    async fn claim_due(&self, lease: Lease, limit: usize) -> Result<Vec<Claim>, StoreError> {
+        let token = Uuid::new_v4().to_string();
+        let (token, claim) = (&token, &sql::claim_due(SKIP_LOCKED));
+        let (now, until) = (lease.now.timestamp_micros(), lease.until.timestamp_micros());
+        let limit = count(limit);
+        self.run(Repeat::Always, |client| async move {
+            let claim = client.prepare_cached(claim).await?;
+            let rows = client.query(&claim, &[token, &until, &now, &limit]).await?;
+            let claimed = |row| {
+                Ok(Claim {
+                    known: agent_record(row)?,
+                    token: token.clone(),
+                })
+            };
+            let claims = rows
+                .iter()
+                .map(claimed)
+                .collect::<Result<_, StoreError>>()?;
+            Ok(claims)
+        })
+        .await
+    }
+
+    async fn claim(&self, lease: Lease, agent_id: &str) -> Result<Claimed, StoreError> {
+        let token = Uuid::new_v4().to_string();
+        let token = &token;
+        let (now, until) = (lease.now.timestamp_micros(), lease.until.timestamp_micros());
+        self.run(Repeat::Always, |client| async move {
+            let claim = client.prepare_cached(sql::CLAIM).await?;
+            let row = client
+                .query_opt(&claim, &[token, &until, &agent_id, &now])
+                .await?;
+            if let Some(row) = row {
+                return Ok(Claimed::Ours(Box::new(Claim {
+                    known: agent_record(&row)?,
+                    token: token.clone(),
+                })));
+            }
+            let agent = client.prepare_cached(sql::AGENT).await?;
+            Ok(match client.query_opt(&agent, &[&agent_id]).await? {
+                Some(_) => Claimed::Taken,
+                None => Claimed::Unknown,
+            })
+        })
+        .await
+    }
+
+    async fn release(&self, claims: &[Claim]) -> Result<(), StoreError> {
+        let keys: Vec<i64> = claims.iter().map(|claim| claim.known.key).collect();
+        let tokens: Vec<&str> = claims.iter().map(|claim| claim.token.as_str()).collect();
+        let (keys, tokens) = (&keys, &tokens);
+        self.run(Repeat::Always, |client| async move {
+            let release = client.prepare_cached(RELEASE).await?;
+            client.execute(&release, &[keys, tokens]).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn next_due_at(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, StoreError> {
+        let now = now.timestamp_micros();
+        self.run(Repeat::Always, |client| async move {
+            let next_due = client.prepare_cached(sql::NEXT_DUE).await?;
+            let row = client.query_opt(&next_due, &[&now]).await?;
+            let at = row.map(|row| row.try_get(0)).transpose()?;
+            Ok(at.map(instant))
+        })
+        .await
+    }
+
+    async fn record(&self, pings: Arc<[(Claim, PingRecord)]>) -> Result<Vec<bool>, StoreError> {
+        let batch = &Batch::new(self.origin, &pings);
+        let pings = &pings;
+        self.run(Repeat::Always, |client| async move {
+            let stored = batch.store(&client).await?;
+            let mut result = Vec::with_capacity(pings.len());
+            for (claim, new) in pings.iter() {
+                let key = (claim.known.key, claim.token.as_str());
+                let is_stored = stored
+                    .iter()
+                    .any(|(agent_key, token)| (*agent_key, token.as_str()) == key);
+                // An earlier attempt, whose answer was lost, may have stored it and ended its claim.
+                result.push(is_stored || is_stored_already(&client, claim, new).await?);
+            }
+            Ok(result)
+        })
+        .await
+    }
+
+    async fn history(
+        &self,
+        agent_key: i64,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<(Cursor, Ping)>, StoreError> {
+        let limit = count(limit);
+        self.run(Repeat::Always, |client| async move {
+            let history = client.prepare_cached(sql::HISTORY).await?;
+            let rows = client
+                .query(
+                    &history,
+                    &[&agent_key, &after.at_micros, &after.seq, &limit],
+                )
+                .await?;
+            rows.iter().map(ping).collect()
+        })
+        .await
+    }
+
+    async fn latest(&self, agent_key: i64, limit: usize) -> Result<Vec<Ping>, StoreError> {
+        let limit = count(limit);
+        self.run(Repeat::Always, |client| async move {
+            let latest = client.prepare_cached(sql::LATEST).await?;
+            let rows = client.query(&latest, &[&agent_key, &limit]).await?;
+            let newest_last = rows.iter().rev();
+            newest_last.map(|row| Ok(ping(row)?.1)).collect()
+        })
+        .await
+    }
+
+    async fn sums_since(
+        &self,
+        since: DateTime<Utc>,
+        agent_keys: Option<&[i64]>,
+    ) -> Result<Vec<(i64, Sum)>, StoreError> {
+        let filter = agent_keys.map_or("", |_| " WHERE a.key = ANY($3)");
+        let parts = &sql::sums(since.timestamp_micros(), filter);
+        self.run(Repeat::Always, |client| async move {
+            let mut sums = Vec::new();
+            for part in parts {
+                let sum = client.prepare_cached(&part.sql).await?;
+                let rows = match &agent_keys {
+                    Some(keys) => client.query(&sum, &[&part.from, &part.until, keys]).await?,
+                    None => client.query(&sum, &[&part.from, &part.until]).await?,
+                };
+                for row in rows {
+                    let sum = Sum {
+                        up_seconds: row.try_get(1)?,
+                        covered_seconds: row.try_get(2)?,
+                    };
+                    sums.push((row.try_get(0)?, sum));
+                }
+            }
+            Ok(sums)
+        })
+        .await
+    }
+
+    async fn reschedule_overdue(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let now = now.timestamp_micros();
+        self.run(Repeat::Always, |client| async move {
+            client.execute(sql::RESCHEDULE_OVERDUE, &[&now]).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn prune(&self, before: DateTime<Utc>, from: PruneCursor) -> Result<Pruned, StoreError> {
+        let before = before.timestamp_micros();
+        self.run(Repeat::Always, |mut client| async move {
+            let transaction = client.transaction().await?;
+            let agents = transaction.prepare_cached(sql::PRUNE_AGENTS).await?;
+            let agents = transaction
+                .query(&agents, &[&from.0, &PRUNED_AGENTS])
+                .await?;
+            let mut pruned = Pruned::default();
+            let mut keys = Vec::with_capacity(agents.len());
+            for row in &agents {
+                let key: i64 = row.try_get(0)?;
+                let removed = row.try_get::<_, i32>(1)? != 0;
+                let before = if removed { i64::MAX } else { before };
+                let prune = transaction.prepare_cached(sql::PRUNE_PINGS).await?;
+                let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+                    [&key, &before, &PRUNED_PINGS_PER_AGENT];
+                let deleted = transaction.execute(&prune, &values).await?;
+                pruned.add(deleted);
+                if deleted > 0 || removed {
+                    let hour = before.div_euclid(MICROS_PER_HOUR);
+                    transaction
+                        .execute(sql::PRUNE_HOURS, &[&key, &hour])
+                        .await?;
+                }
+                if removed && deleted == 0 {
+                    transaction.execute(sql::FORGET_REMOVED, &[&key]).await?;
+                }
+                keys.push(key);
+            }
+            transaction.commit().await?;
+            pruned.next = sql::next_step(keys.into_iter());
+            Ok(pruned)
+        })
+        .await
+    }
+
+    async fn health(&self) -> Result<StoreHealth, StoreError> {
+        let check = async {
+            let client = self.client().await?;
+            let checked = async {
+                let now = Utc::now().timestamp_micros();
+                let check = client.prepare_cached(sql::CHECK_WRITE).await?;
+                client.execute(&check, &[&now]).await?;
+                let replication = client.query_one(REPLICATION, &[]).await?;
+                let version = version(&client).await?;
+                Ok(StoreHealth {
+                    kind: "postgresql",
+                    host: Some(self.servers.current()),
+                    replication: Some(replication_of(&replication)?),
+                    schema_version: version.map_or(0, |version| version.version),
+                })
+            };
+            checked.await.map_err(|failure| match failure {
+                Failure::Store(error) => error,
+                Failure::Postgres(error) => {
+                    if matches!(
+                        consequence(&error),
+                        Consequence::ReadOnly | Consequence::Lost
+                    ) {
+                        self.discard_connections();
+                    }
+                    store_error(&error)
+                }
+            })
+        };
+        let healthy = tokio::time::timeout(HEALTH_TIMEOUT, check).await;
+        let known = || self.servers.last_failure();
+        healthy.unwrap_or_else(|_| {
+            Err(known().unwrap_or_else(|| {
+                let StoreError::Unavailable(text) = StoreError::no_answer(HEALTH_TIMEOUT) else {
+                    unreachable!("it is one");
+                };
+                StoreError::Unavailable(format!("{}: {text}", self.servers.current()))
+            }))
+        })
+    }
+}
+
+/// Whether a commit waits for a standby, from the columns of [`REPLICATION`].
+fn replication_of(row: &Row) -> Result<Replication, Error> {
+    let commit: &str = row.try_get(0)?;
+    let synchronous_names: &str = row.try_get(1)?;
+    let standbys: i64 = row.try_get(2)?;
+    let waits = matches!(commit, "on" | "remote_write" | "remote_apply");
+    Ok(if waits && !synchronous_names.is_empty() {
+        Replication::Synchronous
+    } else if standbys > 0 {
+        Replication::Asynchronous
+    } else {
+        Replication::None
+    })
+}
+
+/// The columns of a batch of pings, as `record.sql` takes them.
+#[derive(Default)]
+struct Batch {
+    key: Vec<i64>,
+    lease: Vec<String>,
+    next_ping_at: Vec<i64>,
+    ping_interval_us: Vec<i64>,
+    total_pings: Vec<i64>,
+    consecutive_poor: Vec<i64>,
+    good_in_a_row: Vec<i64>,
+    at: Vec<i64>,
+    last_success: Vec<i64>,
+    last_uptime_percent: Vec<Option<f64>>,
+    success: Vec<i64>,
+    uptime_percent: Vec<Option<f64>>,
+    window_seconds: Vec<Option<f64>>,
+    gpu_available: Vec<Option<i64>>,
+    first_ping: Vec<i64>,
+    response_time_ms: Vec<Option<f64>>,
+    error: Vec<Option<String>>,
+    covered_seconds: Vec<f64>,
+    event: Vec<String>,
+}
+
+impl Batch {
+    fn new(origin: Uuid, pings: &[(Claim, PingRecord)]) -> Self {
+        let mut batch = Self::default();
+        for (claim, new) in pings {
+            let (agent, ping) = (&new.after.agent, &new.ping);
+            batch.key.push(claim.known.key);
+            batch.lease.push(claim.token.clone());
+            batch
+                .next_ping_at
+                .push(agent.next_ping_at.timestamp_micros());
+            batch
+                .ping_interval_us
+                .push(interval_micros(agent.ping_interval_minutes));
+            batch.total_pings.push(count(agent.total_pings));
+            batch
+                .consecutive_poor
+                .push(new.after.streak.consecutive_poor.into());
+            batch
+                .good_in_a_row
+                .push(new.after.streak.good_in_a_row.into());
+            batch.at.push(ping.timestamp.timestamp_micros());
+            batch
+                .last_success
+                .push((agent.status == Status::Active).into());
+            batch
+                .last_uptime_percent
+                .push(agent.last_uptime_percent.map(f64::from));
+            batch.success.push(ping.success.into());
+            batch
+                .uptime_percent
+                .push(ping.uptime_percent.map(f64::from));
+            batch.window_seconds.push(ping.window_seconds);
+            batch.gpu_available.push(ping.gpu_available.map(i64::from));
+            batch.first_ping.push(ping.first_ping.into());
+            batch.response_time_ms.push(ping.response_time_ms);
+            batch.error.push(ping.error.clone());
+            batch.covered_seconds.push(new.covered_seconds);
+            let event = PingEvent::from(new);
+            batch
+                .event
+                .push(PingNotification { origin, event }.payload());
+        }
+        batch
+    }
+
+    /// Stores the pings whose claims are valid, and returns the agents' keys and the tokens of those.
+    async fn store(&self, client: &Client) -> Result<Vec<(i64, String)>, Error> {
+        let record = client.prepare_cached(RECORD).await?;
+        let rows = client
+            .query(
+                &record,
+                &[
+                    &self.key,
+                    &self.lease,
+                    &self.next_ping_at,
+                    &self.ping_interval_us,
+                    &self.total_pings,
+                    &self.consecutive_poor,
+                    &self.good_in_a_row,
+                    &self.at,
+                    &self.last_success,
+                    &self.last_uptime_percent,
+                    &self.success,
+                    &self.uptime_percent,
+                    &self.window_seconds,
+                    &self.gpu_available,
+                    &self.first_ping,
+                    &self.response_time_ms,
+                    &self.error,
+                    &self.covered_seconds,
+                    &self.event,
+                ],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect()
+    }
+}
+
+async fn is_stored_already(
+    client: &Client,
+    claim: &Claim,
+    new: &PingRecord,
+) -> Result<bool, Error> {
+    let is_stored = client.prepare_cached(sql::IS_STORED).await?;
+    let at = new.ping.timestamp.timestamp_micros();
+    let seq = count(new.after.agent.total_pings);
+    let row = client
+        .query_one(&is_stored, &[&claim.known.key, &at, &seq])
+        .await?;
+    Ok(row.try_get::<_, i64>(0)? > 0)
+}
+
+fn agent_record(row: &Row) -> Result<AgentRecord, StoreError> {
+    let read = || -> Result<AgentRow, Error> {
+        Ok(AgentRow {
+            key: row.try_get(0)?,
+            agent_id: row.try_get(1)?,
+            agent_url: row.try_get(2)?,
+            capabilities: row.try_get(3)?,
+            metadata: row.try_get(4)?,
+            registered_at: row.try_get(5)?,
+            next_ping_at: row.try_get(6)?,
+            ping_interval_us: row.try_get(7)?,
+            total_pings: row.try_get(8)?,
+            consecutive_poor: row.try_get(9)?,
+            good_in_a_row: row.try_get(10)?,
+            last_ping_at: row.try_get(11)?,
+            last_success: row.try_get(12)?,
+            last_uptime_percent: row.try_get(13)?,
+        })
+    };
+    read().map_err(|error| store_error(&error))?.try_into()
+}
+
+fn ping(row: &Row) -> Result<(Cursor, Ping), Failure> {
+    let row = PingRow {
+        at: row.try_get(0)?,
+        seq: row.try_get(1)?,
+        success: row.try_get(2)?,
+        uptime_percent: row.try_get(3)?,
+        window_seconds: row.try_get(4)?,
+        gpu_available: row.try_get(5)?,
+        first_ping: row.try_get(6)?,
+        response_time_ms: row.try_get(7)?,
+        error: row.try_get(8)?,
+    };
+    Ok(row.try_into()?)
+}

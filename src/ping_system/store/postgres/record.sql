@@ -1,0 +1,55 @@
+-- Stores a batch of pings, one per element of the arrays, in one statement, so that a batch costs one round trip and
+-- one commit. A ping whose claim is no longer valid is left out; the result has those that were stored.
+WITH input AS (
+    SELECT * FROM unnest(
+        $1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+        $7::bigint[], $8::bigint[], $9::bigint[], $10::double precision[], $11::bigint[],
+        $12::double precision[], $13::double precision[], $14::bigint[], $15::bigint[],
+        $16::double precision[], $17::text[], $18::double precision[], $19::text[]
+    ) AS input (
+        key, lease, next_ping_at, ping_interval_us, total_pings, consecutive_poor,
+        good_in_a_row, at, last_success, last_uptime_percent, success,
+        uptime_percent, window_seconds, gpu_available, first_ping,
+        response_time_ms, error, covered_seconds, event
+    )
+),
+updated AS (
+    UPDATE agents SET
+        next_ping_at = input.next_ping_at,
+        ping_interval_us = input.ping_interval_us,
+        total_pings = input.total_pings,
+        consecutive_poor = input.consecutive_poor,
+        good_in_a_row = input.good_in_a_row,
+        last_ping_at = input.at,
+        last_success = input.last_success,
+        last_uptime_percent = input.last_uptime_percent,
+        lease = NULL,
+        lease_until = NULL
+    FROM input
+    WHERE agents.key = input.key AND agents.lease = input.lease
+    RETURNING agents.key, input.lease
+),
+stored AS (
+    SELECT input.* FROM input JOIN updated ON updated.key = input.key AND updated.lease = input.lease
+),
+inserted AS (
+    INSERT INTO pings (
+        agent_key, at, seq, success, uptime_percent, window_seconds, gpu_available, first_ping,
+        response_time_ms, error, covered_seconds
+    )
+    SELECT
+        key, at, total_pings, success, uptime_percent, window_seconds, gpu_available, first_ping,
+        response_time_ms, error, covered_seconds
+    FROM stored
+),
+summed AS (
+    INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds)
+    SELECT
+        key, floor(at / 3600000000.0)::bigint,
+        covered_seconds * COALESCE(uptime_percent, 0.0) / 100.0, covered_seconds
+    FROM stored WHERE covered_seconds > 0.0
+    ON CONFLICT (agent_key, hour) DO UPDATE SET
+        up_seconds = hours.up_seconds + excluded.up_seconds,
+        covered_seconds = hours.covered_seconds + excluded.covered_seconds
+)
+SELECT key, lease, pg_notify('uptime_runner_pings', event) IS NULL FROM stored
