@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A tool, and the `cfg` that says that it is missing.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 10] = [
     ("no_cc", "cc"),
     ("no_chromium", "chromium"),
     ("no_curl", "curl"),
+    ("no_pgbouncer", "pgbouncer"),
     ("no_promtool", "promtool"),
     ("no_systemd_analyze", "systemd-analyze"),
     ("no_yamllint", "yamllint"),

@@ -1,11 +1,13 @@
 //! Measures the ping system at the size that it is made for, and prints what comes of it:
 //!
 //! ```console
-//! $ cargo bench --bench ping_system            # all, in about three minutes
-//! $ cargo bench --bench ping_system -- pings   # or pings, or questions
+//! $ cargo bench --bench ping_system            # all, in about four minutes
+//! $ cargo bench --bench ping_system -- pings   # or saturation, questions, fleet
+//! $ cargo bench --bench ping_system -- saturation postgres://postgres@127.0.0.1/bench
 //! ```
 //!
-//! The agents are simulated in another process; all is on loopback and in a temporary folder.
+//! The agents are simulated in another process; all is on loopback and in a temporary folder. A URL stands for an empty
+//! database to be used in place of a file. `BENCH_BINARY` names another build to be measured.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use uptime_runner::net;
 
 const AGENTS: usize = 10_000;
+const FLEET: usize = 100_000;
 const INTERVAL_SECONDS: u64 = 15;
 const STORED_PINGS: u64 = 10_000_000;
 /// One agent has a ping each 15 s of a day, the others share the rest.
@@ -31,17 +34,26 @@ const MEASURED: Duration = Duration::from_mins(1);
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |name: &str| {
-        let mut names = arguments.iter().filter(|a| !a.starts_with("--"));
+        let mut names = arguments
+            .iter()
+            .filter(|a| !a.starts_with("--") && !a.contains("://"));
         names.clone().count() == 0 || names.any(|a| a == name)
     };
     if arguments.first().is_some_and(|a| a == "simulated-agents") {
         return simulate_agents().await;
     }
+    let database = arguments.iter().find(|a| a.contains("://"));
     if wanted("pings") {
-        pings().await;
+        pings(database).await;
+    }
+    if wanted("saturation") {
+        saturation(database).await;
     }
     if wanted("questions") {
         questions().await;
+    }
+    if wanted("fleet") {
+        fleet().await;
     }
 }
 
@@ -90,11 +102,13 @@ impl Process {
         Self { child, address }
     }
 
-    fn ping_system(folder: &Path) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_uptime-runner"));
+    fn ping_system(folder: &Path, interval_seconds: u64, database: Option<&String>) -> Self {
+        let built = env!("CARGO_BIN_EXE_uptime-runner").to_owned();
+        let mut command = Command::new(std::env::var("BENCH_BINARY").unwrap_or(built));
         command
             .args(["ping-system", "--listen", "127.0.0.1:0", "--base-interval"])
-            .arg(INTERVAL_SECONDS.to_string())
+            .arg(interval_seconds.to_string())
+            .args(database.map(|url| format!("--database={url}")))
             .current_dir(folder)
             .env("RUST_LOG", "info,uptime_runner::ping_system::api=warn");
         // The address comes in the one line that is let through first.
@@ -128,27 +142,107 @@ impl Drop for Process {
     }
 }
 
-async fn pings() {
-    let folder = tempfile::tempdir().unwrap();
+fn simulated_agents() -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg("simulated-agents");
-    let agents = Process::start(command, "");
-    let ping_system = Process::ping_system(folder.path());
+    Process::start(command, "")
+}
+
+/// Many more agents are due than can be asked.
+async fn saturation(database: Option<&String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = simulated_agents();
+    let ping_system = Process::ping_system(folder.path(), 1, database);
+    let client = net::client::new(false, Vec::new()).unwrap();
+    let url = format!("http://{}", ping_system.address);
+    for n in 0..AGENTS {
+        register(&client, &url, &agents, n).await;
+    }
+    tokio::time::sleep(WARM_UP / 4).await;
+    let stored = async || {
+        let text = client.get(format!("{url}/metrics")).send().await.unwrap();
+        let text = text.text().await.unwrap();
+        metric(
+            &text,
+            r#"uptime_ping_system_pings_total{result="answered"}"#,
+        )
+    };
+    let (before, cpu_before, begun) = (stored().await, ping_system.cpu_seconds(), Instant::now());
+    tokio::time::sleep(MEASURED / 2).await;
+    let pings = stored().await - before;
+    let seconds = begun.elapsed().as_secs_f64();
+    let cpu = ping_system.cpu_seconds() - cpu_before;
+    println!(
+        "{:.0} pings/s stored over {seconds:.0} s, CPU {:.0} µs a ping, memory {:.0} MB at most",
+        pings / seconds,
+        cpu / pings * 1e6,
+        ping_system.memory_mb("VmHWM")
+    );
+}
+
+async fn register(client: &reqwest::Client, url: &str, agents: &Process, n: usize) {
+    let id = format!("agent-{n:05}");
+    let body = json!({
+        "agent_id": id, "agent_url": format!("http://{}/{id}", agents.address),
+        "capabilities": ["gpu-check"], "metadata": {},
+    });
+    let sent = client
+        .post(format!("{url}/ping-system/agents/register"))
+        .body(body.to_string());
+    assert!(sent.send().await.unwrap().status().is_success());
+}
+
+/// A hundred thousand agents.
+async fn fleet() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Process::ping_system(folder.path(), INTERVAL_SECONDS, None));
+    let connection = rusqlite::Connection::open(folder.path().join("ping-system.db")).unwrap();
+    let fill = format!(
+        "PRAGMA synchronous = OFF;
+        INSERT INTO agents (agent_id, agent_url, capabilities, metadata, registered_at,
+            next_ping_at, ping_interval_us, total_pings, last_ping_at, last_success, last_uptime_percent)
+            WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < {FLEET}),
+            now AS (SELECT CAST(unixepoch('subsec') * 1e6 AS INTEGER) AS now)
+            SELECT printf('agent-%06d', n), 'http://127.0.0.1:9/agent', '[\"gpu-check\"]',
+            '{{\"region\":\"eu-west\",\"operator\":\"example\"}}', now, now + 7200000000, 900000000, 1000, now, 1, 99.5
+            FROM n, now;
+        PRAGMA wal_checkpoint(TRUNCATE);"
+    );
+    connection.execute_batch(&fill).unwrap();
+    drop(connection);
+    let ping_system = Process::ping_system(folder.path(), INTERVAL_SECONDS, None);
+    let client = net::client::new(false, Vec::new()).unwrap();
+    let url = format!("http://{}", ping_system.address);
+    for (what, path) in [
+        (
+            "history of one agent",
+            "agents/agent-050000/history?hours=1",
+        ),
+        (
+            "page of 1000 agents",
+            "agents?limit=1000&after=agent-050000",
+        ),
+        ("list of all agents", "agents"),
+        ("list without metadata", "agents?metadata=false"),
+        ("page of the dashboard", "dashboard/agents?limit=50"),
+    ] {
+        let answer = timed(&client, &format!("{url}/ping-system/{path}")).await;
+        let memory = ping_system.memory_mb("VmHWM");
+        println!("{what} of {FLEET}: {answer}, memory {memory:.0} MB at most");
+    }
+}
+
+async fn pings(database: Option<&String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = simulated_agents();
+    let ping_system = Process::ping_system(folder.path(), INTERVAL_SECONDS, database);
     let client = net::client::new(false, Vec::new()).unwrap();
     let url = format!("http://{}", ping_system.address);
 
     // Spread over an interval, as in a fleet that has been running for a while.
     let begun = Instant::now();
     for n in 0..AGENTS {
-        let id = format!("agent-{n:05}");
-        let body = json!({
-            "agent_id": id, "agent_url": format!("http://{}/{id}", agents.address),
-            "capabilities": ["gpu-check"], "metadata": {},
-        });
-        let sent = client
-            .post(format!("{url}/ping-system/agents/register"))
-            .body(body.to_string());
-        assert!(sent.send().await.unwrap().status().is_success());
+        register(&client, &url, &agents, n).await;
         let due = Duration::from_millis(n as u64 * INTERVAL_SECONDS * 1000 / AGENTS as u64);
         tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
     }
@@ -201,7 +295,7 @@ async fn pings() {
 async fn questions() {
     let folder = tempfile::tempdir().unwrap();
     // The ping system makes its tables, then they are filled.
-    drop(Process::ping_system(folder.path()));
+    drop(Process::ping_system(folder.path(), INTERVAL_SECONDS, None));
     let begun = Instant::now();
     fill(&folder.path().join("ping-system.db"));
     println!(
@@ -209,7 +303,7 @@ async fn questions() {
         begun.elapsed().as_secs_f64()
     );
 
-    let ping_system = Process::ping_system(folder.path());
+    let ping_system = Process::ping_system(folder.path(), INTERVAL_SECONDS, None);
     let client = net::client::new(false, Vec::new()).unwrap();
     let url = format!("http://{}", ping_system.address);
     for (what, path) in [

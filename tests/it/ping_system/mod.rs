@@ -1,4 +1,6 @@
 mod api;
 mod dashboard;
 mod faults;
+mod postgres;
+mod sqlite;
 mod store;

@@ -462,6 +462,81 @@ async fn sqlite_keeps_the_contract() {
     claimed(&store, "e", noon()).await;
 }
 
+/// A database that was made by release 0.1.0 is used as it is.
+async fn is_taken_over(store: &dyn Store) {
+    let agents = store.agents(all_agents()).await.unwrap();
+    let ids: Vec<&str> = agents.iter().map(|r| r.agent.agent_id.as_str()).collect();
+    assert_eq!(ids, ["agent-001", "it's <odd>", "unreachable"]);
+    let long_ago = utc("2026-01-01T00:00:00Z");
+    for record in &agents {
+        let agent = &record.agent;
+        let pings = history(store, &agent.agent_id, long_ago).await;
+        assert_eq!(pings.len() as u64, agent.total_pings, "{agent:?}");
+        assert!(pings.len() >= 5, "{agent:?}");
+        let newest = pings.last().unwrap();
+        assert_eq!(Some(newest.timestamp), agent.last_ping_at);
+        assert_eq!(newest.uptime_percent, agent.last_uptime_percent);
+        assert_eq!(newest.success, agent.status == Status::Active);
+        let sums = store.sums_since(long_ago, Some(&[record.key])).await;
+        let sums = sums.unwrap();
+        let covered: f64 = sums.iter().map(|(_, sum)| sum.covered_seconds).sum();
+        assert!(covered > 5.0, "{agent:?}: {covered}");
+        let at = newest.timestamp + minutes(1);
+        ping(store, &agent.agent_id, at, Some(99.0)).await;
+        let pings_now = history(store, &agent.agent_id, long_ago).await;
+        assert_eq!(pings_now.len(), pings.len() + 1);
+    }
+    // Keys are not used again, not even that of the agent that was removed.
+    let new = store.register(&registration("gone", noon())).await.unwrap();
+    assert!(new.key > 4, "{}", new.key);
+    assert!(history(store, "gone", long_ago).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_sqlite_file_of_0_1_0_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.db");
+    let dump = include_str!("../../fixtures/ping_system/0.1.0-sqlite.sql");
+    let made = rusqlite::Connection::open(&path).unwrap();
+    made.execute_batch(dump).unwrap();
+    drop(made);
+    let store = open_file(&path).await.unwrap();
+    is_taken_over(&store).await;
+    assert_eq!(store.health().await.unwrap().schema_version, 3);
+    drop(store);
+    // The second start finds it up to date.
+    let store = open_file(&path).await.unwrap();
+    assert_eq!(store.agents(all_agents()).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_sqlite_file_of_a_newer_release_is_refused_unless_it_allows_older_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("newer.db");
+    drop(open_file(&path).await.unwrap());
+    let change = |sql: &str| {
+        let database = rusqlite::Connection::open(&path).unwrap();
+        database.execute_batch(sql).unwrap();
+    };
+    change("UPDATE schema_version SET version = 99, compatible_with = 99");
+    let error = format!("{:#}", open_file(&path).await.unwrap_err());
+    assert!(error.contains("version 99"), "{error}");
+    change("UPDATE schema_version SET compatible_with = 3");
+    open_file(&path).await.unwrap();
+}
+
+#[tokio::test]
+#[cfg_attr(no_postgres, ignore = "needs PostgreSQL (package postgresql)")]
+async fn a_postgres_database_of_0_1_0_is_taken_over() {
+    let server = Postgres::start();
+    let url = server.database("old");
+    let dump = include_str!("../../fixtures/ping_system/0.1.0-postgres.sql");
+    server.run_script("old", dump);
+    let store = open_url(&url).await.unwrap();
+    is_taken_over(&store).await;
+    assert_eq!(store.health().await.unwrap().schema_version, 2);
+}
+
 #[tokio::test]
 async fn sqlite_in_memory_keeps_the_contract() {
     let store = sqlite::open(Location::Memory).await.unwrap();
