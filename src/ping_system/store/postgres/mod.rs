@@ -209,59 +209,65 @@ impl PostgresStore {
     {
         let deadline = Instant::now() + OPERATION_TIMEOUT;
         loop {
-            let error = match self.attempt(repeat, &operation).await {
-                Ok(result) => return Ok(result),
-                Err(Attempt::Final(error)) => return Err(error),
-                Err(Attempt::MayBeRepeated(error)) => error,
+            let client = self.client_before(deadline).await?;
+            let failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, operation(client)).await {
+                Ok(Ok(result)) => return Ok(result),
+                Ok(Err(failure)) => Some(failure),
+                Err(_) => None,
             };
-            if Instant::now() + RETRY_PAUSE + ATTEMPT_TIMEOUT > deadline {
-                return Err(error);
-            }
-            tokio::time::sleep(RETRY_PAUSE).await;
+            self.prepare_to_repeat(repeat, failure, deadline).await?;
         }
     }
 
-    async fn attempt<T, F>(
+    /// A connection; if the server has just been lost, the first one that can be made, since another server may take
+    /// its place.
+    async fn client_before(&self, deadline: Instant) -> Result<Client, StoreError> {
+        loop {
+            let client = tokio::time::timeout(ATTEMPT_TIMEOUT, self.client()).await;
+            let error = match client {
+                Ok(Ok(client)) => {
+                    *self.away_since.lock() = None;
+                    return Ok(client);
+                }
+                Ok(Err(error)) => error,
+                Err(_) => StoreError::no_answer(ATTEMPT_TIMEOUT),
+            };
+            let since = *self.away_since.lock().get_or_insert_with(Instant::now);
+            if matches!(error, StoreError::Unusable(_)) || since.elapsed() > RECONNECT_PATIENCE {
+                return Err(error);
+            }
+            pause(deadline, error).await?;
+        }
+    }
+
+    /// Returns when the operation may be repeated, on a connection that is known to be another one if this one caused
+    /// the failure. `None` stands for no answer.
+    ///
+    /// # Errors
+    /// The failure, if a repetition could do harm or would be of no use.
+    async fn prepare_to_repeat(
         &self,
         repeat: Repeat,
-        operation: impl Fn(Client) -> F,
-    ) -> Result<T, Attempt>
-    where
-        F: Future<Output = Result<T, Failure>>,
-    {
-        let client = match tokio::time::timeout(ATTEMPT_TIMEOUT, self.client()).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(self.no_connection(error)),
-            Err(_) => return Err(self.no_connection(StoreError::no_answer(ATTEMPT_TIMEOUT))),
+        failure: Option<Failure>,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let (error, consequence) = match failure {
+            None => (StoreError::no_answer(ATTEMPT_TIMEOUT), Consequence::Lost),
+            Some(Failure::Store(error)) => return Err(error),
+            Some(Failure::Postgres(error)) => (store_error(&error), consequence(&error)),
         };
-        self.back();
-        let unknown = |error| match repeat {
-            Repeat::Always => Attempt::MayBeRepeated(error),
-            Repeat::IfRefused => Attempt::Final(error),
-        };
-        match tokio::time::timeout(ATTEMPT_TIMEOUT, operation(client)).await {
-            Ok(Ok(result)) => Ok(result),
-            Ok(Err(Failure::Store(error))) => Err(Attempt::Final(error)),
-            Ok(Err(Failure::Postgres(error))) => {
-                let failure = store_error(&error);
-                Err(match consequence(&error) {
-                    Consequence::ReadOnly => {
-                        self.discard_connections();
-                        Attempt::MayBeRepeated(failure)
-                    }
-                    Consequence::Lost => {
-                        self.discard_connections();
-                        unknown(failure)
-                    }
-                    Consequence::Conflict => Attempt::MayBeRepeated(failure),
-                    Consequence::Refused | Consequence::Unusable => Attempt::Final(failure),
-                })
-            }
-            Err(_) => {
-                self.discard_connections();
-                Err(unknown(StoreError::no_answer(ATTEMPT_TIMEOUT)))
-            }
+        if matches!(consequence, Consequence::ReadOnly | Consequence::Lost) {
+            self.discard_connections();
         }
+        let may_repeat = match consequence {
+            Consequence::ReadOnly | Consequence::Conflict => true,
+            Consequence::Lost => repeat == Repeat::Always,
+            Consequence::Refused | Consequence::Unusable => false,
+        };
+        if !may_repeat {
+            return Err(error);
+        }
+        pause(deadline, error).await
     }
 
     /// No connection may lead to the server that just failed.
@@ -271,29 +277,12 @@ impl PostgresStore {
         self.pool.retain(|_, metrics| metrics.created > now);
     }
 
-    /// Operations wait for a server that has just been lost, since another one may take its place.
-    fn no_connection(&self, error: StoreError) -> Attempt {
-        if matches!(error, StoreError::Unusable(_)) {
-            return Attempt::Final(error);
-        }
-        let since = *self.away_since.lock().get_or_insert_with(Instant::now);
-        if since.elapsed() < RECONNECT_PATIENCE {
-            Attempt::MayBeRepeated(error)
-        } else {
-            Attempt::Final(error)
-        }
-    }
-
     fn warn_away(&self, error: &StoreError) {
         // From now on nobody waits for it.
         *self.away_since.lock() = Instant::now().checked_sub(RECONNECT_PATIENCE);
         tracing::warn!(
             "PostgreSQL is away, requests are answered with 503 until it is back: {error}"
         );
-    }
-
-    fn back(&self) {
-        *self.away_since.lock() = None;
     }
 
     /// Sends a heartbeat to all who listen, over a connection that must be able to write.
@@ -309,10 +298,13 @@ impl PostgresStore {
     }
 }
 
-/// Why an attempt failed.
-enum Attempt {
-    Final(StoreError),
-    MayBeRepeated(StoreError),
+/// Waits before an operation is repeated; fails with `error` if no time would be left for it.
+async fn pause(deadline: Instant, error: StoreError) -> Result<(), StoreError> {
+    if Instant::now() + RETRY_PAUSE + ATTEMPT_TIMEOUT > deadline {
+        return Err(error);
+    }
+    tokio::time::sleep(RETRY_PAUSE).await;
+    Ok(())
 }
 
 /// Refuses connections that were discarded, and those that were idle and cannot be written to any more: the server may

@@ -94,7 +94,7 @@ impl Server {
             config.tcp_user_timeout(TCP_USER_TIMEOUT);
         }
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        let (mode, verify) = tls.for_server(is_local(&config));
+        let (mode, verify) = tls.for_server(Route::of(&config));
         config.ssl_mode(mode);
         let tls = match mode {
             SslMode::Disable => Tls::None,
@@ -115,19 +115,34 @@ impl Server {
     }
 }
 
-/// Whether what is sent to a server stays on this machine.
-fn is_local(config: &Config) -> bool {
-    let loopback = |host: &str| {
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-    };
-    let host = |host: &Host| match host {
-        Host::Unix(_) => true,
-        Host::Tcp(name) => loopback(name),
-    };
-    match config.get_hostaddrs() {
-        [] => config.get_hosts().iter().all(host),
-        addresses => addresses.iter().all(IpAddr::is_loopback),
+/// Which way connections to a server take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// A Unix socket, on which PostgreSQL speaks no TLS.
+    Socket,
+    Loopback,
+    Network,
+}
+
+impl Route {
+    fn of(config: &Config) -> Self {
+        let is_loopback = |host: &Host| match host {
+            Host::Unix(_) => true,
+            Host::Tcp(name) => {
+                name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            }
+        };
+        let is_socket = |host: &Host| matches!(host, Host::Unix(_));
+        let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
+        if addresses.is_empty() && hosts.iter().all(is_socket) {
+            Self::Socket
+        } else if addresses.iter().all(IpAddr::is_loopback)
+            && (!addresses.is_empty() || hosts.iter().all(is_loopback))
+        {
+            Self::Loopback
+        } else {
+            Self::Network
+        }
     }
 }
 
@@ -185,14 +200,19 @@ impl TlsParameters {
     }
 
     /// Whether a server must speak TLS, and what its certificate must prove.
-    fn for_server(&self, local: bool) -> (SslMode, Verify) {
+    fn for_server(&self, route: Route) -> (SslMode, Verify) {
+        if route == Route::Socket {
+            return (SslMode::Disable, Verify::Nothing);
+        }
         match self.mode.as_deref() {
             Some("disable") => (SslMode::Disable, Verify::Nothing),
             Some("allow" | "prefer") => (SslMode::Prefer, Verify::Nothing),
             // With a root certificate libpq verifies, as it did before there was verify-ca.
             Some("require") if self.files.roots.is_none() => (SslMode::Require, Verify::Nothing),
             Some("require" | "verify-ca") => (SslMode::Require, Verify::Issuer),
-            None if local && self.files.roots.is_none() => (SslMode::Prefer, Verify::Nothing),
+            None if route == Route::Loopback && self.files.roots.is_none() => {
+                (SslMode::Prefer, Verify::Nothing)
+            }
             _ => (SslMode::Require, Verify::IssuerAndName),
         }
     }
@@ -207,7 +227,7 @@ mod tests {
         let (_, tls) = TlsParameters::take_from(query).unwrap();
         let options = PostgresOptions::parse(url).unwrap();
         let servers = options.servers.iter();
-        let modes = servers.map(|server| tls.for_server(is_local(&server.config)));
+        let modes = servers.map(|server| tls.for_server(Route::of(&server.config)));
         modes.collect()
     }
 
@@ -237,7 +257,7 @@ mod tests {
             ("postgres://u@[::1]:1/d", nothing(SslMode::Prefer)),
             (
                 "postgres:///d?host=/run/postgresql",
-                nothing(SslMode::Prefer),
+                nothing(SslMode::Disable),
             ),
             ("postgres://u@10.0.0.1/d", full),
             ("postgres://u@db.example/d", full),

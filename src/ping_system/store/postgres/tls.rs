@@ -1,11 +1,19 @@
 //! TLS to a PostgreSQL server, with the root certificates and the strictness that its URL asks for.
 
+use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 
 use anyhow::{Context, ensure};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::Socket;
+use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio_rustls::TlsConnector;
 
 use crate::net::tls::{self, NameCheck};
 
@@ -13,7 +21,7 @@ use crate::net::tls::{self, NameCheck};
 #[derive(Clone)]
 pub(super) enum Tls {
     None,
-    Rustls(MakeRustlsConnect),
+    Rustls(Rustls),
 }
 
 /// What a server's certificate must prove.
@@ -68,7 +76,7 @@ pub(super) fn connector(verify: Verify, files: &Files) -> anyhow::Result<Tls> {
         (None, None) => config.with_no_client_auth(),
         _ => anyhow::bail!("sslcert and sslkey: expected both"),
     };
-    Ok(Tls::Rustls(MakeRustlsConnect::new(config)))
+    Ok(Tls::Rustls(Rustls(TlsConnector::from(Arc::new(config)))))
 }
 
 fn certificates(parameter: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
@@ -81,4 +89,79 @@ fn certificates(parameter: &str, path: &Path) -> anyhow::Result<Vec<CertificateD
         "{parameter} {shown}: expected a certificate"
     );
     Ok(certificates)
+}
+
+/// Connects tokio-postgres to rustls. Without channel binding, for which the server's certificate would have to be
+/// parsed: it is verified instead.
+#[derive(Clone)]
+pub(super) struct Rustls(TlsConnector);
+
+/// The handshake with one server.
+pub(super) struct Handshake {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+/// An encrypted connection.
+pub(super) struct RustlsStream(tokio_rustls::client::TlsStream<Socket>);
+
+impl MakeTlsConnect<Socket> for Rustls {
+    type Stream = RustlsStream;
+    type TlsConnect = Handshake;
+    type Error = rustls::pki_types::InvalidDnsNameError;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<Handshake, Self::Error> {
+        Ok(Handshake {
+            connector: self.0.clone(),
+            name: ServerName::try_from(host.to_owned())?,
+        })
+    }
+}
+
+impl TlsConnect<Socket> for Handshake {
+    type Stream = RustlsStream;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<RustlsStream>> + Send>>;
+
+    fn connect(self, socket: Socket) -> Self::Future {
+        let handshake = self.connector.connect(self.name, socket);
+        Box::pin(async { Ok(RustlsStream(handshake.await?)) })
+    }
+}
+
+impl TlsStream for RustlsStream {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl AsyncRead for RustlsStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for RustlsStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
 }
