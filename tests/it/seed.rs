@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{PingSystem, Runner, good_gateway};
 
-/// The list of agents and the agent's history are asked for, and the uptime follows from the history.
+/// The agent and its history are asked for, and the uptime follows from the history.
 #[test]
 fn uptime_query() {
     let pings = PingSystem::start(96.25);
@@ -29,8 +29,8 @@ fn uptime_query() {
         .iter()
         .map(|(head, _)| head.lines().next().unwrap());
     let expected = [
-        "GET /ping-system/agents HTTP/1.1",
-        "GET /ping-system/agents/agent-001/history?hours=1 HTTP/1.1",
+        "GET /ping-system/agents/agent-001 HTTP/1.1",
+        "GET /ping-system/agents/agent-001/history?hours=1&limit=2000 HTTP/1.1",
     ];
     assert_eq!(asked.take(2).collect::<Vec<_>>(), expected);
 }

@@ -14,9 +14,13 @@ use super::estimate::{AgentSnapshot, newest_in_history, newest_in_list};
 use crate::net::client::{BodyError, read_body, root_cause};
 use crate::wire::event_stream::{EventReader, ServerSentEvent};
 use crate::wire::ping_system::{
-    HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agents, read_event, read_history,
+    HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agent, read_agents, read_event,
+    read_history,
 };
 
+/// The sizes of pages. A ping system that does not know pages answers with the whole list.
+const AGENTS_PER_PAGE: &str = "1000";
+const PINGS_PER_PAGE: &str = "2000";
 /// How long a list of agents is reused: thousands of agents are in one list.
 const LIST_LIFETIME: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
@@ -208,20 +212,37 @@ impl PingSystem {
     }
 
     async fn fetch_list(&self) -> CachedList {
-        let url = self.address(&[]);
-        let body = self.get(&url).await?;
-        let agents = read_agents(&body).map_err(|error| PollError::Invalid {
-            url: url.into(),
-            error,
-        })?;
         let mut by_name = BTreeMap::new();
-        for agent in agents {
-            by_name.entry(agent.agent_id.clone()).or_insert(agent);
+        let mut next: Option<String> = None;
+        loop {
+            let mut url = self.address(&[]);
+            url.query_pairs_mut()
+                .append_pair("limit", AGENTS_PER_PAGE)
+                .append_pair("metadata", "false")
+                .extend_pairs(next.iter().map(|after| ("after", after)));
+            let page = self.read(url, read_agents).await?;
+            let known = by_name.len();
+            for agent in page.items {
+                by_name.entry(agent.agent_id.clone()).or_insert(agent);
+            }
+            next = page.next;
+            // A page that brings nothing new would be followed by itself for ever.
+            if next.is_none() || by_name.len() == known {
+                return Ok(Arc::new(by_name));
+            }
         }
-        Ok(Arc::new(by_name))
     }
 
+    /// The agent, by itself or out of the list where the ping system has nothing but that.
     async fn agent(&self, agent_id: &str) -> Result<ListedAgent, PollError> {
+        let read = |body: &[u8]| read_agent(body, agent_id);
+        match self.read(self.address(&[agent_id]), read).await {
+            Err(PollError::Status {
+                status: StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED,
+                ..
+            }) => {}
+            answer => return answer,
+        }
         let agents = self.agents().await?;
         agents
             .get(agent_id)
@@ -234,11 +255,34 @@ impl PingSystem {
     }
 
     async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<HistoryPing>, PollError> {
-        let mut url = self.address(&[agent_id, "history"]);
         let hours = span.as_nanos().div_ceil(HOUR.as_nanos()).max(1);
-        url.set_query(Some(&format!("hours={hours}")));
+        let mut pings: Vec<HistoryPing> = Vec::new();
+        let mut next: Option<String> = None;
+        loop {
+            let mut url = self.address(&[agent_id, "history"]);
+            url.query_pairs_mut()
+                .append_pair("hours", &hours.to_string())
+                .append_pair("limit", PINGS_PER_PAGE)
+                .extend_pairs(next.iter().map(|after| ("after", after)));
+            let page = self.read(url, |body| read_history(body, agent_id)).await?;
+            let newest = pings.last().map(|ping| ping.timestamp);
+            let is_new = page.items.last().map(|ping| ping.timestamp) > newest;
+            pings.extend(page.items);
+            next = page.next;
+            // As for the list of agents.
+            if next.is_none() || !is_new {
+                return Ok(pings);
+            }
+        }
+    }
+
+    async fn read<T>(
+        &self,
+        url: Url,
+        read: impl FnOnce(&[u8]) -> Result<T, InvalidAnswer>,
+    ) -> Result<T, PollError> {
         let body = self.get(&url).await?;
-        read_history(&body, agent_id).map_err(|error| PollError::Invalid {
+        read(&body).map_err(|error| PollError::Invalid {
             url: url.into(),
             error,
         })

@@ -5,5 +5,6 @@ mod read;
 pub mod served;
 
 pub use read::{
-    HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agents, read_event, read_history,
+    HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agent, read_agents, read_event,
+    read_history,
 };

@@ -60,12 +60,12 @@ pub enum InvalidAnswer {
     /// Not JSON, or not of the expected form.
     #[error("not a valid answer: {0}")]
     Form(String),
-    /// The history of another agent.
-    #[error("the history is that of agent '{got}', expected '{expected}'")]
+    /// An answer about another agent.
+    #[error("the answer is about agent '{got}', expected '{expected}'")]
     OtherAgent {
-        /// The agent whose history was returned.
+        /// The agent that the answer is about.
         got: String,
-        /// The agent whose history was requested.
+        /// The agent that was asked about.
         expected: String,
     },
 }
@@ -76,18 +76,46 @@ impl From<serde_json::Error> for InvalidAnswer {
     }
 }
 
-/// Reads the list of agents: `{"agents": […]}` or a bare array.
+/// A page of a list, or the whole list where a ping system has no pages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// What `after` is for the next page; `None` if there is none.
+    pub next: Option<String>,
+}
+
+/// Reads a list of agents: `{"agents": […]}` or a bare array.
 ///
 /// # Errors
 /// Anything that is not such a list, or holds an invalid percentage or time.
-pub fn read_agents(body: &[u8]) -> Result<Vec<ListedAgent>, InvalidAnswer> {
+pub fn read_agents(body: &[u8]) -> Result<Page<ListedAgent>, InvalidAnswer> {
     #[derive(Deserialize)]
     struct AgentListForm {
         agents: Vec<ListedAgent>,
+        #[serde(default, deserialize_with = "text_or_nothing")]
+        next: Option<String>,
     }
-    Ok(object_or_array(body, |object: AgentListForm| {
+    let mut next = None;
+    let items = object_or_array(body, |object: AgentListForm| {
+        next = object.next;
         object.agents
-    })?)
+    })?;
+    Ok(Page { items, next })
+}
+
+/// Reads an agent.
+///
+/// # Errors
+/// Anything that is not that agent, or holds an invalid percentage or time.
+pub fn read_agent(body: &[u8], agent_id: &str) -> Result<ListedAgent, InvalidAnswer> {
+    let agent: ListedAgent = serde_json::from_slice(body)?;
+    if agent.agent_id == agent_id {
+        return Ok(agent);
+    }
+    Err(InvalidAnswer::OtherAgent {
+        got: agent.agent_id,
+        expected: agent_id.to_owned(),
+    })
 }
 
 /// Reads the history of `agent_id`, sorted oldest first: `{"pings": […]}`, `{"history": […]}` or a
@@ -96,16 +124,19 @@ pub fn read_agents(body: &[u8]) -> Result<Vec<ListedAgent>, InvalidAnswer> {
 /// # Errors
 /// Anything that is not such a history, that of another agent, or one with an invalid percentage, time
 /// or window.
-pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<HistoryPing>, InvalidAnswer> {
+pub fn read_history(body: &[u8], agent_id: &str) -> Result<Page<HistoryPing>, InvalidAnswer> {
     #[derive(Deserialize)]
     struct HistoryForm {
         agent_id: Option<String>,
+        #[serde(default, deserialize_with = "text_or_nothing")]
+        next: Option<String>,
         #[serde(alias = "history")]
         pings: Vec<PingForm>,
     }
-    let mut owner = None;
+    let (mut owner, mut next) = (None, None);
     let forms = object_or_array(body, |object: HistoryForm| {
         owner = object.agent_id;
+        next = object.next;
         object.pings
     })?;
     if let Some(got) = owner.filter(|got| got != agent_id) {
@@ -116,7 +147,7 @@ pub fn read_history(body: &[u8], agent_id: &str) -> Result<Vec<HistoryPing>, Inv
     }
     let mut pings: Vec<HistoryPing> = forms.into_iter().map(HistoryPing::from).collect();
     pings.sort_by_key(|ping| ping.timestamp);
-    Ok(pings)
+    Ok(Page { items: pings, next })
 }
 
 /// Reads a new ping of `agent_id` from an event's data, and the agent's state after it.
@@ -258,7 +289,7 @@ mod tests {
             "metadata":{},"status":"active","last_ping_at":"2026-01-01T00:00:00Z","total_pings":8,
             "consecutive_poor_uptime":1,"ping_interval_minutes":15,"last_uptime_percent":96.25,
             "something_new":{"x":[1]}}],"count":1}"#;
-        let agent = &read_agents(full).unwrap()[0];
+        let agent = &read_agents(full).unwrap().items[0];
         assert_eq!(agent.last_uptime_percent, Percent::new(96.25).ok());
         assert_eq!(agent.last_ping_at, Some(utc("2026-01-01T00:00:00Z")));
         assert_eq!(
@@ -267,7 +298,7 @@ mod tests {
         );
 
         let bare = br#" [{"agent_id":"a","last_uptime_percentage":5,"last_ping_at":1767225600.5}]"#;
-        let agent = &read_agents(bare).unwrap()[0];
+        let agent = &read_agents(bare).unwrap().items[0];
         assert_eq!(agent.last_uptime_percent, Percent::new(5.0).ok());
         assert_eq!(agent.last_ping_at, Some(utc("2026-01-01T00:00:00.5Z")));
         assert_eq!(agent.ping_interval_minutes, None);
@@ -286,7 +317,7 @@ mod tests {
             r#"[{"timestamp":1767226500,"uptime_percent":99.5,"first_ping":null}]"#.to_owned(),
             r#"[{"timestamp":"2026-01-01T00:15:00.000000","uptime_percent":99.5}]"#.to_owned(),
         ] {
-            let pings = read_history(body.as_bytes(), "a").unwrap();
+            let pings = read_history(body.as_bytes(), "a").unwrap().items;
             assert_eq!(pings[0].timestamp, utc(newest), "{body}");
             assert_eq!(pings[0].uptime_percent, Percent::new(99.5).ok());
             assert!(pings[0].success && !pings[0].first_ping);
@@ -323,10 +354,21 @@ mod tests {
         let body = br#"[{"timestamp":30},{"timestamp":10},{"timestamp":20}]"#;
         let seconds: Vec<i64> = read_history(body, "a")
             .unwrap()
+            .items
             .iter()
             .map(|p| p.timestamp.timestamp())
             .collect();
         assert_eq!(seconds, [10, 20, 30]);
+    }
+
+    #[test]
+    fn a_page_tells_where_the_next_one_begins() {
+        let page = read_agents(br#"{"agents":[{"agent_id":"a"}],"count":1,"next":"a"}"#).unwrap();
+        assert_eq!((page.items.len(), page.next.as_deref()), (1, Some("a")));
+        for last in [&br#"{"pings":[],"next":null}"#[..], b"[]"] {
+            assert_eq!(read_history(last, "a").unwrap().next, None);
+        }
+        assert!(read_agent(br#"{"agent_id":"b"}"#, "a").is_err());
     }
 
     #[test]
@@ -377,7 +419,8 @@ mod tests {
             r#"{"agent_id":"a","total_pings":9,"ping":{"timestamp":"2026-01-01T00:00:00Z","success":false,"uptime_percent":null}}"#,
         ])) {
             let _ = read_agents(&body);
-            if let Ok(pings) = read_history(&body, "a") {
+            let _ = read_agent(&body, "a");
+            if let Ok(Page { items: pings, .. }) = read_history(&body, "a") {
                 let sorted = pings.is_sorted_by_key(|ping| ping.timestamp);
                 let weighable = pings.iter().all(|ping| ping.window_seconds.is_none_or(|w| w >= 0.0 && w.is_finite()));
                 prop_assert!(sorted && weighable);
@@ -389,7 +432,7 @@ mod tests {
         fn any_number_read_as_a_percentage_is_one(number in any::<f64>()) {
             let body = format!(r#"[{{"timestamp":10,"uptime_percent":{number}}}]"#);
             if let Ok(pings) = read_history(body.as_bytes(), "a") {
-                prop_assert!((0.0..=100.0).contains(&pings[0].uptime_percent.unwrap().get()));
+                prop_assert!((0.0..=100.0).contains(&pings.items[0].uptime_percent.unwrap().get()));
             }
         }
     }

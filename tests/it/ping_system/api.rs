@@ -108,6 +108,83 @@ fn an_agent_is_registered_pinged_remembered_and_forgotten() {
 }
 
 #[test]
+fn agents_and_pings_are_listed_by_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let system = PingSystemProcess::start(folder.path(), &SELDOM);
+    // More than are read from the database at once.
+    let names: Vec<String> = (0..1201).map(|n| format!("agent-{n:04}")).collect();
+    for name in &names {
+        let body = json!({
+            "agent_id": name, "agent_url": agents.url(name), "metadata": {"region": "eu"},
+        });
+        system.call("POST", "/ping-system/agents/register", &body);
+    }
+    let ids = |list: &Value| -> Vec<String> {
+        let agents = list["agents"].as_array().unwrap().iter();
+        let ids = agents.map(|agent| agent["agent_id"].as_str().unwrap().to_owned());
+        let ids: Vec<_> = ids.collect();
+        assert_eq!(list["count"], ids.len());
+        ids
+    };
+    let all = system.ask("/ping-system/agents");
+    assert_eq!(ids(&all), names);
+    assert_eq!(all["agents"][0]["metadata"], json!({"region": "eu"}));
+    assert_eq!(all["next"], Value::Null);
+    let lean = system.ask("/ping-system/agents?metadata=false&after=agent-1000");
+    assert_eq!(ids(&lean), names[1001..]);
+    assert_eq!(lean["agents"][0].get("metadata"), None);
+
+    let mut paged = Vec::new();
+    let mut after = String::new();
+    loop {
+        // At most a thousand, whatever is asked for.
+        let path = format!("/ping-system/agents?limit=5000&after={after}");
+        let page = system.ask(&path);
+        paged.extend(ids(&page));
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
+        assert_eq!(page["count"], 1000);
+        assert_eq!(Some(next), paged.last().map(String::as_str));
+        after = next.to_owned();
+    }
+    assert_eq!(paged, names);
+
+    system.wait_for_pings("agent-0000", 1);
+    for _ in 0..4 {
+        system.ping("agent-0000");
+    }
+    let history = "/ping-system/agents/agent-0000/history";
+    let pings = system.history("agent-0000");
+    let mut paged: Vec<Value> = Vec::new();
+    let mut path = format!("{history}?hours=1&limit=2");
+    loop {
+        let page = system.ask(&path);
+        assert_eq!(page["count"], page["pings"].as_array().unwrap().len());
+        paged.extend(page["pings"].as_array().unwrap().iter().cloned());
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
+        path = format!("{history}?limit=2&after={next}");
+    }
+    assert_eq!(paged, pings);
+
+    for (path, expected) in [
+        ("/ping-system/agents?limit=0", "limit"),
+        ("/ping-system/agents?limit=many", "limit"),
+        ("/ping-system/agents?after=%00", "after"),
+        ("/ping-system/agents?metadata=perhaps", "metadata"),
+        (&format!("{history}?limit=0"), "limit"),
+        (&format!("{history}?after=yesterday"), "after"),
+    ] {
+        let (status, error) = system.ask_with(path, "");
+        assert_eq!(status, 400, "{path}");
+        assert!(error.contains(expected), "{path}: {error}");
+    }
+}
+
+#[test]
 fn intervals_follow_how_an_agent_behaves() {
     let folder = tempfile::tempdir().unwrap();
     let agents = Agents::start();
@@ -749,4 +826,26 @@ fn a_gentle_end_stores_what_is_under_way() {
     );
     let system = PingSystemProcess::start(folder.path(), &SELDOM);
     assert_eq!(system.history("a").len(), 1);
+}
+
+#[test]
+fn an_agent_that_hangs_does_not_delay_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let mut system = PingSystemProcess::start(folder.path(), &SELDOM);
+    let (_release, held) = channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    agents.set("a", move |_, _| {
+        let _ = held.lock().unwrap().recv();
+    });
+    system.register("a", &agents.url("a"));
+    wait_until("the question", || {
+        (!agents.asked("a").is_empty()).then_some(())
+    });
+    let begin = std::time::Instant::now();
+    system.signal(Signal::TERM);
+    assert!(system.child.wait().unwrap().success(), "{}", system.log());
+    let took = begin.elapsed();
+    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    assert!(system.log().contains("given up"), "{}", system.log());
 }

@@ -361,7 +361,7 @@ fn a_connection_that_dies_silently_is_noticed_and_listeners_are_told() {
     events.wait_for("event: ping\n");
 }
 
-const DUMP: &str = include_str!("../../fixtures/ping_system/0.1.0-postgres.sql");
+const DUMP: &str = include_str!("../../fixtures/databases/0.1.0-postgres.sql");
 
 #[test]
 #[cfg_attr(no_postgres, ignore = "needs PostgreSQL (package postgresql)")]

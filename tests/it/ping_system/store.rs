@@ -496,7 +496,7 @@ async fn is_taken_over(store: &dyn Store) {
 async fn a_sqlite_file_of_0_1_0_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("old.db");
-    let dump = include_str!("../../fixtures/ping_system/0.1.0-sqlite.sql");
+    let dump = include_str!("../../fixtures/databases/0.1.0-sqlite.sql");
     let made = rusqlite::Connection::open(&path).unwrap();
     made.execute_batch(dump).unwrap();
     drop(made);
@@ -530,7 +530,7 @@ async fn a_sqlite_file_of_a_newer_release_is_refused_unless_it_allows_older_ones
 async fn a_postgres_database_of_0_1_0_is_taken_over() {
     let server = Postgres::start();
     let url = server.database("old");
-    let dump = include_str!("../../fixtures/ping_system/0.1.0-postgres.sql");
+    let dump = include_str!("../../fixtures/databases/0.1.0-postgres.sql");
     server.run_script("old", dump);
     let store = open_url(&url).await.unwrap();
     is_taken_over(&store).await;

@@ -39,7 +39,8 @@ impl Listing {
                 let agents: Vec<String> = agents.collect();
                 return respond(stream, 200, "", &format!("[{}]", agents.join(",")));
             };
-            let (id, what) = of.split_once('/').unwrap();
+            // It tells of all agents at once only.
+            let (id, what) = of.split_once('/').unwrap_or((of, ""));
             match known.get(id).filter(|_| what.starts_with("history")) {
                 Some(uptime) => respond(
                     stream,

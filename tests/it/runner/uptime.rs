@@ -190,10 +190,10 @@ fn the_ping_system_is_asked_as_the_contract_says() {
         .iter()
         .map(|(head, _)| head.lines().next().unwrap())
         .collect();
-    assert_eq!(lines[0], "GET /base/ping-system/agents HTTP/1.1");
+    assert_eq!(lines[0], "GET /base/ping-system/agents/agent-001 HTTP/1.1");
     assert_eq!(
         lines[1],
-        "GET /base/ping-system/agents/agent-001/history?hours=2 HTTP/1.1"
+        "GET /base/ping-system/agents/agent-001/history?hours=2&limit=2000 HTTP/1.1"
     );
     for (head, _) in requests.iter() {
         assert!(
@@ -278,4 +278,63 @@ fn agents_have_rates_and_capabilities_of_their_own_and_fall_to_one_shard() {
     let mut together: Vec<_> = shards.iter().flatten().cloned().collect();
     together.sort_by_key(std::string::ToString::to_string);
     assert_eq!(&together, whole);
+}
+
+/// Without a route for one agent the list is read, and both list and history to their last page.
+#[test]
+fn pages_are_read_to_the_last_one() {
+    let pings = RawServer::start(|stream, head| {
+        let at = |seconds_ago| {
+            (chrono::Utc::now() - chrono::TimeDelta::seconds(seconds_ago)).to_rfc3339()
+        };
+        let ping = |seconds_ago, uptime| {
+            let at = at(seconds_ago);
+            format!(
+                r#"{{"timestamp":"{at}","success":true,"uptime_percent":{uptime},"window_seconds":60}}"#
+            )
+        };
+        let (path, query) = head
+            .split_once(' ')
+            .unwrap()
+            .1
+            .split_once('?')
+            .unwrap_or((head, ""));
+        let is_second = query.contains("&after=");
+        let body = if path.ends_with("/history") && is_second {
+            format!(r#"{{"pings":[{}]}}"#, ping(10, 92.0))
+        } else if path.ends_with("/history") {
+            format!(
+                r#"{{"pings":[{}],"next":"2026-01-01T00:00:00+00:00"}}"#,
+                ping(70, 98.0)
+            )
+        } else if path.ends_with("/agents") && is_second {
+            r#"{"agents":[{"agent_id":"agent-001"}]}"#.to_owned()
+        } else if path.ends_with("/agents") {
+            r#"{"agents":[{"agent_id":"agent-000"}],"next":"agent-000"}"#.to_owned()
+        } else {
+            return respond(stream, 404, "", "no such path");
+        };
+        respond(stream, 200, "", &body);
+    });
+    let gateway = good_gateway();
+    let mut runner = Runner::start(&pings.url(), &gateway.url(), &["--uptime-interval", "1h"]);
+    let uptime = runner.wait_for_event("uptime");
+    assert_eq!(
+        (&uptime["uptime_percent"], &uptime["pings"]),
+        (&95.0.into(), &2.into())
+    );
+    let requests = pings.requests.lock().unwrap();
+    let asked = requests
+        .iter()
+        .filter_map(|(head, _)| head.split(' ').nth(1));
+    assert_eq!(
+        asked.take(5).collect::<Vec<_>>(),
+        [
+            "/ping-system/agents/agent-001",
+            "/ping-system/agents?limit=1000&metadata=false",
+            "/ping-system/agents?limit=1000&metadata=false&after=agent-000",
+            "/ping-system/agents/agent-001/history?hours=1&limit=2000",
+            "/ping-system/agents/agent-001/history?hours=1&limit=2000&after=2026-01-01T00%3A00%3A00%2B00%3A00",
+        ]
+    );
 }

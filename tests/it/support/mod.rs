@@ -455,6 +455,11 @@ fn good_answer(head: &str, uptime: f64) -> String {
             r#"{{"agent_id":"{id}","total_pings":8,"consecutive_poor_uptime":1,"ping_interval_minutes":15,"last_ping_at":"{now}","last_uptime_percent":{uptime}}}"#
         )
     };
+    for id in ["agent-001", "agent-002"] {
+        if head.contains(&format!("/ping-system/agents/{id} ")) {
+            return agent(id);
+        }
+    }
     format!(
         r#"{{"agents":[{},{}],"count":2}}"#,
         agent("agent-001"),
