@@ -60,7 +60,8 @@ pub(crate) async fn follow(store: Arc<PostgresStore>, feed: &Feed, stop: Cancell
     let following = async {
         loop {
             let ended = listen(&store, feed, &mut warned, &mut first).await;
-            if !std::mem::replace(&mut warned, true) {
+            // One outage is one warning, which the pinger gives.
+            if !store.is_away() && !std::mem::replace(&mut warned, true) {
                 tracing::warn!(
                     "pings of other ping systems cannot be followed, trying again: {ended}"
                 );

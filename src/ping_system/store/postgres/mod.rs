@@ -89,7 +89,8 @@ impl fmt::Debug for PostgresStore {
     }
 }
 
-/// Opens a database. If no server answers, the store is returned all the same: its operations fail until one does.
+/// Opens a database. If no server can be written to, the store is returned all the same: its operations fail until one
+/// can.
 ///
 /// # Errors
 /// When the program cannot work with the database until somebody changes something.
@@ -99,8 +100,7 @@ pub async fn open(options: PostgresOptions) -> anyhow::Result<PostgresStore> {
     match client.await {
         Ok(Ok(_)) => {}
         Ok(Err(error @ StoreError::Unusable(_))) => return Err(error.into()),
-        Ok(Err(error)) => store.warn_away(&error),
-        Err(_) => store.warn_away(&StoreError::no_answer(START_TIMEOUT)),
+        Ok(Err(_)) | Err(_) => store.expect_no_server(),
     }
     Ok(store)
 }
@@ -277,12 +277,14 @@ impl PostgresStore {
         self.pool.retain(|_, metrics| metrics.created > now);
     }
 
-    fn warn_away(&self, error: &StoreError) {
-        // From now on nobody waits for it.
+    /// Lets operations fail at once, without waiting for a server.
+    fn expect_no_server(&self) {
         *self.away_since.lock() = Instant::now().checked_sub(RECONNECT_PATIENCE);
-        tracing::warn!(
-            "PostgreSQL is away, requests are answered with 503 until it is back: {error}"
-        );
+    }
+
+    /// Whether operations fail for want of a server, which the pinger reports.
+    fn is_away(&self) -> bool {
+        self.away_since.lock().is_some()
     }
 
     /// Sends a heartbeat to all who listen, over a connection that must be able to write.
