@@ -1,5 +1,5 @@
 //! The store on PostgreSQL: several ping systems share it, and tell each other of new pings. It survives a failover
-//! to another server: see [`PostgresStore::run`].
+//! to another server: see `PostgresStore::run`.
 
 mod connect;
 mod failure;
