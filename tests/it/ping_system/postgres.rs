@@ -241,6 +241,8 @@ fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
     let hosts = [
         SocketAddr::from(([127, 0, 0, 1], free_port())),
         silent.address,
+        silent.address,
+        silent.address,
         standby.address(),
         primary.address(),
     ]

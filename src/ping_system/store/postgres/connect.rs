@@ -20,10 +20,6 @@ use super::failure::store_error;
 use super::options::{PostgresOptions, Server};
 use super::tls::Tls;
 
-/// The longest wait for one server, including its first answers. A server that accepts connections and says nothing
-/// must not keep us from the next one.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// What every connection begins with. A server gives up a statement that takes longer than our own wait; a
 /// transaction that we left open, stopped in a debugger, must not hold its locks for ever. A commit that is
 /// acknowledged before it is on disk would be no commit.
@@ -38,8 +34,11 @@ pub(super) const NOTIFICATIONS: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Servers {
     options: PostgresOptions,
-    /// The index of the server that was connected to last, which is tried first.
-    preferred: AtomicUsize,
+    /// The index of the server that was connected to last.
+    connected: AtomicUsize,
+    /// The index of the server that is tried next: the one that was connected to last, or the one after those that
+    /// failed since, also if the attempt was given up.
+    next: AtomicUsize,
     last_failure: Mutex<Option<StoreError>>,
 }
 
@@ -50,19 +49,20 @@ impl Servers {
     pub(super) fn new(options: PostgresOptions) -> Self {
         Self {
             options,
-            preferred: AtomicUsize::new(0),
+            connected: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
             last_failure: Mutex::default(),
         }
     }
 
     /// The longest that an attempt to connect takes.
     pub(super) fn timeout(&self) -> Duration {
-        SERVER_TIMEOUT * u32::try_from(self.options.servers.len()).unwrap_or(u32::MAX)
+        self.options.servers.iter().map(Server::timeout).sum()
     }
 
     /// The server that was connected to last.
     pub(super) fn current(&self) -> String {
-        let index = self.preferred.load(Ordering::Relaxed);
+        let index = self.connected.load(Ordering::Relaxed);
         self.options.servers[index].name()
     }
 
@@ -81,15 +81,18 @@ impl Servers {
         notified: Option<&mpsc::Sender<Notification>>,
     ) -> Result<Connected, Option<Error>> {
         let servers = &self.options.servers;
-        let preferred = self.preferred.load(Ordering::Relaxed);
+        let first = self.next.load(Ordering::Relaxed);
         let mut last = None;
         let mut failures = Vec::new();
-        for index in (0..servers.len()).map(|n| (preferred + n) % servers.len()) {
+        for index in (0..servers.len()).map(|n| (first + n) % servers.len()) {
             let server = &servers[index];
-            let failure = match tokio::time::timeout(SERVER_TIMEOUT, server.connect(notified)).await
-            {
+            self.next.store(index + 1, Ordering::Relaxed);
+            // A server that accepts connections and says nothing must not keep us from the next one.
+            let connecting = tokio::time::timeout(server.timeout(), server.connect(notified));
+            let failure = match connecting.await {
                 Ok(Ok(connected)) => {
-                    self.preferred.store(index, Ordering::Relaxed);
+                    self.next.store(index, Ordering::Relaxed);
+                    self.connected.store(index, Ordering::Relaxed);
                     *self.last_failure.lock() = None;
                     return Ok(connected);
                 }
@@ -98,7 +101,7 @@ impl Servers {
                     last = Some(error);
                     failure
                 }
-                Err(_) => StoreError::no_answer(SERVER_TIMEOUT),
+                Err(_) => StoreError::no_answer(server.timeout()),
             };
             failures.push((server.name(), failure));
         }

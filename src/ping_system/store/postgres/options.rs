@@ -11,7 +11,7 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::tls::{self, Tls, Verify};
 
-/// The timeout of a connection to one address, where the URL sets none.
+/// The timeout of connecting to one server, including its first answers, where the URL sets none.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// After this time without an acknowledgement the connection is given up, where the URL sets none.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,9 +87,6 @@ impl Server {
         if config.get_application_name().is_none() {
             config.application_name("uptime-runner");
         }
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIMEOUT);
-        }
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(TCP_USER_TIMEOUT);
         }
@@ -101,6 +98,12 @@ impl Server {
             _ => tls::connector(verify, &tls.files)?,
         };
         Ok(Self { config, tls })
+    }
+
+    /// The longest wait for the server when connecting, including its first answers.
+    pub(super) fn timeout(&self) -> Duration {
+        let set = self.config.get_connect_timeout().copied();
+        set.unwrap_or(CONNECT_TIMEOUT)
     }
 
     /// Host and port, or the folder of a socket.
