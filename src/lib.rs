@@ -12,7 +12,7 @@
 //! - [`net`]: client, server and credentials: one way to do HTTP for all parts.
 //! - [`records`]: the file that a recorded run leaves.
 //! - [`money`], [`units`], `option_values`: values that carry their unit.
-//! - [`shutdown`], [`telemetry`], [`terminal`], `open_files`, `text`: the edges.
+//! - [`shutdown`], [`telemetry`], [`terminal`], `clock`, `open_files`, `text`: the edges.
 
 // What no other crate can reach is `pub(crate)`, so that the compiler finds dead code.
 #![warn(unreachable_pub)]
@@ -32,6 +32,7 @@
 
 pub mod agent;
 pub mod cli;
+mod clock;
 pub mod money;
 #[cfg(test)]
 mod mutation;

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::monitor::AgentState;
+use super::tracker::RequestedWindow;
 use crate::net::credentials::Token;
 use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
@@ -38,29 +39,60 @@ pub(crate) fn routes(shared: Arc<AgentState>, agent_id: String, token: Option<To
 
 #[derive(Deserialize)]
 struct UptimeQuery {
+    seconds: Option<String>,
     since: Option<String>,
     peek: Option<bool>,
+}
+
+impl UptimeQuery {
+    /// `seconds` comes before `since`, which ping systems send along for agents of releases up to 0.1.0.
+    fn window(&self) -> Result<RequestedWindow, String> {
+        if let Some(text) = &self.seconds {
+            return Ok(RequestedWindow::Last(parse_seconds(text)?));
+        }
+        if let Some(text) = &self.since {
+            return Ok(RequestedWindow::Since(parse_since(text)?));
+        }
+        Ok(if self.peek.unwrap_or(false) {
+            RequestedWindow::Peek
+        } else {
+            RequestedWindow::SinceLastPing
+        })
+    }
 }
 
 async fn uptime(
     State(shared): State<Arc<AgentState>>,
     Query(query): Query<UptimeQuery>,
 ) -> Response {
-    let since = match query.since.map(|since| parse_since(&since)).transpose() {
-        Ok(since) => since,
+    let window = match query.window() {
+        Ok(window) => window,
         Err(wrong) => return error(StatusCode::BAD_REQUEST, &wrong),
     };
-    let peek = query.peek.unwrap_or(false);
-    let report = shared.tracker().report(shared.now(), since, peek);
+    let report = {
+        let (mut tracker, now) = shared.tracker();
+        tracker.report(now, window)
+    };
     match report {
         Ok(report) => {
-            if since.is_none() && !peek {
+            if window == RequestedWindow::SinceLastPing {
                 shared.window_begun.notify_one();
             }
             Json(report).into_response()
         }
         Err(wrong) => error(StatusCode::BAD_REQUEST, &wrong.to_string()),
     }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok();
+    let seconds = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| {
+        format!(
+            "seconds={}: expected a number from 0, such as 912.4",
+            text.escape_debug()
+        )
+    })
 }
 
 /// A plus sign that was not escaped arrives as a space.
@@ -75,7 +107,8 @@ fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
 }
 
 async fn gpu_status(State(shared): State<Arc<AgentState>>) -> Json<GpuStatus> {
-    Json(shared.tracker().gpu_status(shared.now()))
+    let (tracker, now) = shared.tracker();
+    Json(tracker.gpu_status(now))
 }
 
 async fn metrics(State(shared): State<Arc<AgentState>>) -> Response {
@@ -95,8 +128,7 @@ fn metrics_text(shared: &AgentState) -> prometheus::Result<String> {
         Ok(gauge)
     };
     let (status, hour, up) = {
-        let tracker = shared.tracker();
-        let now = shared.now();
+        let (tracker, now) = shared.tracker();
         (
             tracker.gpu_status(now),
             tracker.window(HOUR, now),

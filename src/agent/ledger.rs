@@ -132,6 +132,18 @@ impl Ledger {
         changed
     }
 
+    /// The machine was suspended for the last `suspended` until `at`, which is unwatched time however short. What the
+    /// last check saw holds before and after it.
+    pub fn suspend(&mut self, suspended: Duration, at: Duration, longest_gap: Duration) {
+        let at = at.max(self.watched_until);
+        let awake_until = at.saturating_sub(suspended).max(self.watched_until);
+        let between = self.state_until(at, longest_gap);
+        self.extend(awake_until, between, 0);
+        self.watched_until = awake_until;
+        self.extend(at, GpuState::Unwatched, 0);
+        self.watched_until = at;
+    }
+
     /// Checks that the stretch which still goes on has seen.
     #[must_use]
     pub fn checks_so_far(&self) -> u64 {

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::{CheckpointFile, Watermark};
 use super::ledger::Ledger;
 use super::tracker::UptimeTracker;
 use crate::agent::probe::prober::Prober;
+use crate::clock::SuspendClock;
 
 /// The longest wait for a disk at the end.
 const LAST_WRITE: Duration = Duration::from_secs(5);
@@ -20,7 +21,7 @@ const LAST_WRITE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct AgentState {
     tracker: Mutex<UptimeTracker>,
-    started: Instant,
+    clock: SuspendClock,
     started_at: Duration,
     /// Notified when a ping has begun a new window: the watermark must be written.
     pub window_begun: Notify,
@@ -34,22 +35,20 @@ impl AgentState {
     pub(crate) fn new(tracker: UptimeTracker, started_at: Duration) -> Self {
         Self {
             tracker: Mutex::new(tracker),
-            started: Instant::now(),
+            clock: SuspendClock::start(),
             started_at,
             window_begun: Notify::new(),
             first_probe: Notify::new(),
         }
     }
 
-    /// Time since the agent's first start.
-    #[must_use]
-    pub(crate) fn now(&self) -> Duration {
-        self.started_at + self.started.elapsed()
-    }
-
-    /// What is known.
-    pub(crate) fn tracker(&self) -> MutexGuard<'_, UptimeTracker> {
-        self.tracker.lock()
+    /// What is known, including that the machine was suspended, and the time since the agent's first start.
+    pub(crate) fn tracker(&self) -> (MutexGuard<'_, UptimeTracker>, Duration) {
+        let mut tracker = self.tracker.lock();
+        let elapsed = self.clock.elapsed();
+        let now = self.started_at.saturating_add(elapsed.total);
+        tracker.record_suspend(now, elapsed.suspended);
+        (tracker, now)
     }
 }
 
@@ -72,16 +71,16 @@ pub(crate) async fn run(
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = shared.window_begun.notified() => writer.put(None, shared.tracker().watermark()),
+            () = shared.window_begun.notified() => writer.put(None, shared.tracker().0.watermark()),
             _ = ticks.tick() => {
                 // A probe that misses its deadline describes the moment when it began.
-                let at = shared.now();
+                let (_, at) = shared.tracker();
                 let snapshot = tokio::select! {
                     () = stop.cancelled() => break,
                     snapshot = prober.probe(check_interval) => snapshot,
                 };
                 let said = snapshot.to_string();
-                let mut tracker = shared.tracker();
+                let (mut tracker, _) = shared.tracker();
                 let changed = tracker.record_probe(at, snapshot);
                 if changed {
                     tracing::info!("GPU {}: {said}", if tracker.is_up(at) { "up" } else { "down" });
@@ -96,7 +95,7 @@ pub(crate) async fn run(
         }
     }
     let (ledger, watermark) = {
-        let tracker = shared.tracker();
+        let (tracker, _) = shared.tracker();
         (tracker.ledger().clone(), tracker.watermark())
     };
     writer.put(Some(ledger), watermark);

@@ -48,6 +48,21 @@ pub(crate) struct UptimeTracker {
     pinged: bool,
     required: Option<usize>,
     last: Option<(GpuSnapshot, Duration)>,
+    /// The suspended time since the start of the process that is in the ledger.
+    suspended: Duration,
+}
+
+/// The time that an answer is about; each but [`SinceLastPing`](Self::SinceLastPing) leaves the state as it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum RequestedWindow {
+    /// Since the last request of this kind, which begins a new window.
+    SinceLastPing,
+    /// The same, without a new window.
+    Peek,
+    /// As much time before now.
+    Last(Duration),
+    /// Since an instant, by the agent's wall clock.
+    Since(DateTime<Utc>),
 }
 
 /// The window begins in the future, by more than clocks may differ.
@@ -94,8 +109,18 @@ impl UptimeTracker {
             pinged,
             required,
             last: None,
+            suspended: Duration::ZERO,
         };
         (tracker, since_first_start)
+    }
+
+    /// Until `at` the machine was suspended for so long since the start of the process.
+    pub(crate) fn record_suspend(&mut self, at: Duration, suspended: Duration) {
+        let more = suspended.saturating_sub(self.suspended);
+        if !more.is_zero() {
+            self.suspended = suspended;
+            self.ledger.suspend(more, at, self.rules.longest_gap());
+        }
     }
 
     /// A check that began at `at` found this. Returns whether the state is another than before.
@@ -117,31 +142,36 @@ impl UptimeTracker {
         changed
     }
 
-    /// The answer to a ping at `now`. Without `since` it is for the window since the last such one,
-    /// and starts another unless it only peeks.
+    /// The answer to a ping at `now`.
     ///
     /// # Errors
-    /// When `since` lies in the future by more than clocks may differ.
+    /// When the window begins in the future by more than clocks may differ.
     pub(crate) fn report(
         &mut self,
         now: Duration,
-        since: Option<DateTime<Utc>>,
-        peek: bool,
+        requested: RequestedWindow,
     ) -> Result<UptimeReport, SinceInFuture> {
         let timestamp = self.wall(now);
-        let length = match since {
-            None => now.saturating_sub(self.window_begin),
-            Some(since) if since > timestamp + CLOCK_SKEW => {
+        let length = match requested {
+            RequestedWindow::SinceLastPing | RequestedWindow::Peek => {
+                now.saturating_sub(self.window_begin)
+            }
+            RequestedWindow::Last(length) => length,
+            RequestedWindow::Since(since) if since > timestamp + CLOCK_SKEW => {
                 return Err(SinceInFuture {
                     since,
                     now: timestamp,
                 });
             }
-            Some(since) => (timestamp - since).to_std().unwrap_or_default(),
+            RequestedWindow::Since(since) => (timestamp - since).to_std().unwrap_or_default(),
         };
         let window = self.window(length, now);
-        let first_ping = since.is_none() && !self.pinged;
-        if since.is_none() && !peek {
+        let is_running_window = matches!(
+            requested,
+            RequestedWindow::SinceLastPing | RequestedWindow::Peek
+        );
+        let first_ping = is_running_window && !self.pinged;
+        if requested == RequestedWindow::SinceLastPing {
             self.window_begin = now;
             self.pinged = true;
         }
@@ -305,12 +335,16 @@ mod tests {
         track(&mut tracker, 0, 50, &GpuHealth::Ok);
         track(&mut tracker, 50, 60, &GpuHealth::Lost);
         track(&mut tracker, 60, 120, &GpuHealth::Ok);
-        let first = tracker.report(s(60), None, false).unwrap();
+        let first = tracker
+            .report(s(60), RequestedWindow::SinceLastPing)
+            .unwrap();
         assert!(first.first_ping);
         assert_eq!((first.since, first.timestamp), (wall(0), wall(60)));
         assert!((first.uptime_percent.get() - 50.0 / 0.6).abs() < 1e-9);
-        let peeked = tracker.report(s(119), None, true).unwrap();
-        let second = tracker.report(s(119), None, false).unwrap();
+        let peeked = tracker.report(s(119), RequestedWindow::Peek).unwrap();
+        let second = tracker
+            .report(s(119), RequestedWindow::SinceLastPing)
+            .unwrap();
         assert_eq!(peeked, second);
         assert!(!second.first_ping);
         assert_eq!(
@@ -318,7 +352,10 @@ mod tests {
             (59.0, 100.0)
         );
         assert_eq!(
-            tracker.report(s(120), None, false).unwrap().window_seconds,
+            tracker
+                .report(s(120), RequestedWindow::SinceLastPing)
+                .unwrap()
+                .window_seconds,
             1.0
         );
     }
@@ -328,38 +365,101 @@ mod tests {
         let (mut tracker, _) = begin(None, 0);
         track(&mut tracker, 0, 50, &GpuHealth::Ok);
         track(&mut tracker, 50, 100, &GpuHealth::Lost);
-        let report = tracker.report(s(100), Some(wall(40)), false).unwrap();
+        let report = tracker
+            .report(s(100), RequestedWindow::Since(wall(40)))
+            .unwrap();
         assert_eq!((report.window_seconds, report.since), (60.0, wall(40)));
         assert!((report.uptime_percent.get() - 10.0 / 0.6).abs() < 1e-9);
         assert_eq!(
-            tracker.report(s(100), Some(wall(40)), false).unwrap(),
+            tracker
+                .report(s(100), RequestedWindow::Since(wall(40)))
+                .unwrap(),
             report
         );
-        let before_the_start = tracker.report(s(100), Some(wall(-100)), false).unwrap();
+        let before_the_start = tracker
+            .report(s(100), RequestedWindow::Since(wall(-100)))
+            .unwrap();
         assert_eq!(before_the_start.uptime_percent.get(), 25.0);
-        let ahead = tracker.report(s(100), Some(wall(130)), false).unwrap();
+        let ahead = tracker
+            .report(s(100), RequestedWindow::Since(wall(130)))
+            .unwrap();
         assert_eq!(
             (ahead.window_seconds, ahead.uptime_percent.get()),
             (0.0, 0.0)
         );
-        assert!(tracker.report(s(100), Some(wall(401)), false).is_err());
-        assert!(tracker.report(s(100), None, false).unwrap().first_ping);
+        assert!(
+            tracker
+                .report(s(100), RequestedWindow::Since(wall(401)))
+                .is_err()
+        );
+        assert!(
+            tracker
+                .report(s(100), RequestedWindow::SinceLastPing)
+                .unwrap()
+                .first_ping
+        );
+    }
+
+    #[test]
+    fn as_much_time_as_is_asked_for_is_answered_for() {
+        let (mut tracker, _) = begin(None, 0);
+        track(&mut tracker, 0, 50, &GpuHealth::Ok);
+        track(&mut tracker, 50, 100, &GpuHealth::Lost);
+        let last = |tracker: &mut UptimeTracker, millis| {
+            let length = Duration::from_millis(millis);
+            let report = tracker.report(s(100), RequestedWindow::Last(length));
+            let report = report.unwrap();
+            assert!(!report.first_ping);
+            (report.window_seconds, report.uptime_percent.get())
+        };
+        assert_eq!(last(&mut tracker, 0), (0.0, 0.0));
+        assert_eq!(last(&mut tracker, 62_500), (62.5, 20.0));
+        // Before its first start it saw nothing.
+        assert_eq!(last(&mut tracker, 200_000), (200.0, 25.0));
+        let window = tracker.report(s(100), RequestedWindow::SinceLastPing);
+        assert!(window.unwrap().first_ping, "nothing was disturbed");
+    }
+
+    #[test]
+    fn suspended_time_is_down_however_short() {
+        let (mut tracker, _) = begin(None, 0);
+        track(&mut tracker, 0, 50, &GpuHealth::Ok);
+        // Suspended for 2 s between two checks.
+        tracker.record_suspend(s(49), s(2));
+        track(&mut tracker, 50, 100, &GpuHealth::Ok);
+        tracker.record_suspend(s(98), s(2));
+        let uptime = |tracker: &mut UptimeTracker, at, length| {
+            let report = tracker.report(s(at), RequestedWindow::Last(s(length)));
+            report.unwrap().uptime_percent.get()
+        };
+        assert_eq!(uptime(&mut tracker, 100, 100), 98.0);
+        assert_eq!(uptime(&mut tracker, 100, 50), 100.0);
+        // A ping just after the machine woke up, before the next check.
+        tracker.record_suspend(s(101), s(3));
+        assert_eq!(uptime(&mut tracker, 101, 2), 50.0);
+        // For longer than the longest gap: unwatched from the last check.
+        tracker.record_suspend(s(201), s(90));
+        assert_eq!(uptime(&mut tracker, 201, 100), 0.0);
     }
 
     #[test]
     fn a_restart_continues_and_its_gap_is_unwatched() {
         let (mut tracker, _) = begin(None, 0);
         track(&mut tracker, 0, 100, &GpuHealth::Ok);
-        let _ = tracker.report(s(90), None, false);
+        let _ = tracker.report(s(90), RequestedWindow::SinceLastPing);
         // Killed at 97, back at 195: the last check was at 95.
         let (mut tracker, start) = restart(&tracker, 195);
         assert_eq!(start, s(195));
         for at in (195..=295).step_by(5) {
             tracker.record_probe(s(at), snapshot(&[GpuHealth::Ok]));
         }
-        let whole = tracker.report(s(295), Some(wall(0)), false).unwrap();
+        let whole = tracker
+            .report(s(295), RequestedWindow::Since(wall(0)))
+            .unwrap();
         assert!((whole.uptime_percent.get() - 195.0 / 2.95).abs() < 1e-9);
-        let window = tracker.report(s(295), None, false).unwrap();
+        let window = tracker
+            .report(s(295), RequestedWindow::SinceLastPing)
+            .unwrap();
         assert!(!window.first_ping, "the window of the last ping goes on");
         assert_eq!((window.since, window.window_seconds), (wall(90), 205.0));
     }
@@ -373,7 +473,9 @@ mod tests {
             assert_eq!(began, s(start));
             tracker.record_probe(began, snapshot(&[GpuHealth::Ok]));
             tracker.record_probe(began + s(5), snapshot(&[GpuHealth::Ok]));
-            let report = tracker.report(began + s(5), None, false).unwrap();
+            let report = tracker
+                .report(began + s(5), RequestedWindow::SinceLastPing)
+                .unwrap();
             let up = report.uptime_percent.get() / 100.0 * report.window_seconds;
             assert!((up - 100.0).abs() < 1e-6, "{up}");
             assert_eq!(report.timestamp, wall(back_at + 5));
@@ -430,7 +532,7 @@ mod tests {
                 }
                 end = at.as_secs();
             }
-            let report = tracker.report(s(end), Some(wall(0)), false).unwrap();
+            let report = tracker.report(s(end), RequestedWindow::Since(wall(0))).unwrap();
             let got = report.uptime_percent.get() / 100.0 * report.window_seconds;
             prop_assert!((got - up as f64).abs() < 1e-3, "{} of {} in {}", got, up, end);
         }

@@ -118,6 +118,15 @@ fn wrong_questions_get_a_clear_answer() {
     let agent = Agent::start(&folder, &UP);
     for (path, status) in [
         ("/agent/uptime-since-last-ping?since=yesterday", 400),
+        ("/agent/uptime-since-last-ping?seconds=-1", 400),
+        ("/agent/uptime-since-last-ping?seconds=NaN", 400),
+        ("/agent/uptime-since-last-ping?seconds=1e300", 400),
+        ("/agent/uptime-since-last-ping?seconds=soon", 400),
+        // Sent along for agents of earlier releases.
+        (
+            "/agent/uptime-since-last-ping?seconds=1&since=2999-01-01T00:00:00Z",
+            200,
+        ),
         (
             "/agent/uptime-since-last-ping?since=2999-01-01T00:00:00Z",
             400,
