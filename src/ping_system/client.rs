@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use reqwest::header::{AUTHORIZATION, DATE, HeaderValue};
 use reqwest::{Client, Response, StatusCode};
 use tokio::time::Instant;
@@ -10,10 +10,11 @@ use url::Url;
 
 use super::address_policy::AddressPolicy;
 use super::evaluate::PingAttempt;
-use super::store::whole_micros;
+use super::store::{AgentRecord, whole_micros};
 use crate::net;
 use crate::net::client::{read_body, root_cause};
 use crate::net::endpoint::with_path;
+use crate::units::saturating_sub;
 use crate::wire::agent::{MAX_REPORT_BYTES, Reported, read_report};
 use crate::wire::ping_system::served::Agent;
 
@@ -63,11 +64,15 @@ impl AgentClient {
         })
     }
 
-    /// Pings `agent` for its uptime since the last stored ping.
-    pub(crate) async fn ask(&self, agent: &Agent) -> PingAttempt {
+    /// Pings an agent for its uptime since it last answered.
+    pub(crate) async fn ask(&self, known: &AgentRecord) -> PingAttempt {
         let at = whole_micros(Utc::now());
         let begun = Instant::now();
-        let answer = tokio::time::timeout(self.timeout, self.report(agent))
+        let stretch = known.unanswered_since().map(|since| Stretch {
+            since,
+            length: (at - since).to_std().unwrap_or_default(),
+        });
+        let answer = tokio::time::timeout(self.timeout, self.report(&known.agent, stretch))
             .await
             .unwrap_or_else(|_| {
                 Err(format!(
@@ -82,11 +87,13 @@ impl AgentClient {
         }
     }
 
-    async fn get(&self, route: &Url, since: Option<DateTime<Utc>>) -> Result<Response, String> {
+    async fn get(&self, route: &Url, stretch: Option<Stretch>) -> Result<Response, String> {
         let mut url = route.clone();
-        if let Some(since) = since {
+        if let Some(Stretch { since, length }) = stretch {
             let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
-            url.query_pairs_mut().append_pair("since", &since);
+            url.query_pairs_mut()
+                .append_pair("seconds", &length.as_secs_f64().to_string())
+                .append_pair("since", &since);
         }
         let mut request = self.client.get(url);
         if let Some(authorization) = &self.authorization {
@@ -102,32 +109,40 @@ impl AgentClient {
         })
     }
 
-    async fn report(&self, agent: &Agent) -> Result<Reported, String> {
+    async fn report(&self, agent: &Agent, stretch: Option<Stretch>) -> Result<Reported, String> {
         let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
         // The policy may have changed since the registration.
         self.address_policy
             .check(&base)
             .map_err(|why| why.to_string())?;
         let route = with_path(&base, "agent/uptime-since-last-ping");
-        let answer = self.get(&route, agent.last_ping_at).await?;
+        let answer = self.get(&route, stretch).await?;
         let now_there = date_of(&answer);
-        if agent.last_ping_at.is_none() {
+        let Some(Stretch { length, .. }) = stretch else {
             return read(answer, agent).await;
-        }
+        };
         if answer.status() != StatusCode::BAD_REQUEST {
             let reported = read(answer, agent).await?;
-            if reported.window_seconds != Some(0.0) {
+            if reported.window_seconds != Some(0.0) || length.is_zero() {
                 return Ok(reported);
             }
         }
-        // By the agent's clock that time is still to come: the clocks differ, or ours was ahead at
-        // the last ping. Then it is asked for as much time before its own now.
-        let since = now_there.and_then(|now| {
-            let interval = TimeDelta::try_seconds(interval_seconds(agent))?;
-            now.checked_sub_signed(interval)
+        // An agent of a release up to 0.1.0 knows only `since`, and by its clock that time is still to come. Then it is
+        // asked for as much time before its own now.
+        let again = now_there.map(|now| Stretch {
+            since: saturating_sub(now, length),
+            length,
         });
-        read(self.get(&route, since).await?, agent).await
+        read(self.get(&route, again).await?, agent).await
     }
+}
+
+/// The time that a ping asks about.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    /// For agents of releases up to 0.1.0, which do not know `seconds`.
+    since: DateTime<Utc>,
+    length: Duration,
 }
 
 async fn read(answer: Response, agent: &Agent) -> Result<Reported, String> {
@@ -152,16 +167,6 @@ fn date_of(response: &Response) -> Option<DateTime<Utc>> {
     let date = response.headers().get(DATE)?.to_str().ok()?;
     let date = DateTime::parse_from_rfc2822(date).ok()?;
     Some(date.to_utc())
-}
-
-/// Whole seconds from one ping to the next, at least one.
-fn interval_seconds(agent: &Agent) -> i64 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "saturates, far beyond any interval"
-    )]
-    let seconds = (agent.ping_interval_minutes * 60.0).ceil() as i64;
-    seconds.max(1)
 }
 
 fn one_line(text: &str) -> String {

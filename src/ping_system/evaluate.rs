@@ -42,15 +42,18 @@ impl Default for PingPolicy {
 }
 
 impl PingPolicy {
-    /// What is to be kept of `asked`; `random`, from 0 to 1, spreads the time of the next ping.
+    /// The ping to be stored for an attempt; `random`, from 0 to 1, spreads the time of the next ping.
     #[must_use]
     pub fn evaluate(&self, known: &AgentRecord, attempt: PingAttempt, random: f64) -> PingRecord {
         let graced = self.first_ping_grace && known.agent.total_pings == 0;
-        let ping = ping(attempt, graced);
-        let streak = if graced {
-            Streak::default()
-        } else {
-            self.interval.next_streak(known.streak, ping.uptime_percent)
+        let ping = ping(known, attempt, graced);
+        let streak = match (graced, ping.success) {
+            (true, _) => Streak::default(),
+            // What failed since the last answer is superseded, and changes nothing.
+            (false, true) => self
+                .interval
+                .next_streak(known.answered_streak, ping.uptime_percent),
+            (false, false) => self.interval.next_streak(known.streak, None),
         };
         let interval = self.interval.interval(streak);
         let mut agent = known.agent.clone();
@@ -65,19 +68,32 @@ impl PingPolicy {
         agent.consecutive_poor_uptime = streak.consecutive_poor;
         agent.ping_interval_minutes = interval.as_secs_f64() / 60.0;
         agent.last_uptime_percent = ping.uptime_percent;
+        let (last_answered_at, answered_streak) = if ping.success {
+            (Some(ping.timestamp), streak)
+        } else {
+            (known.last_answered_at, known.answered_streak)
+        };
+        let was_failing = known.agent.status == Status::Unreachable;
         PingRecord {
-            covered_seconds: covered_seconds(&ping, known.agent.last_ping_at),
+            covered_seconds: ping.covers_from.and(ping.window_seconds).unwrap_or(0.0),
+            supersedes_after: known
+                .last_answered_at
+                .filter(|_| ping.success && was_failing),
             ping,
             after: AgentRecord {
                 key: known.key,
                 agent,
                 streak,
+                last_answered_at,
+                answered_streak,
             },
         }
     }
 }
 
-fn ping(attempt: PingAttempt, first_ping: bool) -> Ping {
+/// The ping by itself. An answered one covers the time since the last answered one, a failed one that since the last
+/// stored one; the first one asks only whether a GPU is there (`.github/docs/protocol.md` section 1.1).
+fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
     let mut ping = Ping {
         timestamp: attempt.at,
         success: false,
@@ -87,6 +103,11 @@ fn ping(attempt: PingAttempt, first_ping: bool) -> Ping {
         first_ping,
         response_time_ms: None,
         error: None,
+        covers_from: None,
+        superseded: false,
+    };
+    let elapsed_seconds = |from: Option<DateTime<Utc>>| {
+        from.map(|from| to_a_millionth((attempt.at - from).as_seconds_f64().max(0.0)))
     };
     let reported = attempt.answer.and_then(|reported| {
         let uptime = if first_ping {
@@ -103,12 +124,21 @@ fn ping(attempt: PingAttempt, first_ping: bool) -> Ping {
     match reported {
         Ok((reported, uptime)) => {
             ping.success = true;
-            ping.uptime_percent = Some(uptime.to_a_billionth());
-            ping.window_seconds = reported.window_seconds.map(to_a_millionth);
             ping.gpu_available = reported.gpu_available;
             ping.response_time_ms = Some(milliseconds(attempt.took));
+            ping.covers_from = known.unanswered_since().filter(|_| !first_ping);
+            let elapsed = elapsed_seconds(ping.covers_from);
+            ping.window_seconds = elapsed.or(reported.window_seconds.map(to_a_millionth));
+            let uptime = elapsed.map_or(uptime, |elapsed| {
+                coverage::uptime_of_stretch(uptime, reported.window_seconds, elapsed)
+            });
+            ping.uptime_percent = Some(uptime.to_a_billionth());
         }
-        Err(error) => ping.error = Some(error),
+        Err(error) => {
+            ping.error = Some(error);
+            ping.covers_from = known.agent.last_ping_at;
+            ping.window_seconds = elapsed_seconds(ping.covers_from);
+        }
     }
     ping
 }
@@ -116,16 +146,6 @@ fn ping(attempt: PingAttempt, first_ping: bool) -> Ping {
 /// Rounded as it is stored, so that the event of a ping and its history agree.
 fn to_a_millionth(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
-}
-
-/// The time that a ping speaks for, by which it weighs in a mean: the rule of
-/// `.github/docs/protocol.md` section 1.1. A first ping speaks only of a moment.
-fn covered_seconds(ping: &Ping, before: Option<DateTime<Utc>>) -> f64 {
-    if ping.first_ping {
-        return 0.0;
-    }
-    let since_previous = before.map(|before| (ping.timestamp - before).as_seconds_f64());
-    coverage::covered_seconds(ping.window_seconds, since_previous).unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -186,7 +206,8 @@ mod tests {
         assert!(!new.ping.first_ping);
         assert_eq!(new.ping.uptime_percent, Percent::new(12.0).ok());
         assert_eq!(new.after.agent.ping_interval_minutes, 30.0);
-        assert_eq!(new.covered_seconds, 600.0);
+        // There is nothing before it that it could cover the time since.
+        assert_eq!(new.covered_seconds, 0.0);
     }
 
     #[test]
@@ -207,15 +228,25 @@ mod tests {
         assert_eq!(agent.consecutive_poor_uptime, 1);
         assert_eq!(agent.next_ping_at, utc("2026-01-01T00:45:00Z"));
 
-        let third = PingPolicy::default().evaluate(
-            &second.after,
-            answered("2026-01-01T00:45:00Z", 99.5, true),
-            0.0,
-        );
+        // The next answer covers the time since the last one: the failed ping is superseded, and changes nothing.
+        let mut whole = answered("2026-01-01T00:45:00Z", 99.5, true);
+        whole.answer.as_mut().unwrap().window_seconds = Some(2699.0);
+        let third = PingPolicy::default().evaluate(&second.after, whole, 0.0);
         assert_eq!(third.after.agent.status, Status::Active);
-        assert_eq!(third.covered_seconds, 600.0);
+        assert_eq!(third.covered_seconds, 2700.0);
+        assert_eq!(third.ping.uptime_percent, Percent::new(99.5).ok());
+        assert_eq!(third.ping.covers_from, Some(first.ping.timestamp));
+        assert_eq!(third.supersedes_after, Some(first.ping.timestamp));
         assert_eq!(third.after.agent.consecutive_poor_uptime, 0);
+        assert_eq!(third.after.streak.good_in_a_row, 1);
         assert_eq!(third.after.agent.next_ping_at, utc("2026-01-01T00:59:15Z"));
+
+        // What it leaves out is down.
+        let part = answered("2026-01-01T00:45:00Z", 99.0, true);
+        let third = PingPolicy::default().evaluate(&second.after, part, 0.0);
+        assert_eq!(third.covered_seconds, 2700.0);
+        assert_eq!(third.ping.uptime_percent, Percent::new(22.0).ok());
+        assert_eq!(third.after.agent.consecutive_poor_uptime, 1);
     }
 
     #[test]

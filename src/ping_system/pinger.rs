@@ -185,7 +185,7 @@ impl Pinger {
         let agent = &claim.known.agent;
         let late = (Utc::now() - agent.next_ping_at).to_std();
         self.metrics.begin(late.unwrap_or_default());
-        let attempt = self.client.ask(agent).await;
+        let attempt = self.client.ask(&claim.known).await;
         self.metrics.end();
         let new = self.rules.evaluate(&claim.known, attempt, fastrand::f64());
         let ping = new.ping.clone();

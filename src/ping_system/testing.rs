@@ -31,6 +31,8 @@ pub(super) fn known(agent_id: &str) -> AgentRecord {
             last_uptime_percent: None,
         },
         streak: Streak::default(),
+        last_answered_at: None,
+        answered_streak: Streak::default(),
     }
 }
 
@@ -51,6 +53,8 @@ pub(super) fn event(agent_id: &str) -> PingEvent {
             first_ping: true,
             response_time_ms: Some(1.5),
             error: None,
+            covers_from: None,
+            superseded: false,
         },
     }
 }

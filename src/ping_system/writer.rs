@@ -197,6 +197,7 @@ mod tests {
         let ping = PingRecord {
             ping: event("a").ping,
             covered_seconds: 0.0,
+            supersedes_after: None,
             after: known("a"),
         };
         assert_eq!(writer.store(claim, ping).await, Err(NotStored));

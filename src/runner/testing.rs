@@ -157,6 +157,8 @@ fn pinged(agent_id: &str, uptime: f64) -> (ListedAgent, HistoryPing) {
         window_seconds: Some(1.0),
         gpu_available: Some(true),
         first_ping: false,
+        covers_from: None,
+        is_void: false,
     };
     (agent, ping)
 }

@@ -129,7 +129,8 @@ async fn a_ping_stores_what_an_agent_answered() {
         assert_eq!(ping["success"], success, "{file}: {ping}");
         if success {
             assert_eq!(ping["uptime_percent"], uptime, "{file}");
-            assert_eq!(ping["window_seconds"], 7.636_135, "{file}");
+            // The answer's window is longer than the time since the last ping.
+            assert!(ping["window_seconds"].as_f64().unwrap() < 7.6, "{file}");
         } else {
             assert_eq!(ping["uptime_percent"], Value::Null, "{file}");
             assert!(ping["error"].is_string(), "{file}");

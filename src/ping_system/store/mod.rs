@@ -200,6 +200,19 @@ pub struct AgentRecord {
     pub agent: Agent,
     /// What its ping interval follows from.
     pub streak: Streak,
+    /// When it was last pinged with an answer. Of an agent that does not answer now it is known only once the agent is
+    /// claimed.
+    pub last_answered_at: Option<DateTime<Utc>>,
+    /// The streak after that ping.
+    pub answered_streak: Streak,
+}
+
+impl AgentRecord {
+    /// When the time begins that the next answer covers: at the end of what was answered for last.
+    #[must_use]
+    pub fn unanswered_since(&self) -> Option<DateTime<Utc>> {
+        self.last_answered_at.or(self.agent.last_ping_at)
+    }
 }
 
 /// A lease from `now` to `until`.
@@ -235,6 +248,8 @@ pub struct PingRecord {
     pub ping: Ping,
     /// Its weight in a mean.
     pub covered_seconds: f64,
+    /// Failed pings after this instant are superseded by this one.
+    pub supersedes_after: Option<DateTime<Utc>>,
     pub after: AgentRecord,
 }
 

@@ -26,6 +26,8 @@ pub(super) struct AgentRow {
     pub(super) last_ping_at: Option<i64>,
     pub(super) last_success: Option<i64>,
     pub(super) last_uptime_percent: Option<f64>,
+    pub(super) answered_poor: Option<i64>,
+    pub(super) answered_good: Option<i64>,
 }
 
 impl TryFrom<AgentRow> for AgentRecord {
@@ -43,6 +45,14 @@ impl TryFrom<AgentRow> for AgentRecord {
             consecutive_poor: count(row.consecutive_poor, "consecutive_poor")?,
             good_in_a_row: count(row.good_in_a_row, "good_in_a_row")?,
         };
+        let is_failing = row.last_success == Some(0);
+        let answered_streak = match (row.answered_poor, row.answered_good) {
+            (Some(poor), Some(good)) if is_failing => Streak {
+                consecutive_poor: count(poor, "answered_poor")?,
+                good_in_a_row: count(good, "answered_good")?,
+            },
+            _ => streak,
+        };
         let agent = Agent {
             agent_url: row.agent_url,
             capabilities: serde_json::from_str(&row.capabilities)
@@ -50,7 +60,7 @@ impl TryFrom<AgentRow> for AgentRecord {
             metadata: Some(
                 serde_json::from_str(&row.metadata).map_err(|error| corrupt("metadata", &error))?,
             ),
-            status: if row.last_success == Some(0) {
+            status: if is_failing {
                 Status::Unreachable
             } else {
                 Status::Active
@@ -68,6 +78,8 @@ impl TryFrom<AgentRow> for AgentRecord {
         };
         Ok(Self {
             key: row.key,
+            last_answered_at: agent.last_ping_at.filter(|_| !is_failing),
+            answered_streak,
             agent,
             streak,
         })
@@ -85,6 +97,8 @@ pub(super) struct PingRow {
     pub(super) first_ping: i64,
     pub(super) response_time_ms: Option<f64>,
     pub(super) error: Option<String>,
+    pub(super) covers_from: Option<i64>,
+    pub(super) superseded: i64,
 }
 
 impl TryFrom<PingRow> for (Cursor, Ping) {
@@ -102,6 +116,8 @@ impl TryFrom<PingRow> for (Cursor, Ping) {
             first_ping: row.first_ping != 0,
             response_time_ms: row.response_time_ms,
             error: row.error,
+            covers_from: row.covers_from.map(instant),
+            superseded: row.superseded != 0,
         };
         let cursor = Cursor {
             at_micros: row.at,

@@ -17,7 +17,7 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 3] = [
+const MIGRATIONS: [Migration; 4] = [
     Migration {
         version: 1,
         sqlite_only: false,
@@ -32,6 +32,11 @@ const MIGRATIONS: [Migration; 3] = [
         version: 3,
         sqlite_only: true,
         sql: include_str!("migrations/3_commits.sql"),
+    },
+    Migration {
+        version: 4,
+        sqlite_only: false,
+        sql: include_str!("migrations/4_coverage.sql"),
     },
 ];
 
@@ -151,18 +156,17 @@ mod tests {
         assert!(!all.contains("{{identity}}") && !all.contains("{{clustered}}"));
         let rest = script(Dialect::Sqlite, Some(SchemaVersion::legacy(2))).unwrap();
         assert!(!rest.contains("CREATE TABLE agents") && rest.contains("CREATE TABLE commits"));
-        assert_eq!(script(Dialect::Sqlite, Some(version(3, 2))), None);
-        // Of an existing PostgreSQL database nothing is changed: the role may have no right to.
-        assert_eq!(
-            script(Dialect::Postgres, Some(SchemaVersion::legacy(2))),
-            None
-        );
+        assert_eq!(script(Dialect::Sqlite, Some(version(4, 2))), None);
+        // An up-to-date database is left alone: the role may have no right to change it.
+        assert_eq!(script(Dialect::Postgres, Some(version(4, 2))), None);
+        let rest = script(Dialect::Postgres, Some(SchemaVersion::legacy(2))).unwrap();
+        assert!(rest.contains("covers_from") && !rest.contains("commits"));
     }
 
     #[test]
     fn newer_tables_are_used_only_if_they_allow_it() {
-        assert_eq!(upgrade(Dialect::Sqlite, Some(version(9, 3))), Ok(None));
-        let refused = upgrade(Dialect::Sqlite, Some(version(9, 4))).unwrap_err();
+        assert_eq!(upgrade(Dialect::Sqlite, Some(version(9, 4))), Ok(None));
+        let refused = upgrade(Dialect::Sqlite, Some(version(9, 5))).unwrap_err();
         assert!(refused.to_string().contains("version 9"), "{refused}");
     }
 }

@@ -8,7 +8,7 @@ macro_rules! agent_columns {
     () => {
         "key, agent_id, agent_url, capabilities, metadata, registered_at, next_ping_at, \
          ping_interval_us, total_pings, consecutive_poor, good_in_a_row, last_ping_at, \
-         last_success, last_uptime_percent"
+         last_success, last_uptime_percent, answered_poor, answered_good"
     };
 }
 
@@ -16,7 +16,7 @@ macro_rules! agent_columns {
 macro_rules! ping_columns {
     () => {
         "at, seq, success, uptime_percent, window_seconds, gpu_available, first_ping, \
-         response_time_ms, error"
+         response_time_ms, error, covers_from, superseded"
     };
 }
 
@@ -81,6 +81,10 @@ pub(super) const HISTORY: &str = concat!(
     ping_columns!(),
     " FROM pings WHERE agent_key = $1 AND (at, seq) > ($2, $3) ORDER BY at, seq LIMIT $4"
 );
+
+/// Key: when the agent was last pinged with an answer.
+pub(super) const LAST_ANSWERED: &str = "SELECT at FROM pings WHERE agent_key = $1 AND success = 1 \
+    ORDER BY at DESC, seq DESC LIMIT 1";
 
 /// Key, limit.
 pub(super) const LATEST: &str = concat!(
@@ -188,6 +192,7 @@ mod tests {
             &claim_due,
             NEXT_DUE,
             HISTORY,
+            LAST_ANSWERED,
             LATEST,
             IS_STORED,
             RESCHEDULE_OVERDUE,

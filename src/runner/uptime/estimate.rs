@@ -104,22 +104,46 @@ pub(crate) fn mean_in_window(
     // Pings stamped by a clock that was ahead would stay in the window for too long.
     let end = history.partition_point(|ping| ping.timestamp <= now + CLOCK_SLACK);
     let in_window = in_window..end.max(in_window);
+    let counting = counting(history);
     let weighted = |first_pings: bool| -> Vec<(Percent, Option<f64>)> {
         in_window
             .clone()
             .filter(|&index| history[index].first_ping == first_pings)
+            .filter(|&index| counting[index])
             .filter_map(|index| {
                 let before = index.checked_sub(1).map(|before| &history[before]);
                 let ping = &history[index];
                 let since_previous =
                     before.map(|before| (ping.timestamp - before.timestamp).as_seconds_f64());
-                let covered = covered_seconds(ping.window_seconds, since_previous);
+                let covered = match ping.covers_from {
+                    Some(from) => Some(seconds_between(from.max(begin), ping.timestamp)),
+                    None => covered_seconds(ping.window_seconds, since_previous),
+                };
                 percent_of(ping).map(|percent| (percent, covered))
             })
             .collect()
     };
     let mean = weighted_mean(&weighted(false)).or_else(|| weighted_mean(&weighted(true)));
     (mean, in_window.len())
+}
+
+/// Which pings say something: a failed one does not if one that was answered later covers its time. The ping system says so
+/// as well, but maybe only in its next answer.
+fn counting(history: &[HistoryPing]) -> Vec<bool> {
+    let mut answered_from = DateTime::<Utc>::MAX_UTC;
+    let newest_first = history.iter().rev().map(|ping| {
+        if let Some(from) = ping.covers_from.filter(|_| ping.success) {
+            answered_from = answered_from.min(from);
+        }
+        !ping.is_void && (ping.success || ping.timestamp <= answered_from)
+    });
+    let mut counting: Vec<bool> = newest_first.collect();
+    counting.reverse();
+    counting
+}
+
+fn seconds_between(from: DateTime<Utc>, until: DateTime<Utc>) -> f64 {
+    (until - from).as_seconds_f64().max(0.0)
 }
 
 /// The newest ping, for as long as its own interval covers now: for agents that are pinged so
@@ -148,6 +172,7 @@ pub(crate) fn newest_in_history(history: &[HistoryPing]) -> Option<(Percent, Dat
     history
         .iter()
         .rev()
+        .filter(|ping| !ping.is_void)
         .find_map(|ping| Some((percent_of(ping)?, ping.timestamp)))
 }
 
@@ -257,6 +282,24 @@ mod tests {
             window_seconds,
             gpu_available: Some(true),
             first_ping: false,
+            covers_from: None,
+            is_void: false,
+        }
+    }
+
+    fn failed(seconds: i64, covers_from: i64) -> HistoryPing {
+        HistoryPing {
+            success: false,
+            uptime_percent: None,
+            covers_from: Some(at(covers_from)),
+            ..ping(seconds, 0.0, None)
+        }
+    }
+
+    fn covering(covers_from: i64, seconds: i64, uptime: f64) -> HistoryPing {
+        HistoryPing {
+            covers_from: Some(at(covers_from)),
+            ..ping(seconds, uptime, None)
         }
     }
 
@@ -271,6 +314,30 @@ mod tests {
             ping(-100, 90.0, Some(300.0)),
         ];
         assert_eq!(mean(&history), Some(97.5));
+    }
+
+    #[test]
+    fn what_an_answer_covers_is_not_held_against_the_agent() {
+        let before = covering(-1800, -900, 100.0);
+        let lost = failed(-600, -900);
+        assert_eq!(mean(&[before.clone(), lost.clone()]), Some(75.0));
+        let answered = covering(-900, -300, 100.0);
+        assert_eq!(mean(&[before.clone(), lost.clone(), answered]), Some(100.0));
+        // One that asked for less does not.
+        let shorter = covering(-600, -300, 100.0);
+        assert_eq!(mean(&[before.clone(), lost.clone(), shorter]), Some(80.0));
+        let void = HistoryPing {
+            is_void: true,
+            ..lost
+        };
+        assert_eq!(mean(&[before, void]), Some(100.0));
+    }
+
+    #[test]
+    fn only_the_part_inside_the_window_counts() {
+        // A quarter of the window was down, and three quarters up.
+        let history = [covering(-9000, -2700, 0.0), covering(-2700, 0, 100.0)];
+        assert_eq!(mean(&history), Some(75.0));
     }
 
     #[test]
@@ -435,7 +502,7 @@ mod tests {
         ) -> HistoryPing {
             HistoryPing {
                 timestamp: at(seconds), success, first_ping, gpu_available, window_seconds,
-                uptime_percent: uptime.map(percent),
+                uptime_percent: uptime.map(percent), covers_from: None, is_void: false,
             }
         }
     }

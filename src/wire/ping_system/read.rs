@@ -52,6 +52,10 @@ pub struct HistoryPing {
     pub gpu_available: Option<bool>,
     /// Whether it was the agent's first ping, which proves only that a GPU exists.
     pub first_ping: bool,
+    /// From when on it speaks for the agent.
+    pub covers_from: Option<DateTime<Utc>>,
+    /// Whether it says nothing: an answered ping covers its time, or the ping system could not see.
+    pub is_void: bool,
 }
 
 /// Why an answer cannot be used.
@@ -189,6 +193,10 @@ struct PingForm {
     window_seconds: Option<f64>,
     gpu_available: Option<bool>,
     first_ping: Option<bool>,
+    #[serde(default, deserialize_with = "time_or_null")]
+    covers_from: Option<DateTime<Utc>>,
+    superseded: Option<bool>,
+    observed: Option<bool>,
 }
 
 impl From<PingForm> for HistoryPing {
@@ -201,6 +209,8 @@ impl From<PingForm> for HistoryPing {
             window_seconds: form.window_seconds,
             gpu_available: form.gpu_available,
             first_ping: form.first_ping.unwrap_or(false),
+            covers_from: form.covers_from,
+            is_void: form.superseded == Some(true) || form.observed == Some(false),
         }
     }
 }

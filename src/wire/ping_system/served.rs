@@ -55,7 +55,7 @@ pub struct Ping {
     pub success: bool,
     /// The uptime that it reported for its window; for a first ping 100 where a GPU is there, or 0.
     pub uptime_percent: Option<Percent>,
-    /// The seconds that the report covers.
+    /// The seconds for which it speaks, by which it weighs in a mean.
     pub window_seconds: Option<f64>,
     /// Whether a GPU was there.
     pub gpu_available: Option<bool>,
@@ -65,6 +65,12 @@ pub struct Ping {
     pub response_time_ms: Option<f64>,
     /// Why there was no valid answer.
     pub error: Option<String>,
+    /// From when to `timestamp` it speaks for the agent; null of a first ping, and of pings of releases up to 0.1.0.
+    #[serde(default)]
+    pub covers_from: Option<DateTime<Utc>>,
+    /// Whether it failed, and a later one that was answered covers the same time: then it weighs nothing.
+    #[serde(default)]
+    pub superseded: bool,
 }
 
 /// A new ping as subscribers receive it, with the agent's state after it.

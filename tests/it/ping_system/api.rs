@@ -55,10 +55,13 @@ fn an_agent_is_registered_pinged_remembered_and_forgotten() {
         (
             &second["success"],
             &second["uptime_percent"],
-            &second["window_seconds"]
+            &second["covers_from"]
         ),
-        (&json!(true), &json!(99.5), &json!(900.0))
+        (&json!(true), &json!(99.5), &first["timestamp"])
     );
+    let covered = crate::support::instant(&second["timestamp"])
+        - crate::support::instant(&first["timestamp"]);
+    assert_eq!(second["window_seconds"], covered.as_seconds_f64());
     assert_eq!(
         (
             &second["first_ping"],
@@ -70,7 +73,9 @@ fn an_agent_is_registered_pinged_remembered_and_forgotten() {
     assert!(second["response_time_ms"].as_f64().unwrap() > 0.0);
     let since = first["timestamp"].as_str().unwrap().replace(':', "%3A");
     let asked = &agents.asked("agent-001")[1];
-    assert!(asked.contains(&format!("?since={since} ")), "{asked}");
+    let seconds = covered.as_seconds_f64();
+    let expected = format!("?seconds={seconds}&since={since} ");
+    assert!(asked.contains(&expected), "{asked}");
 
     let agent = system.agent("agent-001");
     assert_eq!(agent["last_ping_at"], second["timestamp"]);
@@ -326,6 +331,48 @@ fn every_wrong_answer_is_a_failed_ping_with_its_reason() {
 }
 
 #[test]
+fn a_lost_answer_costs_an_agent_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let system = PingSystemProcess::start(folder.path(), &SELDOM);
+    let first = system.with_agent("a", &agents);
+    let before = system.ping("a");
+    agents.set("a", |stream, _| {
+        let _ = stream.shutdown(Shutdown::Both);
+    });
+    for poor in 1..=2 {
+        let failed = system.ping("a");
+        assert_eq!(failed["success"], false);
+        let agent = system.agent("a");
+        assert_eq!(agent["consecutive_poor_uptime"], poor);
+        assert_eq!(agent["status"], "unreachable");
+    }
+    agents.set_uptime("a", 100.0);
+    let answered = system.ping("a");
+    assert_eq!(answered["covers_from"], before["timestamp"]);
+    let asked = agents.asked("a").pop().unwrap();
+    let since = before["timestamp"].as_str().unwrap().replace(':', "%3A");
+    assert!(asked.contains(&format!("&since={since} ")), "{asked}");
+    let history = system.history("a");
+    for failed in &history[2..4] {
+        assert_eq!(failed["superseded"], true, "{failed}");
+        assert_eq!(failed["window_seconds"], 0.0, "{failed}");
+    }
+    assert_eq!(history[4], answered);
+    let agent = system.agent("a");
+    assert_eq!(agent["consecutive_poor_uptime"], 0);
+    assert_eq!(
+        agent["ping_interval_minutes"],
+        first["ping_interval_minutes"]
+    );
+    let rows = system.ask("/ping-system/dashboard/agents");
+    assert!(
+        rows["agents"][0]["uptime_1h"].as_f64().unwrap() >= 99.5,
+        "{rows}"
+    );
+}
+
+#[test]
 fn an_agent_whose_clock_is_behind_is_asked_by_its_own_clock() {
     let folder = tempfile::tempdir().unwrap();
     let agents = Agents::start();
@@ -346,13 +393,9 @@ fn an_agent_whose_clock_is_behind_is_asked_by_its_own_clock() {
             }
         });
         assert_eq!(system.ping("a")["uptime_percent"], 97.0);
-        // An hour is the interval, or with a poor ping before two.
+        // As much time before its own noon.
         let again = &agents.asked("a")[asked + 1];
-        let hour = if status == 400 { "11" } else { "10" };
-        assert!(
-            again.contains(&format!("?since=2026-01-01T{hour}%3A00%3A00Z ")),
-            "{again}"
-        );
+        assert!(again.contains("&since=2026-01-01T11%3A59%3A"), "{again}");
     }
 }
 

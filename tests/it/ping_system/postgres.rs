@@ -255,7 +255,7 @@ fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
     assert_eq!(database["kind"], "postgresql");
     assert_eq!(database["host"], primary.address().to_string());
     assert_eq!(database["replication"], "asynchronous");
-    assert_eq!(database["schema_version"], 2);
+    assert_eq!(database["schema_version"], 4);
     system.with_agent("a", &agents);
 }
 
@@ -386,6 +386,10 @@ fn a_role_that_may_not_create_tables_can_use_those_that_exist() {
     // Tables of 0.1.0, and those that this release makes.
     server.database("old");
     server.run_script("old", DUMP);
+    let (status, said) = refusal(&folder, &as_modest("old"));
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("owner of the tables"), "{said}");
+    drop(start(&folder, &server.url("old"), &SELDOM));
     drop(start(&folder, &server.database("new"), &SELDOM));
     for database in ["old", "new"] {
         server.query(database, "REVOKE CREATE ON SCHEMA public FROM PUBLIC");
@@ -422,7 +426,7 @@ fn what_it_cannot_work_with_is_said_in_plain_words() {
         assert_eq!(said.trim().lines().count(), 1, "{said}");
     }
     // Newer tables that this release may use.
-    server.query("newer", "UPDATE schema_version SET compatible_with = 2");
+    server.query("newer", "UPDATE schema_version SET compatible_with = 4");
     let system = start(&folder, &database, &SELDOM);
     assert_eq!(health(&system).1["database"]["schema_version"], 99);
 }

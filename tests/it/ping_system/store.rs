@@ -185,7 +185,11 @@ async fn pings_are_kept_as_they_were(store: &dyn Store) {
     {
         kept.push(ping(store, "b", at(i64::try_from(n).unwrap()), uptime).await);
     }
-    let pings: Vec<Ping> = kept.iter().map(|new| new.ping.clone()).collect();
+    let mut pings: Vec<Ping> = kept.iter().map(|new| new.ping.clone()).collect();
+    assert_eq!(kept[3].supersedes_after, Some(at(1)));
+    // The failed one is superseded by the next, which covers the same time.
+    assert_eq!(pings[2].window_seconds, Some(900.000_001));
+    (pings[2].superseded, pings[2].window_seconds) = (true, Some(0.0));
     assert_eq!(history(store, "b", noon()).await, pings);
     assert_eq!(history(store, "b", at(3)).await, pings[3..]);
     let after = known(store, "b").await;
@@ -482,7 +486,10 @@ async fn is_taken_over(store: &dyn Store) {
         let covered: f64 = sums.iter().map(|(_, sum)| sum.covered_seconds).sum();
         assert!(covered > 5.0, "{agent:?}: {covered}");
         let at = newest.timestamp + minutes(1);
-        ping(store, &agent.agent_id, at, Some(99.0)).await;
+        let last_answered = pings.iter().rfind(|ping| ping.success);
+        let from = last_answered.unwrap_or(newest).timestamp;
+        let new = ping(store, &agent.agent_id, at, Some(99.0)).await;
+        assert_eq!(new.ping.covers_from, Some(from), "{agent:?}");
         let pings_now = history(store, &agent.agent_id, long_ago).await;
         assert_eq!(pings_now.len(), pings.len() + 1);
     }
@@ -502,7 +509,7 @@ async fn a_sqlite_file_of_0_1_0_is_taken_over() {
     drop(made);
     let store = open_file(&path).await.unwrap();
     is_taken_over(&store).await;
-    assert_eq!(store.health().await.unwrap().schema_version, 3);
+    assert_eq!(store.health().await.unwrap().schema_version, 4);
     drop(store);
     // The second start finds it up to date.
     let store = open_file(&path).await.unwrap();
@@ -521,7 +528,7 @@ async fn a_sqlite_file_of_a_newer_release_is_refused_unless_it_allows_older_ones
     change("UPDATE schema_version SET version = 99, compatible_with = 99");
     let error = format!("{:#}", open_file(&path).await.unwrap_err());
     assert!(error.contains("version 99"), "{error}");
-    change("UPDATE schema_version SET compatible_with = 3");
+    change("UPDATE schema_version SET compatible_with = 4");
     open_file(&path).await.unwrap();
 }
 
@@ -534,7 +541,7 @@ async fn a_postgres_database_of_0_1_0_is_taken_over() {
     server.run_script("old", dump);
     let store = open_url(&url).await.unwrap();
     is_taken_over(&store).await;
-    assert_eq!(store.health().await.unwrap().schema_version, 2);
+    assert_eq!(store.health().await.unwrap().schema_version, 4);
 }
 
 #[tokio::test]

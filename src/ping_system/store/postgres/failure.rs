@@ -87,8 +87,8 @@ pub(super) fn describe(error: &Error) -> String {
     let advice = match state.code() {
         "26000" | "42P05" => POOLER,
         "42501" => {
-            ": grant the role CREATE on the schema, or start once as a role that has it, and \
-            SELECT, INSERT, UPDATE and DELETE on the tables"
+            ": grant the role CREATE on the schema, or start once as the owner of the tables; this role \
+            then needs SELECT, INSERT, UPDATE and DELETE on them"
         }
         _ => "",
     };

@@ -505,16 +505,13 @@ impl Store for PostgresStore {
         self.run(Repeat::Always, |client| async move {
             let claim = client.prepare_cached(claim).await?;
             let rows = client.query(&claim, &[token, &until, &now, &limit]).await?;
-            let claimed = |row| {
-                Ok(Claim {
-                    known: agent_record(row)?,
+            let mut claims = Vec::with_capacity(rows.len());
+            for row in &rows {
+                claims.push(Claim {
+                    known: claimed(&client, row).await?,
                     token: token.clone(),
-                })
-            };
-            let claims = rows
-                .iter()
-                .map(claimed)
-                .collect::<Result<_, StoreError>>()?;
+                });
+            }
             Ok(claims)
         })
         .await
@@ -531,7 +528,7 @@ impl Store for PostgresStore {
                 .await?;
             if let Some(row) = row {
                 return Ok(Claimed::Ours(Box::new(Claim {
-                    known: agent_record(&row)?,
+                    known: claimed(&client, &row).await?,
                     token: token.clone(),
                 })));
             }
@@ -770,6 +767,10 @@ struct Batch {
     error: Vec<Option<String>>,
     covered_seconds: Vec<f64>,
     event: Vec<String>,
+    covers_from: Vec<Option<i64>>,
+    supersedes_after: Vec<Option<i64>>,
+    answered_poor: Vec<i64>,
+    answered_good: Vec<i64>,
 }
 
 impl Batch {
@@ -809,6 +810,18 @@ impl Batch {
             batch.response_time_ms.push(ping.response_time_ms);
             batch.error.push(ping.error.clone());
             batch.covered_seconds.push(new.covered_seconds);
+            batch
+                .covers_from
+                .push(ping.covers_from.map(|from| from.timestamp_micros()));
+            batch
+                .supersedes_after
+                .push(new.supersedes_after.map(|after| after.timestamp_micros()));
+            batch
+                .answered_poor
+                .push(new.after.answered_streak.consecutive_poor.into());
+            batch
+                .answered_good
+                .push(new.after.answered_streak.good_in_a_row.into());
             let event = PingEvent::from(new);
             batch
                 .event
@@ -843,6 +856,10 @@ impl Batch {
                     &self.error,
                     &self.covered_seconds,
                     &self.event,
+                    &self.covers_from,
+                    &self.supersedes_after,
+                    &self.answered_poor,
+                    &self.answered_good,
                 ],
             )
             .await?;
@@ -866,6 +883,18 @@ async fn is_stored_already(
     Ok(row.try_get::<_, i64>(0)? > 0)
 }
 
+/// A claimed agent, with the time of its last answer.
+async fn claimed(client: &Client, row: &Row) -> Result<AgentRecord, Failure> {
+    let mut known = agent_record(row)?;
+    if known.last_answered_at.is_none() {
+        let last_answered = client.prepare_cached(sql::LAST_ANSWERED).await?;
+        let row = client.query_opt(&last_answered, &[&known.key]).await?;
+        let at = row.map(|row| row.try_get(0)).transpose()?;
+        known.last_answered_at = at.map(instant);
+    }
+    Ok(known)
+}
+
 fn agent_record(row: &Row) -> Result<AgentRecord, StoreError> {
     let read = || -> Result<AgentRow, Error> {
         Ok(AgentRow {
@@ -883,6 +912,8 @@ fn agent_record(row: &Row) -> Result<AgentRecord, StoreError> {
             last_ping_at: row.try_get(11)?,
             last_success: row.try_get(12)?,
             last_uptime_percent: row.try_get(13)?,
+            answered_poor: row.try_get(14)?,
+            answered_good: row.try_get(15)?,
         })
     };
     read().map_err(|error| store_error(&error))?.try_into()
@@ -899,6 +930,8 @@ fn ping(row: &Row) -> Result<(Cursor, Ping), Failure> {
         first_ping: row.try_get(6)?,
         response_time_ms: row.try_get(7)?,
         error: row.try_get(8)?,
+        covers_from: row.try_get(9)?,
+        superseded: row.try_get(10)?,
     };
     Ok(row.try_into()?)
 }

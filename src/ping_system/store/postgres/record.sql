@@ -5,12 +5,14 @@ WITH input AS (
         $1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
         $7::bigint[], $8::bigint[], $9::bigint[], $10::double precision[], $11::bigint[],
         $12::double precision[], $13::double precision[], $14::bigint[], $15::bigint[],
-        $16::double precision[], $17::text[], $18::double precision[], $19::text[]
+        $16::double precision[], $17::text[], $18::double precision[], $19::text[], $20::bigint[],
+        $21::bigint[], $22::bigint[], $23::bigint[]
     ) AS input (
         key, lease, next_ping_at, ping_interval_us, total_pings, consecutive_poor,
         good_in_a_row, at, last_success, last_uptime_percent, success,
         uptime_percent, window_seconds, gpu_available, first_ping,
-        response_time_ms, error, covered_seconds, event
+        response_time_ms, error, covered_seconds, event, covers_from,
+        supersedes_after, answered_poor, answered_good
     )
 ),
 updated AS (
@@ -23,6 +25,8 @@ updated AS (
         last_ping_at = input.at,
         last_success = input.last_success,
         last_uptime_percent = input.last_uptime_percent,
+        answered_poor = input.answered_poor,
+        answered_good = input.answered_good,
         lease = NULL,
         lease_until = NULL
     FROM input
@@ -35,19 +39,36 @@ stored AS (
 inserted AS (
     INSERT INTO pings (
         agent_key, at, seq, success, uptime_percent, window_seconds, gpu_available, first_ping,
-        response_time_ms, error, covered_seconds
+        response_time_ms, error, covered_seconds, covers_from
     )
     SELECT
         key, at, total_pings, success, uptime_percent, window_seconds, gpu_available, first_ping,
-        response_time_ms, error, covered_seconds
+        response_time_ms, error, covered_seconds, covers_from
     FROM stored
+),
+-- Failed pings whose time an answered one covers now, as they were before.
+failed AS (
+    SELECT pings.agent_key, pings.at, pings.seq, pings.covered_seconds
+    FROM pings JOIN stored ON pings.agent_key = stored.key
+        AND pings.at > stored.supersedes_after AND pings.at < stored.at AND pings.success = 0
+),
+superseded AS (
+    UPDATE pings SET superseded = 1, window_seconds = 0.0, covered_seconds = 0.0
+    FROM failed
+    WHERE pings.agent_key = failed.agent_key AND pings.at = failed.at AND pings.seq = failed.seq
+),
+changes AS (
+    SELECT
+        key AS agent_key, at, covered_seconds * COALESCE(uptime_percent, 0.0) / 100.0 AS up_seconds,
+        covered_seconds
+    FROM stored WHERE covered_seconds > 0.0
+    UNION ALL
+    SELECT agent_key, at, 0.0, -covered_seconds FROM failed WHERE covered_seconds > 0.0
 ),
 summed AS (
     INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds)
-    SELECT
-        key, floor(at / 3600000000.0)::bigint,
-        covered_seconds * COALESCE(uptime_percent, 0.0) / 100.0, covered_seconds
-    FROM stored WHERE covered_seconds > 0.0
+    SELECT agent_key, floor(at / 3600000000.0)::bigint, SUM(up_seconds), SUM(covered_seconds)
+    FROM changes GROUP BY 1, 2
     ON CONFLICT (agent_key, hour) DO UPDATE SET
         up_seconds = hours.up_seconds + excluded.up_seconds,
         covered_seconds = hours.covered_seconds + excluded.covered_seconds

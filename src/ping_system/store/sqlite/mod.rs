@@ -34,12 +34,22 @@ const RELEASE: &str =
 
 const STORE_AGENT: &str = "UPDATE agents SET next_ping_at = $1, ping_interval_us = $2, \
     total_pings = $3, consecutive_poor = $4, good_in_a_row = $5, last_ping_at = $6, \
-    last_success = $7, last_uptime_percent = $8, lease = NULL, lease_until = NULL \
-    WHERE key = $9 AND lease = $10";
+    last_success = $7, last_uptime_percent = $8, answered_poor = $9, answered_good = $10, \
+    lease = NULL, lease_until = NULL WHERE key = $11 AND lease = $12";
 
 const STORE_PING: &str = "INSERT INTO pings (agent_key, at, seq, success, uptime_percent, \
-    window_seconds, gpu_available, first_ping, response_time_ms, error, covered_seconds) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    window_seconds, gpu_available, first_ping, response_time_ms, error, covered_seconds, \
+    covers_from) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+
+/// Failed pings of an agent (key) after an instant and before another.
+const TAKE_FROM_HOURS: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
+    SELECT agent_key, at / 3600000000, 0.0, -SUM(covered_seconds) FROM pings \
+    WHERE agent_key = $1 AND at > $2 AND at < $3 AND success = 0 GROUP BY 1, 2 \
+    ON CONFLICT (agent_key, hour) DO UPDATE SET \
+    covered_seconds = hours.covered_seconds + excluded.covered_seconds";
+
+const SUPERSEDE: &str = "UPDATE pings SET superseded = 1, window_seconds = 0.0, \
+    covered_seconds = 0.0 WHERE agent_key = $1 AND at > $2 AND at < $3 AND success = 0";
 
 const STORE_HOUR: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
     VALUES ($1, $2, $3, $4) ON CONFLICT (agent_key, hour) DO UPDATE SET \
@@ -228,7 +238,7 @@ impl Store for SqliteStore {
             )?;
             rows.map(|row| {
                 Ok(Claim {
-                    known: row?.try_into()?,
+                    known: claimed(transaction, row?)?,
                     token: token.clone(),
                 })
             })
@@ -249,7 +259,7 @@ impl Store for SqliteStore {
                 lease.now.timestamp_micros(),
             ];
             if let Some(row) = claim.query_row(values, agent_row).optional()? {
-                let known = row.try_into()?;
+                let known = claimed(transaction, row)?;
                 return Ok(Claimed::Ours(Box::new(Claim { known, token })));
             }
             let mut agent = transaction.prepare_cached(sql::AGENT)?;
@@ -388,6 +398,17 @@ impl Store for SqliteStore {
     }
 }
 
+/// A claimed agent, with the time of its last answer.
+fn claimed(transaction: &Transaction<'_>, row: AgentRow) -> Result<AgentRecord, StoreError> {
+    let mut known = AgentRecord::try_from(row)?;
+    if known.last_answered_at.is_none() {
+        let mut statement = transaction.prepare_cached(sql::LAST_ANSWERED)?;
+        let at = statement.query_row([known.key], |row| row.get(0));
+        known.last_answered_at = at.optional()?.map(instant);
+    }
+    Ok(known)
+}
+
 /// Stores one ping and ends its claim; `false` if that was no longer valid.
 fn store_ping(
     transaction: &Transaction<'_>,
@@ -406,11 +427,20 @@ fn store_ping(
         at,
         agent.status == Status::Active,
         agent.last_uptime_percent.map(f64::from),
+        new.after.answered_streak.consecutive_poor,
+        new.after.answered_streak.good_in_a_row,
         claim.known.key,
         claim.token,
     ])?;
     if updated == 0 {
         return Ok(false);
+    }
+    if let Some(after) = new.supersedes_after {
+        let superseded = [claim.known.key, after.timestamp_micros(), at];
+        transaction
+            .prepare_cached(TAKE_FROM_HOURS)?
+            .execute(superseded)?;
+        transaction.prepare_cached(SUPERSEDE)?.execute(superseded)?;
     }
     transaction.prepare_cached(STORE_PING)?.execute(params![
         claim.known.key,
@@ -424,6 +454,7 @@ fn store_ping(
         ping.response_time_ms,
         ping.error,
         new.covered_seconds,
+        ping.covers_from.map(|from| from.timestamp_micros()),
     ])?;
     if new.covered_seconds > 0.0 {
         let uptime = ping.uptime_percent.map_or(0.0, f64::from);
@@ -487,6 +518,8 @@ fn agent_row(row: &Row<'_>) -> rusqlite::Result<AgentRow> {
         last_ping_at: row.get(11)?,
         last_success: row.get(12)?,
         last_uptime_percent: row.get(13)?,
+        answered_poor: row.get(14)?,
+        answered_good: row.get(15)?,
     })
 }
 
@@ -501,5 +534,7 @@ fn ping_row(row: &Row<'_>) -> rusqlite::Result<PingRow> {
         first_ping: row.get(6)?,
         response_time_ms: row.get(7)?,
         error: row.get(8)?,
+        covers_from: row.get(9)?,
+        superseded: row.get(10)?,
     })
 }
