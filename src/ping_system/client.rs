@@ -11,6 +11,7 @@ use url::Url;
 use super::address_policy::AddressPolicy;
 use super::evaluate::PingAttempt;
 use super::store::{AgentRecord, whole_micros};
+use super::stretch::{self, MeasuredStretch};
 use crate::net;
 use crate::net::client::{read_body, root_cause};
 use crate::net::endpoint::with_path;
@@ -64,13 +65,17 @@ impl AgentClient {
         })
     }
 
-    /// Pings an agent for its uptime since it last answered.
-    pub(crate) async fn ask(&self, known: &AgentRecord) -> PingAttempt {
+    /// Pings an agent for its uptime since it last answered, which is as long ago as was measured.
+    pub(crate) async fn ask(&self, known: &AgentRecord, measured: MeasuredStretch) -> PingAttempt {
         let at = whole_micros(Utc::now());
         let begun = Instant::now();
+        let since_begin = match known.last_answered_at {
+            Some(_) => measured.since_answered,
+            None => measured.since_stored,
+        };
         let stretch = known.unanswered_since().map(|since| Stretch {
             since,
-            length: (at - since).to_std().unwrap_or_default(),
+            length: stretch::length(since, at, since_begin),
         });
         let answer = tokio::time::timeout(self.timeout, self.report(&known.agent, stretch))
             .await
@@ -83,6 +88,7 @@ impl AgentClient {
         PingAttempt {
             at,
             took: begun.elapsed(),
+            measured,
             answer: answer.map_err(|reason| one_line(&reason)),
         }
     }

@@ -7,7 +7,8 @@ use chrono::{DateTime, Utc};
 use super::interval::{IntervalRules, Streak, spread};
 use super::store::whole_micros;
 use super::store::{AgentRecord, PingRecord};
-use crate::units::{milliseconds, saturating_add};
+use super::stretch::{self, MeasuredStretch};
+use crate::units::{milliseconds, saturating_add, saturating_sub};
 use crate::wire::agent::Reported;
 use crate::wire::coverage::{self, first_ping_uptime};
 use crate::wire::ping_system::served::{Ping, Status};
@@ -19,6 +20,8 @@ pub struct PingAttempt {
     pub at: DateTime<Utc>,
     /// How long it took.
     pub took: Duration,
+    /// How much time it is about.
+    pub measured: MeasuredStretch,
     pub answer: Result<Reported, String>,
 }
 
@@ -106,8 +109,11 @@ fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
         covers_from: None,
         superseded: false,
     };
-    let elapsed_seconds = |from: Option<DateTime<Utc>>| {
-        from.map(|from| to_a_millionth((attempt.at - from).as_seconds_f64().max(0.0)))
+    // From when on it speaks, and for how many seconds.
+    let stretch = |begin: Option<DateTime<Utc>>, measured| {
+        let length = stretch::length(begin?, attempt.at, measured);
+        let covers_from = whole_micros(saturating_sub(attempt.at, length));
+        Some((covers_from, to_a_millionth(length.as_secs_f64())))
     };
     let reported = attempt.answer.and_then(|reported| {
         let uptime = if first_ping {
@@ -126,8 +132,14 @@ fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
             ping.success = true;
             ping.gpu_available = reported.gpu_available;
             ping.response_time_ms = Some(milliseconds(attempt.took));
-            ping.covers_from = known.unanswered_since().filter(|_| !first_ping);
-            let elapsed = elapsed_seconds(ping.covers_from);
+            let begin = known.unanswered_since().filter(|_| !first_ping);
+            let measured = match known.last_answered_at {
+                Some(_) => attempt.measured.since_answered,
+                None => attempt.measured.since_stored,
+            };
+            let stretch = stretch(begin, measured);
+            ping.covers_from = stretch.map(|(from, _)| from);
+            let elapsed = stretch.map(|(_, seconds)| seconds);
             ping.window_seconds = elapsed.or(reported.window_seconds.map(to_a_millionth));
             let uptime = elapsed.map_or(uptime, |elapsed| {
                 coverage::uptime_of_stretch(uptime, reported.window_seconds, elapsed)
@@ -136,8 +148,9 @@ fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
         }
         Err(error) => {
             ping.error = Some(error);
-            ping.covers_from = known.agent.last_ping_at;
-            ping.window_seconds = elapsed_seconds(ping.covers_from);
+            let stretch = stretch(known.agent.last_ping_at, attempt.measured.since_stored);
+            ping.covers_from = stretch.map(|(from, _)| from);
+            ping.window_seconds = stretch.map(|(_, seconds)| seconds);
         }
     }
     ping
@@ -158,6 +171,7 @@ mod tests {
         PingAttempt {
             at: utc(at),
             took: Duration::from_millis(12),
+            measured: MeasuredStretch::default(),
             answer: Ok(Reported {
                 uptime_percent: Percent::new(uptime).ok(),
                 window_seconds: Some(600.0),
@@ -170,6 +184,7 @@ mod tests {
         PingAttempt {
             at: utc(at),
             took: Duration::from_secs(10),
+            measured: MeasuredStretch::default(),
             answer: Err("no answer in 10s".to_owned()),
         }
     }
@@ -274,5 +289,22 @@ mod tests {
         let second =
             PingPolicy::default().evaluate(&first.after, lost("2026-01-01T00:00:00Z"), 0.5);
         assert_eq!(second.covered_seconds, 0.0);
+        // Measured by a clock that was not set, it is as long as it was.
+        let measured = MeasuredStretch {
+            since_answered: Some(Duration::from_secs(900)),
+            since_stored: Some(Duration::from_secs(900)),
+        };
+        for at in ["2026-01-01T00:00:00Z", "2026-01-01T09:00:00Z"] {
+            for attempt in [lost(at), answered(at, 99.0, true)] {
+                let attempt = PingAttempt {
+                    measured,
+                    ..attempt
+                };
+                let new = PingPolicy::default().evaluate(&first.after, attempt, 0.5);
+                assert_eq!(new.covered_seconds, 900.0);
+                let from = new.ping.timestamp - chrono::TimeDelta::seconds(900);
+                assert_eq!(new.ping.covers_from, Some(from));
+            }
+        }
     }
 }

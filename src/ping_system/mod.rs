@@ -12,6 +12,7 @@ pub(crate) mod options;
 pub(crate) mod pinger;
 pub(crate) mod retention;
 pub mod store;
+pub mod stretch;
 #[cfg(test)]
 mod testing;
 pub(crate) mod writer;
@@ -40,6 +41,7 @@ use self::pinger::Pinger;
 use self::store::Store;
 use self::store::postgres::{self, PostgresOptions};
 use self::store::sqlite::{self, Location};
+use self::stretch::StretchClock;
 use self::writer::PingWriter;
 use crate::net;
 use crate::shutdown::Shutdown;
@@ -182,6 +184,7 @@ fn state(
         under_way: TaskTracker::new(),
         wake: Notify::new(),
         metrics: Arc::clone(&metrics),
+        stretches: StretchClock::start(),
     });
     Ok(AppState {
         store,

@@ -16,6 +16,7 @@ use super::evaluate::PingPolicy;
 use super::feed::{Feed, FeedEvent, Topic};
 use super::metrics::PingMetrics;
 use super::store::{Claim, Claimed, Lease, Store, StoreError};
+use super::stretch::StretchClock;
 use super::writer::{NotStored, PingWriter};
 use crate::units::saturating_add;
 use crate::wire::ping_system::served::Ping;
@@ -52,6 +53,8 @@ pub(crate) struct Pinger {
     /// Wakes the schedule: a new agent may be due.
     pub wake: Notify,
     pub metrics: Arc<PingMetrics>,
+    /// Measures the time between pings.
+    pub stretches: StretchClock,
 }
 
 /// Why an agent was not pinged.
@@ -185,15 +188,19 @@ impl Pinger {
         let agent = &claim.known.agent;
         let late = (Utc::now() - agent.next_ping_at).to_std();
         self.metrics.begin(late.unwrap_or_default());
-        let attempt = self.client.ask(&claim.known).await;
+        let began = self.stretches.now();
+        let measured = self.stretches.measure(&claim.known, began);
+        let attempt = self.client.ask(&claim.known, measured).await;
         self.metrics.end();
         let new = self.rules.evaluate(&claim.known, attempt, fastrand::f64());
         let ping = new.ping.clone();
         if let Some(reason) = &ping.error {
             tracing::debug!(agent = agent.agent_id, reason, "no answer");
         }
+        let after = new.after.clone();
         match self.writer.store(claim, new).await {
             Ok(true) => {
+                self.stretches.remember(&after, began);
                 self.metrics.stored(&ping);
                 Ok(ping)
             }

@@ -183,10 +183,11 @@ async fn remove(
     State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
 ) -> ApiResult<Json<Value>> {
-    state.find(&agent_id).await?;
+    let key = state.find(&agent_id).await?.key;
     if !state.store.remove(&agent_id).await? {
         return Err(ApiError::NoAgent);
     }
+    state.pinger.stretches.forget(key);
     state.feed.forget(&agent_id);
     tracing::info!(agent = agent_id, "removed");
     Ok(Json(json!({ "agent_id": agent_id, "removed": true })))

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
 use uptime_runner::ping_system::store::sqlite::{self, Location};
 use uptime_runner::ping_system::store::{Claimed, Lease, Registration, Store};
+use uptime_runner::ping_system::stretch::MeasuredStretch;
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
 
@@ -67,6 +68,7 @@ async fn live_through_two_days(folder: &Path, agents: &Agents) {
             let asked = PingAttempt {
                 at,
                 took: Duration::from_millis(23),
+                measured: MeasuredStretch::default(),
                 answer: answer.ok_or("no whole answer in 10s".to_owned()),
             };
             let new = rules.evaluate(&claim.known, asked, 0.5);

@@ -13,6 +13,7 @@ use uptime_runner::ping_system::store::{
     postgres::{self, PostgresOptions, PostgresStore},
     sqlite::{self, Location, SqliteStore},
 };
+use uptime_runner::ping_system::stretch::MeasuredStretch;
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
 use uptime_runner::wire::ping_system::served::{Ping, Status};
@@ -67,6 +68,7 @@ fn judged(claim: &Claim, at: DateTime<Utc>, uptime: Option<f64>) -> PingRecord {
     let asked = PingAttempt {
         at,
         took: Duration::from_millis(12),
+        measured: MeasuredStretch::default(),
         answer: answer.ok_or("no answer, \"said\" 'they'".to_owned()),
     };
     rules.evaluate(&claim.known, asked, 0.5)

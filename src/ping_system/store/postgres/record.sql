@@ -50,7 +50,7 @@ inserted AS (
 failed AS (
     SELECT pings.agent_key, pings.at, pings.seq, pings.covered_seconds
     FROM pings JOIN stored ON pings.agent_key = stored.key
-        AND pings.at > stored.supersedes_after AND pings.at < stored.at AND pings.success = 0
+        AND pings.at > stored.supersedes_after AND pings.seq < stored.total_pings AND pings.success = 0
 ),
 superseded AS (
     UPDATE pings SET superseded = 1, window_seconds = 0.0, covered_seconds = 0.0

@@ -41,15 +41,15 @@ const STORE_PING: &str = "INSERT INTO pings (agent_key, at, seq, success, uptime
     window_seconds, gpu_available, first_ping, response_time_ms, error, covered_seconds, \
     covers_from) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
 
-/// Failed pings of an agent (key) after an instant and before another.
+/// Failed pings of an agent (key) after an instant, stored before a number: the clock may have been set back since.
 const TAKE_FROM_HOURS: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
     SELECT agent_key, at / 3600000000, 0.0, -SUM(covered_seconds) FROM pings \
-    WHERE agent_key = $1 AND at > $2 AND at < $3 AND success = 0 GROUP BY 1, 2 \
+    WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0 GROUP BY 1, 2 \
     ON CONFLICT (agent_key, hour) DO UPDATE SET \
     covered_seconds = hours.covered_seconds + excluded.covered_seconds";
 
 const SUPERSEDE: &str = "UPDATE pings SET superseded = 1, window_seconds = 0.0, \
-    covered_seconds = 0.0 WHERE agent_key = $1 AND at > $2 AND at < $3 AND success = 0";
+    covered_seconds = 0.0 WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0";
 
 const STORE_HOUR: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
     VALUES ($1, $2, $3, $4) ON CONFLICT (agent_key, hour) DO UPDATE SET \
@@ -436,7 +436,7 @@ fn store_ping(
         return Ok(false);
     }
     if let Some(after) = new.supersedes_after {
-        let superseded = [claim.known.key, after.timestamp_micros(), at];
+        let superseded = [claim.known.key, after.timestamp_micros(), seq];
         transaction
             .prepare_cached(TAKE_FROM_HOURS)?
             .execute(superseded)?;
