@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::support::disk::Disk;
-use crate::support::ping_system::PingSystemProcess;
+use crate::support::ping_system::{PingSystemProcess, is_same_ping};
 use crate::support::proxy::Proxy;
 use crate::support::served::Served;
 use crate::support::{Finished, Runner, binary, free_port, instant, nvml, wait_until};
@@ -145,7 +145,10 @@ impl Chain {
     fn recovers(&mut self) {
         let history = self.ping_system.history(AGENT);
         for ping in &self.seen {
-            let kept = history.iter().filter(|kept| *kept == ping).count();
+            let kept = history
+                .iter()
+                .filter(|kept| is_same_ping(kept, ping))
+                .count();
             assert_eq!(kept, 1, "{ping}");
         }
         self.seen = history;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::agents::{Agents, report};
 use crate::support::disk::Disk;
-use crate::support::ping_system::PingSystemProcess;
+use crate::support::ping_system::{PingSystemProcess, is_same_ping};
 use crate::support::postgres::Postgres;
 use crate::support::{binary, instant, respond, wait_until};
 use serde_json::Value;
@@ -31,7 +31,10 @@ impl Told {
         for (agent_id, told) in &*self.0.lock().unwrap() {
             let history = system.history(agent_id);
             for ping in told {
-                let found = history.iter().filter(|kept| *kept == ping).count();
+                let found = history
+                    .iter()
+                    .filter(|kept| is_same_ping(kept, ping))
+                    .count();
                 assert_eq!(found, 1, "{agent_id}: {ping}");
             }
             let total = system.agent(agent_id)["total_pings"].as_u64().unwrap();

@@ -100,3 +100,10 @@ impl DerefMut for PingSystemProcess {
         &mut self.0
     }
 }
+
+/// Whether a ping in a history is one that was told before. A failed one may have been superseded since.
+pub(crate) fn is_same_ping(kept: &Value, told: &Value) -> bool {
+    let fields = ["timestamp", "success", "error", "covers_from"];
+    kept == told
+        || told["success"] == false && fields.iter().all(|field| kept[field] == told[field])
+}
