@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::ping_system::feed::FeedEvent;
 
 /// The interval of keep-alives, by which a client notices that the connection is lost.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Sends each ping as an event `ping`, and `resync` when some may have been missed, also by a client that falls too far
 /// behind. The stream ends when the channel closes. `permit` is held as long.

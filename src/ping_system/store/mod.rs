@@ -31,7 +31,7 @@ const HEALTH_TIMEOUT: Duration = Duration::from_millis(800);
 #[async_trait]
 pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Adds an agent that is due at `new.at`, or updates an agent's URL, capabilities and metadata; its history
-    /// and its schedule stay.
+    /// stays, and its schedule unless the URL is new: then it is due at `new.at`.
     async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError>;
 
     /// Removes an agent; `false` if there is none of that name. Its pings are deleted later by

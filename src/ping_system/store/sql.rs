@@ -20,11 +20,13 @@ macro_rules! ping_columns {
     };
 }
 
-/// Id, URL, capabilities, metadata, registration, first ping, interval.
+/// Id, URL, capabilities, metadata, registration, first ping, interval. An agent at a new address is due at once.
 pub(super) const REGISTER: &str = concat!(
     "INSERT INTO agents (agent_id, agent_url, capabilities, metadata, registered_at, \
      next_ping_at, ping_interval_us) VALUES ($1, $2, $3, $4, $5, $6, $7) \
-     ON CONFLICT (agent_id) DO UPDATE SET agent_url = excluded.agent_url, \
+     ON CONFLICT (agent_id) DO UPDATE SET next_ping_at = CASE \
+     WHEN agents.agent_url = excluded.agent_url THEN agents.next_ping_at \
+     ELSE excluded.next_ping_at END, agent_url = excluded.agent_url, \
      capabilities = excluded.capabilities, metadata = excluded.metadata RETURNING ",
     agent_columns!()
 );

@@ -24,8 +24,8 @@ const PINGS_PER_PAGE: &str = "2000";
 /// How long a list of agents is reused: thousands of agents are in one list.
 const LIST_LIFETIME: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
-/// A stream that is silent for this long is considered lost; ours sends something every five seconds.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A stream that is silent for this long is considered lost; ours sends something every ten seconds.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A source of agents' uptimes: a ping system, or a test's stand-in.
 pub(crate) trait UptimeSource: Send + Sync + 'static {
@@ -400,7 +400,7 @@ impl PingEvents for PingStream {
             }
             let piece = tokio::time::timeout(HEARTBEAT_TIMEOUT, self.response.chunk())
                 .await
-                .map_err(|_| self.lost("no sign of life for 15s"))?
+                .map_err(|_| self.lost("no sign of life for 30s"))?
                 .map_err(|error| self.lost(&root_cause(&error)))?
                 .ok_or_else(|| self.lost("the stream ended"))?;
             let events = self.reader.push(&piece);

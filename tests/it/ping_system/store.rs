@@ -156,7 +156,14 @@ async fn registered_agents_are_known(store: &dyn Store) {
     assert_eq!(updated.agent.agent_url, "http://127.0.0.1:9");
     assert_eq!(updated.agent.registered_at, noon());
     assert_eq!(updated.agent.total_pings, 1);
-    assert_eq!(updated.agent.next_ping_at, noon() + minutes(15));
+    // At a new address it is due at once.
+    assert_eq!(updated.agent.next_ping_at, noon() + minutes(5));
+    let same = Registration {
+        at: noon() + minutes(7),
+        ..again
+    };
+    let same = store.register(&same).await.unwrap();
+    assert_eq!(same.agent.next_ping_at, noon() + minutes(5));
 
     for name in ODD_NAMES {
         store.register(&registration(name, noon())).await.unwrap();
