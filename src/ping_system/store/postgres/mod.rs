@@ -1,11 +1,13 @@
 //! The store on PostgreSQL: several ping systems share it, and tell each other of new pings. It survives a failover
 //! to another server: see `PostgresStore::run`.
 
+mod batch;
 mod connect;
 mod failure;
 mod listen;
 mod options;
 mod tls;
+mod upgrade;
 
 use std::fmt;
 use std::future::Future;
@@ -21,23 +23,24 @@ use deadpool_postgres::{
 };
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
-use tokio_postgres::{Config, Error, Row, SimpleQueryMessage};
+use tokio_postgres::{Config, Error, Row};
 use uuid::Uuid;
 
+use self::batch::Batch;
 use self::connect::{PoolConnect, Servers};
 use self::failure::{Consequence, consequence, store_error};
+use self::listen::SEND_HEARTBEAT;
 pub(crate) use self::listen::follow;
-use self::listen::{PingNotification, SEND_HEARTBEAT};
 pub use self::options::PostgresOptions;
+use self::upgrade::{first_value, is_pooled_by_transaction, upgrade, version};
 use super::rows::{AgentRow, PingRow, count, instant, interval_micros, json};
-use super::schema::{self, Dialect, SELECT_LEGACY_VERSION, SELECT_VERSION, SchemaVersion};
 use super::sql::{self, MICROS_PER_HOUR, PRUNED_AGENTS, PRUNED_PINGS_PER_AGENT};
 use super::{
     AgentPage, AgentRecord, Claim, Claimed, Cursor, HEALTH_TIMEOUT, Lease, OPERATION_TIMEOUT,
     PingRecord, PruneCursor, Pruned, Registration, Replication, Store, StoreError, StoreHealth,
     Sum, Totals,
 };
-use crate::wire::ping_system::served::{Ping, PingEvent, Status};
+use crate::wire::ping_system::served::Ping;
 
 const CONNECTIONS: usize = 8;
 /// A connection that was idle for longer must prove that it can write.
@@ -52,11 +55,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest wait for the database at the start.
 const START_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Serializes the upgrades of several ping systems; the number only has to differ from those of other programs.
-const UPGRADE_LOCK: &str = "SELECT pg_advisory_xact_lock(7305804385)";
-
-const RECORD: &str = include_str!("record.sql");
 
 const RELEASE: &str = "UPDATE agents SET lease = NULL, lease_until = NULL \
     FROM unnest($1::bigint[], $2::text[]) AS claim (key, lease) \
@@ -329,87 +327,6 @@ fn prove_writable(discarded: Arc<Mutex<Option<Instant>>>) -> Hook {
             }
         })
     })
-}
-
-/// Brings the tables to the newest version. The version is read first: a role may have no right to create anything.
-async fn upgrade(client: &mut Client) -> Result<(), StoreError> {
-    let upgraded = async {
-        if pending_upgrade(version(client).await?)?.is_none() {
-            return Ok(());
-        }
-        let transaction = client.transaction().await?;
-        transaction.batch_execute(UPGRADE_LOCK).await?;
-        // Another ping system may have been first.
-        if let Some(script) = pending_upgrade(version(transaction.client()).await?)? {
-            transaction.batch_execute(&script).await?;
-        }
-        transaction.commit().await?;
-        Ok(())
-    };
-    upgraded.await.map_err(|failure| match failure {
-        Failure::Postgres(error) => store_error(&error),
-        Failure::Store(error) => error,
-    })
-}
-
-fn pending_upgrade(found: Option<SchemaVersion>) -> Result<Option<String>, StoreError> {
-    schema::upgrade(Dialect::Postgres, found)
-        .map_err(|newer| StoreError::Unusable(newer.to_string()))
-}
-
-/// The version of the tables; `None` if there are none. Simple queries, since a pooler may refuse prepared ones.
-async fn version(client: &tokio_postgres::Client) -> Result<Option<SchemaVersion>, Failure> {
-    let tables = client
-        .simple_query("SELECT to_regclass('schema_version'), to_regclass('_sqlx_migrations')")
-        .await?;
-    let tables = rows(&tables).next();
-    let exists = |column| tables.is_some_and(|row| row.get(column).is_some());
-    let number = |text: Option<&str>| -> Result<i64, Failure> {
-        let number = text.and_then(|text| text.parse().ok());
-        number.ok_or_else(|| {
-            StoreError::Unusable("its table schema_version holds no version".to_owned()).into()
-        })
-    };
-    if exists(0) {
-        let found = client.simple_query(SELECT_VERSION).await?;
-        let row = rows(&found).next();
-        return Ok(Some(SchemaVersion {
-            version: number(row.and_then(|row| row.get(0)))?,
-            compatible_with: number(row.and_then(|row| row.get(1)))?,
-        }));
-    }
-    if !exists(1) {
-        return Ok(None);
-    }
-    let found = client.simple_query(SELECT_LEGACY_VERSION).await?;
-    Ok(Some(SchemaVersion::legacy(number(first_value(&found))?)))
-}
-
-/// Whether two connections that are open at once can have one session: then settings, prepared statements and
-/// subscriptions are lost between two transactions.
-async fn is_pooled_by_transaction(
-    one: &tokio_postgres::Client,
-    other: &tokio_postgres::Client,
-) -> Result<bool, Error> {
-    const SESSION: &str = "SELECT pg_backend_pid()";
-    let session = |answer: &[SimpleQueryMessage]| first_value(answer).map(str::to_owned);
-    let before = session(&one.simple_query(SESSION).await?);
-    other.batch_execute("BEGIN").await?;
-    let others = session(&other.simple_query(SESSION).await?);
-    let after = session(&one.simple_query(SESSION).await?);
-    other.batch_execute("COMMIT").await?;
-    Ok(before == others || before != after)
-}
-
-fn rows(answer: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres::SimpleQueryRow> {
-    answer.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    })
-}
-
-fn first_value(answer: &[SimpleQueryMessage]) -> Option<&str> {
-    rows(answer).next()?.get(0)
 }
 
 #[async_trait]
@@ -718,13 +635,11 @@ impl Store for PostgresStore {
             })
         };
         let healthy = tokio::time::timeout(HEALTH_TIMEOUT, check).await;
-        let known = || self.servers.last_failure();
         healthy.unwrap_or_else(|_| {
-            Err(known().unwrap_or_else(|| {
-                let StoreError::Unavailable(text) = StoreError::no_answer(HEALTH_TIMEOUT) else {
-                    unreachable!("it is one");
-                };
-                StoreError::Unavailable(format!("{}: {text}", self.servers.current()))
+            Err(self.servers.last_failure().unwrap_or_else(|| {
+                let host = self.servers.current();
+                let seconds = HEALTH_TIMEOUT.as_secs_f64();
+                StoreError::Unavailable(format!("{host}: no answer within {seconds} s"))
             }))
         })
     }
@@ -743,130 +658,6 @@ fn replication_of(row: &Row) -> Result<Replication, Error> {
     } else {
         Replication::None
     })
-}
-
-/// The columns of a batch of pings, as `record.sql` takes them.
-#[derive(Default)]
-struct Batch {
-    key: Vec<i64>,
-    lease: Vec<String>,
-    next_ping_at: Vec<i64>,
-    ping_interval_us: Vec<i64>,
-    total_pings: Vec<i64>,
-    consecutive_poor: Vec<i64>,
-    good_in_a_row: Vec<i64>,
-    at: Vec<i64>,
-    last_success: Vec<i64>,
-    last_uptime_percent: Vec<Option<f64>>,
-    success: Vec<i64>,
-    uptime_percent: Vec<Option<f64>>,
-    window_seconds: Vec<Option<f64>>,
-    gpu_available: Vec<Option<i64>>,
-    first_ping: Vec<i64>,
-    response_time_ms: Vec<Option<f64>>,
-    error: Vec<Option<String>>,
-    covered_seconds: Vec<f64>,
-    event: Vec<String>,
-    covers_from: Vec<Option<i64>>,
-    supersedes_after: Vec<Option<i64>>,
-    answered_poor: Vec<i64>,
-    answered_good: Vec<i64>,
-}
-
-impl Batch {
-    fn new(origin: Uuid, pings: &[(Claim, PingRecord)]) -> Self {
-        let mut batch = Self::default();
-        for (claim, new) in pings {
-            let (agent, ping) = (&new.after.agent, &new.ping);
-            batch.key.push(claim.known.key);
-            batch.lease.push(claim.token.clone());
-            batch
-                .next_ping_at
-                .push(agent.next_ping_at.timestamp_micros());
-            batch
-                .ping_interval_us
-                .push(interval_micros(agent.ping_interval_minutes));
-            batch.total_pings.push(count(agent.total_pings));
-            batch
-                .consecutive_poor
-                .push(new.after.streak.consecutive_poor.into());
-            batch
-                .good_in_a_row
-                .push(new.after.streak.good_in_a_row.into());
-            batch.at.push(ping.timestamp.timestamp_micros());
-            batch
-                .last_success
-                .push((agent.status == Status::Active).into());
-            batch
-                .last_uptime_percent
-                .push(agent.last_uptime_percent.map(f64::from));
-            batch.success.push(ping.success.into());
-            batch
-                .uptime_percent
-                .push(ping.uptime_percent.map(f64::from));
-            batch.window_seconds.push(ping.window_seconds);
-            batch.gpu_available.push(ping.gpu_available.map(i64::from));
-            batch.first_ping.push(ping.first_ping.into());
-            batch.response_time_ms.push(ping.response_time_ms);
-            batch.error.push(ping.error.clone());
-            batch.covered_seconds.push(new.covered_seconds);
-            batch
-                .covers_from
-                .push(ping.covers_from.map(|from| from.timestamp_micros()));
-            batch
-                .supersedes_after
-                .push(new.supersedes_after.map(|after| after.timestamp_micros()));
-            batch
-                .answered_poor
-                .push(new.after.answered_streak.consecutive_poor.into());
-            batch
-                .answered_good
-                .push(new.after.answered_streak.good_in_a_row.into());
-            let event = PingEvent::from(new);
-            batch
-                .event
-                .push(PingNotification { origin, event }.payload());
-        }
-        batch
-    }
-
-    /// Stores the pings whose claims are valid, and returns the agents' keys and the tokens of those.
-    async fn store(&self, client: &Client) -> Result<Vec<(i64, String)>, Error> {
-        let record = client.prepare_cached(RECORD).await?;
-        let rows = client
-            .query(
-                &record,
-                &[
-                    &self.key,
-                    &self.lease,
-                    &self.next_ping_at,
-                    &self.ping_interval_us,
-                    &self.total_pings,
-                    &self.consecutive_poor,
-                    &self.good_in_a_row,
-                    &self.at,
-                    &self.last_success,
-                    &self.last_uptime_percent,
-                    &self.success,
-                    &self.uptime_percent,
-                    &self.window_seconds,
-                    &self.gpu_available,
-                    &self.first_ping,
-                    &self.response_time_ms,
-                    &self.error,
-                    &self.covered_seconds,
-                    &self.event,
-                    &self.covers_from,
-                    &self.supersedes_after,
-                    &self.answered_poor,
-                    &self.answered_good,
-                ],
-            )
-            .await?;
-        rows.iter()
-            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-            .collect()
-    }
 }
 
 async fn is_stored_already(
