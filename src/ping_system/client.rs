@@ -69,13 +69,9 @@ impl AgentClient {
     pub(crate) async fn ask(&self, known: &AgentRecord, measured: MeasuredStretch) -> PingAttempt {
         let at = whole_micros(Utc::now());
         let begun = Instant::now();
-        let since_begin = match known.last_answered_at {
-            Some(_) => measured.since_answered,
-            None => measured.since_stored,
-        };
         let stretch = known.unanswered_since().map(|since| Stretch {
             since,
-            length: stretch::length(since, at, since_begin),
+            length: stretch::length(since, at, measured.since_unanswered(known)),
         });
         let answer = tokio::time::timeout(self.timeout, self.report(&known.agent, stretch))
             .await

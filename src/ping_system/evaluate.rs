@@ -133,11 +133,7 @@ fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
             ping.gpu_available = reported.gpu_available;
             ping.response_time_ms = Some(milliseconds(attempt.took));
             let begin = known.unanswered_since().filter(|_| !first_ping);
-            let measured = match known.last_answered_at {
-                Some(_) => attempt.measured.since_answered,
-                None => attempt.measured.since_stored,
-            };
-            let stretch = stretch(begin, measured);
+            let stretch = stretch(begin, attempt.measured.since_unanswered(known));
             ping.covers_from = stretch.map(|(from, _)| from);
             let elapsed = stretch.map(|(_, seconds)| seconds);
             ping.window_seconds = elapsed.or(reported.window_seconds.map(to_a_millionth));

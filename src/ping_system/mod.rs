@@ -141,7 +141,7 @@ pub async fn run_at(
         let _ = stored.await;
     };
     // Agents that do not answer, and a database that does not, must not delay the end. A ping that is given up is asked
-    // for again, by whoever takes over when its lease ends.
+    // for again, by the ping system that takes over when its lease ends.
     let overdue = async {
         shutdown.gently.cancelled().await;
         tokio::time::sleep(DRAIN_TIMEOUT).await;

@@ -41,6 +41,17 @@ pub struct MeasuredStretch {
     pub since_stored: Option<Duration>,
 }
 
+impl MeasuredStretch {
+    /// The time since [`AgentRecord::unanswered_since`].
+    #[must_use]
+    pub(crate) fn since_unanswered(self, known: &AgentRecord) -> Option<Duration> {
+        match known.last_answered_at {
+            Some(_) => self.since_answered,
+            None => self.since_stored,
+        }
+    }
+}
+
 impl StretchClock {
     pub(crate) fn start() -> Self {
         Self {

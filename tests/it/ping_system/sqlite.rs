@@ -85,7 +85,7 @@ impl Sut {
 
 fn copy(from: &Path, to: &Path) {
     for name in FILES {
-        // The shared memory is made anew.
+        // SQLite creates the shared memory again.
         if !name.ends_with("-shm") && from.join(name).exists() {
             fs::copy(from.join(name), to.join(name)).unwrap();
         }

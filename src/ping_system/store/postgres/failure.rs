@@ -95,7 +95,7 @@ pub(super) fn describe(error: &Error) -> String {
     format!("{} (SQLSTATE {}){advice}", database.message(), state.code())
 }
 
-/// What no session can be had through.
+/// Why a pooler cannot be used.
 pub(super) const POOLER: &str = ": it is reached through a pooler that gives each transaction another session \
     (pgbouncer in transaction mode); use session mode, or the server's own address";
 

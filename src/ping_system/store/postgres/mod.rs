@@ -75,7 +75,7 @@ pub struct PostgresStore {
     usable: OnceCell<()>,
     /// Connections that were made before are not used any more.
     discarded: Arc<Mutex<Option<Instant>>>,
-    /// Since when operations fail for want of a server.
+    /// Since when operations fail because no server can be reached.
     away_since: Mutex<Option<Instant>>,
     /// Marks our own notifications.
     origin: Uuid,
@@ -280,7 +280,7 @@ impl PostgresStore {
         *self.away_since.lock() = Instant::now().checked_sub(RECONNECT_PATIENCE);
     }
 
-    /// Whether operations fail for want of a server, which the pinger reports.
+    /// Whether operations fail because no server can be reached, which the pinger reports.
     fn is_away(&self) -> bool {
         self.away_since.lock().is_some()
     }
