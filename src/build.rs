@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A tool, and the `cfg` that says that it is missing.
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 11] = [
     ("no_cc", "cc"),
     ("no_chromium", "chromium"),
     ("no_curl", "curl"),
+    ("no_ip", "ip"),
     ("no_pgbouncer", "pgbouncer"),
     ("no_promtool", "promtool"),
     ("no_systemd_analyze", "systemd-analyze"),
@@ -41,8 +42,9 @@ fn main() {
     );
     // The longest tests run in CI, and elsewhere where they are asked for (-- --ignored).
     tell("quick", !in_ci);
-    // No tool, but a privilege: CI need not have it.
+    // No tools, but privileges: CI need not have them.
     tell("no_root", !is_root());
+    tell("no_unshare", !can_unshare_network());
 }
 
 fn tell(cfg: &str, is_set: bool) {
@@ -85,6 +87,10 @@ fn has_library(folder: &str, file: &str) -> bool {
     let folders = std::fs::read_dir(Path::new("/usr/lib").join(folder));
     let mut folders = folders.into_iter().flatten().flatten();
     folders.any(|folder| folder.path().join(file).exists())
+}
+
+fn can_unshare_network() -> bool {
+    output("unshare", &["-rn", "true"]).is_some()
 }
 
 fn is_root() -> bool {

@@ -26,6 +26,7 @@ use self::probe::source::GpuSource;
 use self::tracker::{TrackerConfig, UptimeTracker};
 use crate::net::{self, credentials::Token};
 use crate::shutdown::Shutdown;
+use crate::wire::agent::is_agent_id;
 
 /// How long the first probe may take before requests are answered without it.
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -71,6 +72,12 @@ pub async fn run_at(
         .read()
         .with_context(|| format!("--checkpoint {path}: cannot be set aside"))?;
     let agent_id = config.rules.agent_id.clone();
+    if !is_agent_id(&agent_id) {
+        tracing::warn!(
+            "--agent-id '{}' has characters that ids may no longer have: choose another one, and register it",
+            agent_id.escape_unicode()
+        );
+    }
     let check_interval = config.rules.check_interval;
     let (tracker, since_first_start) =
         UptimeTracker::begin(config.rules, Uuid::new_v4(), Utc::now(), restored);

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use reqwest::header::DATE;
 use reqwest::tls::Certificate;
 use reqwest::{Client, ClientBuilder, Response, redirect, retry};
 
@@ -67,6 +69,13 @@ pub async fn read_body(mut response: Response, max_bytes: usize) -> Result<Vec<u
         body.extend_from_slice(&piece);
     }
     Ok(body)
+}
+
+/// The `Date` of an answer, by the server's clock.
+#[must_use]
+pub(crate) fn date_of(response: &Response) -> Option<DateTime<Utc>> {
+    let date = response.headers().get(DATE)?.to_str().ok()?;
+    Some(DateTime::parse_from_rfc2822(date).ok()?.to_utc())
 }
 
 /// The innermost error, without the layers around it.

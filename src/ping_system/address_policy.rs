@@ -30,6 +30,18 @@ pub(crate) enum AddressRejected {
     NoAddress,
 }
 
+/// Whether a request failed because an [`AddressPolicy`] does not allow where a name leads.
+pub(crate) fn is_refusal(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(AddressRejected::NotAllowed(_)) = error.downcast_ref() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Which agent addresses are allowed.
 #[derive(Debug, Clone)]
 pub(crate) struct AddressPolicy {

@@ -1,26 +1,71 @@
 //! Pings one agent (`.github/docs/protocol.md` section 2.1).
 
+use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use reqwest::header::{AUTHORIZATION, DATE, HeaderValue};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Client, Response, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
-use super::address_policy::AddressPolicy;
-use super::evaluate::PingAttempt;
-use super::store::{AgentRecord, whole_micros};
-use super::stretch::{self, MeasuredStretch};
+use super::address_policy::{self, AddressPolicy};
+use super::clock::PingClock;
+use super::store::AgentRecord;
+use super::stretch::{self, BootInstant, MeasuredStretch};
 use crate::net;
-use crate::net::client::{read_body, root_cause};
+use crate::net::client::{BodyError, date_of, read_body, root_cause};
 use crate::net::endpoint::with_path;
-use crate::units::saturating_sub;
+use crate::units::{saturating_add, saturating_sub};
 use crate::wire::agent::{MAX_REPORT_BYTES, Reported, read_report};
 use crate::wire::ping_system::served::Agent;
 
 /// The longest failure reason that is stored.
 const MAX_REASON_CHARS: usize = 200;
+
+/// One request to an agent.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    /// When it began.
+    pub(crate) at: DateTime<Utc>,
+    /// The same by the boot clock.
+    pub(crate) began: BootInstant,
+    /// How long it took.
+    pub(crate) took: Duration,
+    /// How far the agent's clock is ahead of ours; `None` without an answer that tells.
+    pub(crate) clock_offset_seconds: Option<f64>,
+    pub(crate) answer: Result<Reported, AttemptFailure>,
+}
+
+/// Why there is no valid answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AttemptFailure {
+    pub(crate) kind: FailureKind,
+    /// One line, for people.
+    pub(crate) reason: String,
+}
+
+/// Where an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// Our own address rules forbid the request.
+    OwnRules,
+    /// The agent refused our token.
+    TokenRefused,
+    /// The agent answered, but not validly.
+    InvalidAnswer,
+    /// There was no whole answer in time.
+    NoAnswer,
+}
+
+impl FailureKind {
+    fn with(self, reason: &dyn fmt::Display) -> AttemptFailure {
+        AttemptFailure {
+            kind: self,
+            reason: one_line(&reason.to_string()),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct AgentClient {
@@ -65,31 +110,40 @@ impl AgentClient {
         })
     }
 
-    /// Pings an agent for its uptime since it last answered, which is as long ago as was measured.
-    pub(crate) async fn ask(&self, known: &AgentRecord, measured: MeasuredStretch) -> PingAttempt {
-        let at = whole_micros(Utc::now());
-        let begun = Instant::now();
+    /// Pings an agent for its uptime since it last answered.
+    pub(crate) async fn ask(&self, known: &AgentRecord, clock: &PingClock) -> Attempt {
+        let at = clock.now();
+        let began = BootInstant::now();
+        let start = Instant::now();
+        let measured = MeasuredStretch::until(known, began).since_unanswered(known);
         let stretch = known.unanswered_since().map(|since| Stretch {
             since,
-            length: stretch::length(since, at, measured.since_unanswered(known)),
+            length: stretch::length(since, at, measured),
         });
-        let answer = tokio::time::timeout(self.timeout, self.report(&known.agent, stretch))
+        let mut told = None;
+        let report = self.report(&known.agent, stretch, &mut told);
+        let answer = tokio::time::timeout(self.timeout, report)
             .await
             .unwrap_or_else(|_| {
-                Err(format!(
-                    "no whole answer in {}s",
-                    self.timeout.as_secs_f64()
-                ))
+                let seconds = self.timeout.as_secs_f64();
+                Err(FailureKind::NoAnswer.with(&format!("no whole answer in {seconds}s")))
             });
-        PingAttempt {
+        let clock_offset_seconds = told.map(|Told { date, after }| {
+            // The date is cut to whole seconds.
+            let date = date + TimeDelta::milliseconds(500);
+            let here = saturating_add(at, after / 2);
+            ((date - here).as_seconds_f64() * 10.0).round() / 10.0
+        });
+        Attempt {
             at,
-            took: begun.elapsed(),
-            measured,
-            answer: answer.map_err(|reason| one_line(&reason)),
+            began,
+            took: start.elapsed(),
+            clock_offset_seconds,
+            answer,
         }
     }
 
-    async fn get(&self, route: &Url, stretch: Option<Stretch>) -> Result<Response, String> {
+    async fn get(&self, route: &Url, stretch: Option<Stretch>) -> Result<Response, AttemptFailure> {
         let mut url = route.clone();
         if let Some(Stretch { since, length }) = stretch {
             let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
@@ -107,19 +161,36 @@ impl AgentClient {
             } else {
                 ""
             };
-            format!("{what}{}", root_cause(&error))
+            let kind = if address_policy::is_refusal(&error) {
+                FailureKind::OwnRules
+            } else {
+                FailureKind::NoAnswer
+            };
+            kind.with(&format!("{what}{}", root_cause(&error)))
         })
     }
 
-    async fn report(&self, agent: &Agent, stretch: Option<Stretch>) -> Result<Reported, String> {
-        let base = Url::parse(&agent.agent_url).map_err(|error| error.to_string())?;
+    /// What the agent reports; `told` is set as soon as its answer begins.
+    async fn report(
+        &self,
+        agent: &Agent,
+        stretch: Option<Stretch>,
+        told: &mut Option<Told>,
+    ) -> Result<Reported, AttemptFailure> {
+        let base = Url::parse(&agent.agent_url)
+            .map_err(|error| FailureKind::InvalidAnswer.with(&error))?;
         // The policy may have changed since the registration.
         self.address_policy
             .check(&base)
-            .map_err(|why| why.to_string())?;
+            .map_err(|refused| FailureKind::OwnRules.with(&refused))?;
         let route = with_path(&base, "agent/uptime-since-last-ping");
+        let start = Instant::now();
         let answer = self.get(&route, stretch).await?;
         let now_there = date_of(&answer);
+        *told = now_there.map(|date| Told {
+            date,
+            after: start.elapsed(),
+        });
         let Some(Stretch { length, .. }) = stretch else {
             return read(answer, agent).await;
         };
@@ -147,28 +218,34 @@ struct Stretch {
     length: Duration,
 }
 
-async fn read(answer: Response, agent: &Agent) -> Result<Reported, String> {
+/// When an agent answered, by its own clock.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    date: DateTime<Utc>,
+    /// How long after the request.
+    after: Duration,
+}
+
+async fn read(answer: Response, agent: &Agent) -> Result<Reported, AttemptFailure> {
+    use FailureKind::{InvalidAnswer, NoAnswer, TokenRefused};
     match answer.status() {
         StatusCode::OK => {}
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-            return Err(format!("status {status}: check --agent-token-file"));
+            return Err(TokenRefused.with(&format!("status {status}: check --agent-token-file")));
         }
         status if status.is_redirection() => {
-            return Err(format!("status {status}: redirects are not followed"));
+            let reason = format!("status {status}: redirects are not followed");
+            return Err(InvalidAnswer.with(&reason));
         }
-        status => return Err(format!("status {status}, expected 200")),
+        status => return Err(InvalidAnswer.with(&format!("status {status}, expected 200"))),
     }
     let body = read_body(answer, MAX_REPORT_BYTES)
         .await
-        .map_err(|error| error.to_string())?;
-    read_report(&body, &agent.agent_id).map_err(|error| error.to_string())
-}
-
-/// The `Date` of an answer, by the agent's clock.
-fn date_of(response: &Response) -> Option<DateTime<Utc>> {
-    let date = response.headers().get(DATE)?.to_str().ok()?;
-    let date = DateTime::parse_from_rfc2822(date).ok()?;
-    Some(date.to_utc())
+        .map_err(|error| match error {
+            BodyError::Lost(_) => NoAnswer.with(&error),
+            BodyError::TooLong(_) => InvalidAnswer.with(&error),
+        })?;
+    read_report(&body, &agent.agent_id).map_err(|error| InvalidAnswer.with(&error))
 }
 
 fn one_line(text: &str) -> String {

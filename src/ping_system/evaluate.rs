@@ -1,4 +1,4 @@
-//! Evaluates an agent's answer: the ping to store, and the agent's new streak and interval.
+//! Evaluates an attempt to ping an agent: the ping to store, and the agent's new streak and interval.
 
 use std::time::Duration;
 
@@ -7,23 +7,40 @@ use chrono::{DateTime, Utc};
 use super::interval::{IntervalRules, Streak, spread};
 use super::store::whole_micros;
 use super::store::{AgentRecord, PingRecord};
-use super::stretch::{self, MeasuredStretch};
-use crate::units::{milliseconds, saturating_add, saturating_sub};
+use super::stretch::{self, BootInstant, MeasuredStretch, PingMarks};
+use super::warnings;
+use crate::units::{Percent, milliseconds, saturating_add, saturating_sub};
 use crate::wire::agent::Reported;
 use crate::wire::coverage::{self, first_ping_uptime};
+use crate::wire::ping_system::HistoryPing;
 use crate::wire::ping_system::served::{Ping, Status};
 
-/// One attempt to ping an agent: its answer, or why there is none.
+/// One attempt to ping an agent, and its result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingAttempt {
     /// When the ping began.
     pub at: DateTime<Utc>,
+    /// The same by the boot clock.
+    pub began: BootInstant,
     /// How long it took.
     pub took: Duration,
-    /// How much time it is about.
-    pub measured: MeasuredStretch,
-    pub answer: Result<Reported, String>,
+    /// How far the agent's clock is ahead; `None` if it did not tell.
+    pub clock_offset_seconds: Option<f64>,
+    pub outcome: PingOutcome,
 }
+
+/// The result of an attempt, or why there is none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PingOutcome {
+    Answered(Reported),
+    /// The agent gave no valid answer.
+    Failed(String),
+    /// The ping system could not see whether the agent would have answered.
+    Unobserved(String),
+}
+
+/// The longest pause before an agent that could not be observed is pinged again.
+const UNOBSERVED_RETRY: Duration = Duration::from_secs(5);
 
 /// How pings are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +65,14 @@ impl PingPolicy {
     /// The ping to be stored for an attempt; `random`, from 0 to 1, spreads the time of the next ping.
     #[must_use]
     pub fn evaluate(&self, known: &AgentRecord, attempt: PingAttempt, random: f64) -> PingRecord {
-        let graced = self.first_ping_grace && known.agent.total_pings == 0;
+        let (at, began) = (attempt.at, attempt.began);
+        let clock_offset_seconds = attempt
+            .clock_offset_seconds
+            .or(known.agent.clock_offset_seconds);
+        if let PingOutcome::Unobserved(reason) = attempt.outcome {
+            return self.unobserved(known, at, reason, random);
+        }
+        let graced = self.first_ping_grace && known.agent.last_ping_at.is_none();
         let ping = ping(known, attempt, graced);
         let streak = match (graced, ping.success) {
             (true, _) => Streak::default(),
@@ -60,28 +84,33 @@ impl PingPolicy {
         };
         let interval = self.interval.interval(streak);
         let mut agent = known.agent.clone();
-        agent.status = if ping.success {
-            Status::Active
-        } else {
-            Status::Unreachable
-        };
+        agent.status = status(&ping);
         agent.last_ping_at = Some(ping.timestamp);
         agent.next_ping_at = whole_micros(saturating_add(ping.timestamp, spread(interval, random)));
         agent.total_pings += 1;
         agent.consecutive_poor_uptime = streak.consecutive_poor;
         agent.ping_interval_minutes = interval.as_secs_f64() / 60.0;
         agent.last_uptime_percent = ping.uptime_percent;
+        agent.last_error.clone_from(&ping.error);
+        agent.clock_offset_seconds = clock_offset_seconds;
+        agent.warnings = warnings::of_agent(&agent.agent_id, clock_offset_seconds);
         let (last_answered_at, answered_streak) = if ping.success {
             (Some(ping.timestamp), streak)
         } else {
             (known.last_answered_at, known.answered_streak)
         };
         let was_failing = known.agent.status == Status::Unreachable;
+        let marks = PingMarks::after(known.marks.as_ref(), at, began, ping.success);
         PingRecord {
-            covered_seconds: ping.covers_from.and(ping.window_seconds).unwrap_or(0.0),
+            covered_seconds: coverage::seconds_of(&HistoryPing::from(&ping)),
+            // By the clock as it was, and as it is now: it may have been set back meanwhile.
             supersedes_after: known
                 .last_answered_at
-                .filter(|_| ping.success && was_failing),
+                .filter(|_| ping.success && was_failing)
+                .map(|answered_at| {
+                    ping.covers_from
+                        .map_or(answered_at, |from| from.min(answered_at))
+                }),
             ping,
             after: AgentRecord {
                 key: known.key,
@@ -89,33 +118,139 @@ impl PingPolicy {
                 streak,
                 last_answered_at,
                 answered_streak,
+                marks: Some(marks),
             },
         }
     }
+
+    /// A ping that says nothing: the agent is as before, and pinged again soon.
+    fn unobserved(
+        &self,
+        known: &AgentRecord,
+        at: DateTime<Utc>,
+        reason: String,
+        random: f64,
+    ) -> PingRecord {
+        let mut after = known.clone();
+        let agent = &mut after.agent;
+        agent.status = match agent.status {
+            Status::Unreachable => Status::Unreachable,
+            Status::Unknown => Status::Unknown,
+            Status::Active | Status::NoGpu | Status::Unobserved => Status::Unobserved,
+        };
+        let pause = self.interval.base.min(UNOBSERVED_RETRY);
+        agent.next_ping_at = whole_micros(saturating_add(at, spread(pause, random)));
+        agent.total_pings += 1;
+        agent.last_error = Some(reason.clone());
+        PingRecord {
+            ping: Ping {
+                observed: false,
+                window_seconds: Some(0.0),
+                error: Some(reason),
+                ..unanswered(at, false)
+            },
+            covered_seconds: 0.0,
+            supersedes_after: None,
+            after,
+        }
+    }
+
+    /// The agent at `now`, once its failed pings since `since` say nothing. `latest` are its newest pings, oldest first.
+    #[must_use]
+    pub fn without_failures(
+        &self,
+        known: &AgentRecord,
+        latest: &[Ping],
+        since: DateTime<Utc>,
+        now: DateTime<Utc>,
+        reason: &str,
+    ) -> AgentRecord {
+        let is_void = |ping: &Ping| {
+            ping.observed && !ping.success && !ping.superseded && ping.timestamp >= since
+        };
+        let voided = latest.iter().filter(|ping| is_void(ping)).count();
+        let last = latest
+            .iter()
+            .rev()
+            .find(|ping| ping.observed && !is_void(ping));
+        let mut after = known.clone();
+        after.streak = match last {
+            None => Streak::default(),
+            Some(last) if last.success => known.answered_streak,
+            Some(_) => {
+                let voided = u32::try_from(voided).unwrap_or(u32::MAX);
+                Streak {
+                    consecutive_poor: known.streak.consecutive_poor.saturating_sub(voided),
+                    good_in_a_row: 0,
+                }
+            }
+        };
+        let agent = &mut after.agent;
+        agent.status = match last {
+            None => Status::Unknown,
+            Some(last) if last.success => Status::Unobserved,
+            Some(_) => Status::Unreachable,
+        };
+        agent.last_ping_at = last.map(|last| last.timestamp);
+        agent.last_uptime_percent = last.and_then(|last| last.uptime_percent);
+        agent.last_error = Some(reason.to_owned());
+        agent.consecutive_poor_uptime = after.streak.consecutive_poor;
+        let interval = self.interval.interval(after.streak);
+        agent.ping_interval_minutes = interval.as_secs_f64() / 60.0;
+        agent.next_ping_at = now;
+        after
+    }
 }
 
-/// The ping by itself. An answered one covers the time since the last answered one, a failed one that since the last
-/// stored one; the first one asks only whether a GPU is there (`.github/docs/protocol.md` section 1.1).
-fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
-    let mut ping = Ping {
-        timestamp: attempt.at,
+fn status(ping: &Ping) -> Status {
+    if !ping.success {
+        return Status::Unreachable;
+    }
+    let has_gpus = if ping.first_ping {
+        ping.uptime_percent != Some(Percent::ZERO)
+    } else {
+        ping.gpu_available != Some(false)
+    };
+    if has_gpus {
+        Status::Active
+    } else {
+        Status::NoGpu
+    }
+}
+
+/// A ping without an answer.
+fn unanswered(at: DateTime<Utc>, first_ping: bool) -> Ping {
+    Ping {
+        timestamp: at,
+        covers_from: None,
         success: false,
+        observed: true,
+        superseded: false,
         uptime_percent: None,
         window_seconds: None,
         gpu_available: None,
         first_ping,
         response_time_ms: None,
         error: None,
-        covers_from: None,
-        superseded: false,
-    };
+    }
+}
+
+/// The ping by itself. An answered one covers the time since the last answered one, a failed one that since the last
+/// stored one; the first one asks only whether a GPU is there (`.github/docs/protocol.md` section 1.1).
+fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
+    let mut ping = unanswered(attempt.at, first_ping);
+    let measured = MeasuredStretch::until(known, attempt.began);
     // From when on it speaks, and for how many seconds.
     let stretch = |begin: Option<DateTime<Utc>>, measured| {
         let length = stretch::length(begin?, attempt.at, measured);
         let covers_from = whole_micros(saturating_sub(attempt.at, length));
         Some((covers_from, to_a_millionth(length.as_secs_f64())))
     };
-    let reported = attempt.answer.and_then(|reported| {
+    let answer = match attempt.outcome {
+        PingOutcome::Answered(reported) => Ok(reported),
+        PingOutcome::Failed(error) | PingOutcome::Unobserved(error) => Err(error),
+    };
+    let reported = answer.and_then(|reported| {
         let uptime = if first_ping {
             Some(first_ping_uptime(
                 reported.gpu_available,
@@ -133,10 +268,10 @@ fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
             ping.gpu_available = reported.gpu_available;
             ping.response_time_ms = Some(milliseconds(attempt.took));
             let begin = known.unanswered_since().filter(|_| !first_ping);
-            let stretch = stretch(begin, attempt.measured.since_unanswered(known));
+            let stretch = stretch(begin, measured.since_unanswered(known));
             ping.covers_from = stretch.map(|(from, _)| from);
             let elapsed = stretch.map(|(_, seconds)| seconds);
-            ping.window_seconds = elapsed.or(reported.window_seconds.map(to_a_millionth));
+            ping.window_seconds = Some(elapsed.unwrap_or(0.0));
             let uptime = elapsed.map_or(uptime, |elapsed| {
                 coverage::uptime_of_stretch(uptime, reported.window_seconds, elapsed)
             });
@@ -144,9 +279,9 @@ fn ping(known: &AgentRecord, attempt: PingAttempt, first_ping: bool) -> Ping {
         }
         Err(error) => {
             ping.error = Some(error);
-            let stretch = stretch(known.agent.last_ping_at, attempt.measured.since_stored);
+            let stretch = stretch(known.agent.last_ping_at, measured.since_stored);
             ping.covers_from = stretch.map(|(from, _)| from);
-            ping.window_seconds = stretch.map(|(_, seconds)| seconds);
+            ping.window_seconds = Some(stretch.map_or(0.0, |(_, seconds)| seconds));
         }
     }
     ping
@@ -161,28 +296,45 @@ fn to_a_millionth(seconds: f64) -> f64 {
 mod tests {
     use super::super::testing::{known, utc};
     use super::*;
-    use crate::units::Percent;
+    use uuid::Uuid;
 
-    fn answered(at: &str, uptime: f64, gpu: bool) -> PingAttempt {
-        PingAttempt {
-            at: utc(at),
-            took: Duration::from_millis(12),
-            measured: MeasuredStretch::default(),
-            answer: Ok(Reported {
-                uptime_percent: Percent::new(uptime).ok(),
-                window_seconds: Some(600.0),
-                gpu_available: Some(gpu),
-            }),
+    /// A boot clock that starts at the beginning of the year.
+    fn began(at: DateTime<Utc>) -> BootInstant {
+        let since_boot = at - utc("2026-01-01T00:00:00Z");
+        BootInstant {
+            boot_id: Uuid::nil(),
+            since_boot: since_boot.to_std().unwrap(),
         }
     }
 
-    fn lost(at: &str) -> PingAttempt {
+    fn attempt(at: &str, outcome: PingOutcome) -> PingAttempt {
         PingAttempt {
             at: utc(at),
-            took: Duration::from_secs(10),
-            measured: MeasuredStretch::default(),
-            answer: Err("no answer in 10s".to_owned()),
+            began: began(utc(at)),
+            took: Duration::from_millis(12),
+            clock_offset_seconds: None,
+            outcome,
         }
+    }
+
+    fn answer(uptime: Option<f64>, window_seconds: f64, gpu: bool) -> PingOutcome {
+        PingOutcome::Answered(Reported {
+            uptime_percent: uptime.map(|uptime| Percent::new(uptime).unwrap()),
+            window_seconds: Some(window_seconds),
+            gpu_available: Some(gpu),
+        })
+    }
+
+    fn answered(at: &str, uptime: f64, gpu: bool) -> PingAttempt {
+        attempt(at, answer(Some(uptime), 600.0, gpu))
+    }
+
+    fn lost(at: &str) -> PingAttempt {
+        attempt(at, PingOutcome::Failed("no answer in 10s".to_owned()))
+    }
+
+    fn unseen(at: &str) -> PingAttempt {
+        attempt(at, PingOutcome::Unobserved("not seen".to_owned()))
     }
 
     #[test]
@@ -240,8 +392,7 @@ mod tests {
         assert_eq!(agent.next_ping_at, utc("2026-01-01T00:45:00Z"));
 
         // The next answer covers the time since the last one: the failed ping is superseded, and changes nothing.
-        let mut whole = answered("2026-01-01T00:45:00Z", 99.5, true);
-        whole.answer.as_mut().unwrap().window_seconds = Some(2699.0);
+        let whole = attempt("2026-01-01T00:45:00Z", answer(Some(99.5), 2699.0, true));
         let third = PingPolicy::default().evaluate(&second.after, whole, 0.0);
         assert_eq!(third.after.agent.status, Status::Active);
         assert_eq!(third.covered_seconds, 2700.0);
@@ -262,11 +413,10 @@ mod tests {
 
     #[test]
     fn an_answer_without_uptime_is_none_after_the_first_ping() {
-        let mut bare = answered("2026-01-01T00:00:00Z", 99.0, true);
-        bare.answer.as_mut().unwrap().uptime_percent = None;
-        let first = PingPolicy::default().evaluate(&known("a"), bare.clone(), 0.5);
+        let bare = |at| attempt(at, answer(None, 600.0, true));
+        let first = PingPolicy::default().evaluate(&known("a"), bare("2026-01-01T00:00:00Z"), 0.5);
         assert!(first.ping.success);
-        bare.at = utc("2026-01-01T00:15:00Z");
+        let bare = bare("2026-01-01T00:15:00Z");
         let second = PingPolicy::default().evaluate(&first.after, bare, 0.5);
         assert!(!second.ping.success);
         assert_eq!(
@@ -276,31 +426,151 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_jumped_back_makes_no_negative_time() {
-        let first = PingPolicy::default().evaluate(
-            &known("a"),
-            answered("2026-01-01T01:00:00Z", 99.0, true),
-            0.5,
-        );
-        let second =
-            PingPolicy::default().evaluate(&first.after, lost("2026-01-01T00:00:00Z"), 0.5);
-        assert_eq!(second.covered_seconds, 0.0);
-        // Measured by a clock that was not set, it is as long as it was.
-        let measured = MeasuredStretch {
-            since_answered: Some(Duration::from_secs(900)),
-            since_stored: Some(Duration::from_secs(900)),
+    fn a_stretch_is_as_long_as_it_was_whatever_the_wall_clock_was_set_to() {
+        let policy = PingPolicy::default();
+        let start = answered("2026-01-01T01:00:00Z", 99.0, true);
+        let first = policy.evaluate(&known("a"), start.clone(), 0.5);
+        let later = BootInstant {
+            since_boot: start.began.since_boot + Duration::from_secs(900),
+            ..start.began
         };
         for at in ["2026-01-01T00:00:00Z", "2026-01-01T09:00:00Z"] {
             for attempt in [lost(at), answered(at, 99.0, true)] {
                 let attempt = PingAttempt {
-                    measured,
+                    began: later,
                     ..attempt
                 };
-                let new = PingPolicy::default().evaluate(&first.after, attempt, 0.5);
+                let new = policy.evaluate(&first.after, attempt, 0.5);
                 assert_eq!(new.covered_seconds, 900.0);
                 let from = new.ping.timestamp - chrono::TimeDelta::seconds(900);
                 assert_eq!(new.ping.covers_from, Some(from));
             }
         }
+        // After another boot there is only the wall clock, by which no negative time passes.
+        let elsewhere = PingAttempt {
+            began: BootInstant {
+                boot_id: Uuid::max(),
+                since_boot: Duration::ZERO,
+            },
+            ..lost("2026-01-01T00:00:00Z")
+        };
+        let new = policy.evaluate(&first.after, elsewhere, 0.5);
+        assert_eq!(new.covered_seconds, 0.0);
+    }
+
+    #[test]
+    fn what_was_not_seen_changes_nothing_but_is_asked_again_soon() {
+        let policy = PingPolicy::default();
+        let first = policy.evaluate(
+            &known("a"),
+            answered("2026-01-01T00:00:00Z", 99.0, true),
+            0.5,
+        );
+        let second = policy.evaluate(
+            &first.after,
+            answered("2026-01-01T00:15:00Z", 99.0, true),
+            0.5,
+        );
+        let unseen_once = policy.evaluate(&second.after, unseen("2026-01-01T00:30:00Z"), 0.5);
+        let ping = &unseen_once.ping;
+        assert!(!ping.observed && !ping.success);
+        assert_eq!((ping.window_seconds, ping.covers_from), (Some(0.0), None));
+        assert_eq!(unseen_once.covered_seconds, 0.0);
+        let agent = &unseen_once.after.agent;
+        assert_eq!(agent.status, Status::Unobserved);
+        assert_eq!(agent.last_ping_at, second.after.agent.last_ping_at);
+        assert_eq!(agent.next_ping_at, utc("2026-01-01T00:30:05Z"));
+        assert_eq!(agent.total_pings, 3);
+        assert_eq!(agent.last_error.as_deref(), Some("not seen"));
+        assert_eq!(unseen_once.after.streak, second.after.streak);
+        // The next answer covers the time as if nothing had been.
+        let whole = attempt("2026-01-01T00:45:00Z", answer(Some(99.0), 1800.0, true));
+        let third = policy.evaluate(&unseen_once.after, whole, 0.5);
+        assert_eq!(third.covered_seconds, 1800.0);
+        assert_eq!(third.after.agent.status, Status::Active);
+
+        // Of an agent that has never been seen, the first ping is still to come.
+        let never = policy.evaluate(&known("a"), unseen("2026-01-01T00:00:00Z"), 0.5);
+        assert_eq!(never.after.agent.status, Status::Unknown);
+        let first = policy.evaluate(
+            &never.after,
+            answered("2026-01-01T00:00:05Z", 12.0, true),
+            0.5,
+        );
+        assert!(first.ping.first_ping);
+        assert_eq!(first.covered_seconds, 0.0);
+        // One that failed before has still failed.
+        let failed = policy.evaluate(&second.after, lost("2026-01-01T00:30:00Z"), 0.5);
+        let unseen = policy.evaluate(&failed.after, unseen("2026-01-01T01:00:00Z"), 0.5);
+        assert_eq!(unseen.after.agent.status, Status::Unreachable);
+    }
+
+    #[test]
+    fn failures_that_turn_out_to_be_our_own_change_nothing() {
+        let policy = PingPolicy::default();
+        let mut record = policy.evaluate(
+            &known("a"),
+            answered("2026-01-01T00:00:00Z", 99.0, true),
+            0.5,
+        );
+        let mut pings = vec![record.ping.clone()];
+        let mut add = |attempt| {
+            record = policy.evaluate(&record.after, attempt, 0.5);
+            pings.push(record.ping.clone());
+            (record.after.clone(), pings.clone())
+        };
+        add(answered("2026-01-01T00:10:00Z", 99.0, true));
+        let (failing, one_failed) = add(lost("2026-01-01T00:20:00Z"));
+        let now = utc("2026-01-01T00:21:00Z");
+        let without = |known, pings: &[Ping], since| {
+            let after = policy.without_failures(known, pings, utc(since), now, "our own network");
+            let agent = after.agent;
+            (
+                agent.status,
+                agent.last_ping_at,
+                after.streak.consecutive_poor,
+            )
+        };
+        let answered_at = Some(utc("2026-01-01T00:10:00Z"));
+        assert_eq!(failing.agent.consecutive_poor_uptime, 1);
+        assert_eq!(
+            without(&failing, &one_failed, "2026-01-01T00:20:00Z"),
+            (Status::Unobserved, answered_at, 0)
+        );
+        // One that had failed before has still failed.
+        let (failing, two_failed) = add(lost("2026-01-01T00:20:30Z"));
+        assert_eq!(
+            without(&failing, &two_failed, "2026-01-01T00:20:30Z"),
+            (Status::Unreachable, Some(utc("2026-01-01T00:20:00Z")), 1)
+        );
+        // Of the very first ping nothing remains.
+        let failed = policy.evaluate(&known("a"), lost("2026-01-01T00:00:00Z"), 0.5);
+        assert_eq!(
+            without(&failed.after, &[failed.ping], "2026-01-01T00:00:00Z"),
+            (Status::Unknown, None, 0)
+        );
+    }
+
+    #[test]
+    fn an_agent_without_its_gpus_is_not_active() {
+        let policy = PingPolicy::default();
+        let first = policy.evaluate(
+            &known("a"),
+            answered("2026-01-01T00:00:00Z", 99.0, false),
+            0.5,
+        );
+        assert_eq!(first.after.agent.status, Status::NoGpu);
+        let second = policy.evaluate(
+            &first.after,
+            answered("2026-01-01T00:15:00Z", 99.0, true),
+            0.5,
+        );
+        assert_eq!(second.after.agent.status, Status::Active);
+        let third = policy.evaluate(
+            &second.after,
+            answered("2026-01-01T00:30:00Z", 99.0, false),
+            0.5,
+        );
+        assert_eq!(third.after.agent.status, Status::NoGpu);
     }
 }

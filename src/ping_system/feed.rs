@@ -49,7 +49,7 @@ impl Feed {
     /// Publishes a ping.
     pub(crate) fn publish(&self, event: &PingEvent) {
         let listeners = self.listeners.lock();
-        let topic = Topic::Agent(event.agent_id.clone());
+        let topic = Topic::Agent(event.agent.agent_id.clone());
         let interested = [listeners.get(&topic), listeners.get(&Topic::All)];
         let mut interested = interested.into_iter().flatten().peekable();
         if interested.peek().is_some() {
@@ -86,7 +86,7 @@ mod tests {
     /// The agent of the next ping.
     fn agent(subscriber: &mut Receiver<FeedEvent>) -> Result<String, TryRecvError> {
         subscriber.try_recv().map(|event| match event {
-            FeedEvent::Ping(ping) => ping.agent_id.clone(),
+            FeedEvent::Ping(ping) => ping.agent.agent_id.clone(),
             FeedEvent::Resync => "resync".to_owned(),
         })
     }

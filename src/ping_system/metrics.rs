@@ -8,7 +8,7 @@ use prometheus::{
 };
 
 use crate::ping_system::store::Totals;
-use crate::wire::ping_system::served::Ping;
+use crate::wire::ping_system::served::{Ping, Status};
 
 /// Counters and gauges of one ping system.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl PingMetrics {
             pings: IntCounterVec::new(
                 Opts::new(
                     "uptime_ping_system_pings_total",
-                    "Pings that are stored, by result: answered or failed.",
+                    "Pings that are stored, by result: answered, failed or unobserved.",
                 ),
                 &["result"],
             )?,
@@ -97,7 +97,13 @@ impl PingMetrics {
 
     /// A ping was stored.
     pub(crate) fn stored(&self, ping: &Ping) {
-        let result = if ping.success { "answered" } else { "failed" };
+        let result = match ping {
+            Ping {
+                observed: false, ..
+            } => "unobserved",
+            Ping { success: true, .. } => "answered",
+            Ping { .. } => "failed",
+        };
         self.pings.with_label_values(&[result]).inc();
         if let Some(milliseconds) = ping.response_time_ms {
             self.duration.observe(milliseconds / 1e3);
@@ -114,12 +120,9 @@ impl PingMetrics {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn text(&self, totals: Totals) -> prometheus::Result<String> {
-        for (status, count) in [
-            ("active", totals.active()),
-            ("unreachable", totals.unreachable),
-        ] {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.agents.with_label_values(&[status]).set(count);
+        for status in Status::ALL {
+            let count = i64::try_from(totals.of(status)).unwrap_or(i64::MAX);
+            self.agents.with_label_values(&[status.name()]).set(count);
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }

@@ -4,10 +4,13 @@
 pub(crate) mod address_policy;
 pub(crate) mod api;
 pub(crate) mod client;
+pub(crate) mod clock;
 pub mod evaluate;
 pub(crate) mod feed;
 pub(crate) mod interval;
+pub(crate) mod mass_failure;
 pub(crate) mod metrics;
+pub(crate) mod observer;
 pub(crate) mod options;
 pub(crate) mod pinger;
 pub(crate) mod retention;
@@ -15,6 +18,8 @@ pub mod store;
 pub mod stretch;
 #[cfg(test)]
 mod testing;
+pub(crate) mod void_queue;
+pub(crate) mod warnings;
 pub(crate) mod writer;
 
 use std::net::SocketAddr;
@@ -22,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use chrono::Utc;
 use ipnet::IpNet;
 use reqwest::header::HeaderValue;
 use tokio::net::TcpListener;
@@ -34,14 +40,16 @@ use self::address_policy::AddressPolicy;
 use self::api::Tokens;
 use self::api::state::AppState;
 use self::client::AgentClient;
+use self::clock::PingClock;
 use self::evaluate::PingPolicy;
 use self::feed::Feed;
 use self::metrics::PingMetrics;
+use self::observer::Observer;
 use self::pinger::Pinger;
-use self::store::Store;
 use self::store::postgres::{self, PostgresOptions};
 use self::store::sqlite::{self, Location};
-use self::stretch::StretchClock;
+use self::store::{Store, whole_micros};
+use self::void_queue::VoidQueue;
 use self::writer::PingWriter;
 use crate::net;
 use crate::shutdown::Shutdown;
@@ -60,6 +68,10 @@ pub struct PingSystemConfig {
     pub rules: PingPolicy,
     /// The longest wait for an agent's answer.
     pub response_timeout: Duration,
+    /// How often a failed ping is retried before it counts.
+    pub retries: u32,
+    /// Addresses, `HOST:PORT`, that can be connected to whenever its network works.
+    pub references: Vec<String>,
     /// How many agents it asks at once.
     pub max_concurrent: usize,
     /// How long it remembers.
@@ -111,13 +123,20 @@ pub async fn run_at(
     let (writer, writer_task) = writer::new();
     // It ends when the last ping is stored, not before.
     let stored = tokio::spawn(writer_task.run(Arc::clone(&store), Arc::clone(&feed)));
+    let clock = Arc::new(PingClock::start(whole_micros(Utc::now())));
+    let observer = Arc::new(Observer::new(config.references.clone()));
     helpers.spawn(retention::run(
         Arc::clone(&store),
+        Arc::clone(&clock),
         config.retention,
-        helpers_stop,
+        helpers_stop.clone(),
     ));
+    let watching = Arc::clone(&observer);
+    helpers.spawn(async move { watching.run(helpers_stop).await });
     let tokens = config.tokens.clone();
-    let state = Arc::new(state(config, address, store, feed, writer)?);
+    let state = Arc::new(state(
+        config, address, store, feed, writer, clock, observer,
+    )?);
     let pinger = Arc::clone(&state.pinger);
     tracing::info!("the ping system answers at http://{address}");
     let served = net::server::serve(
@@ -164,6 +183,8 @@ fn state(
     store: Arc<dyn Store>,
     feed: Arc<Feed>,
     writer: PingWriter,
+    clock: Arc<PingClock>,
+    observer: Arc<Observer>,
 ) -> anyhow::Result<AppState> {
     let address_policy = AddressPolicy::new(&config.allowed, address);
     let client = AgentClient::new(
@@ -180,15 +201,20 @@ fn state(
         feed: Arc::clone(&feed),
         rules: config.rules,
         timeout: config.response_timeout,
+        retries: config.retries,
         permits: Arc::new(Semaphore::new(config.max_concurrent)),
         under_way: TaskTracker::new(),
         wake: Notify::new(),
         metrics: Arc::clone(&metrics),
-        stretches: StretchClock::start(),
+        clock: Arc::clone(&clock),
+        observer: Arc::clone(&observer),
+        voiding: VoidQueue::default(),
     });
     Ok(AppState {
         store,
         pinger,
+        clock,
+        observer,
         feed,
         address_policy,
         metrics,

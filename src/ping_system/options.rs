@@ -85,6 +85,20 @@ pub struct PingSystemOptions {
     /// The longest wait for an agent's answer [env: PING_RESPONSE_TIMEOUT_SECONDS=]
     #[arg(long, value_name = "T", default_value = "10s")]
     response_timeout: Span,
+    /// How often a failed ping is retried before it counts
+    #[arg(long, value_name = "N", env = "PING_RETRIES", default_value = "1",
+        value_parser = clap::value_parser!(u32).range(..=MAX_RETRIES))]
+    retries: u32,
+    /// Address that answers whenever the ping system's own network works: while none does, failures are not the
+    /// agents'. May be repeated
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "PING_REFERENCE",
+        value_delimiter = ',',
+        num_args = 1..
+    )]
+    reference: Vec<HostAndPort>,
     /// Agents that are asked at once
     #[arg(
         long,
@@ -166,6 +180,12 @@ impl PingSystemOptions {
                 first_ping_grace: self.first_ping_grace.0,
             },
             response_timeout: self.response_timeout.get(),
+            retries: self.retries,
+            references: self
+                .reference
+                .into_iter()
+                .map(|reference| reference.0)
+                .collect(),
             max_concurrent,
             retention: self.retention.get(),
             tokens,
@@ -178,6 +198,9 @@ impl PingSystemOptions {
         })
     }
 }
+
+/// More retries would only keep an agent's ping from being stored.
+const MAX_RETRIES: i64 = 10;
 
 /// What the database's connections hold.
 const DATABASE_FILES: u64 = 40;
@@ -253,6 +276,29 @@ fn database(text: &str) -> anyhow::Result<Database> {
     database.context("--database (PING_DATABASE)")
 }
 
+/// Where something listens: a name or an address, and a port.
+#[derive(Debug, Clone)]
+struct HostAndPort(String);
+
+impl FromStr for HostAndPort {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        let is_host_and_port = text.rsplit_once(':').is_some_and(|(host, port)| {
+            let is_host = !host.is_empty()
+                && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'))
+                && !host.contains(['/', '@', ' ']);
+            is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        if is_host_and_port {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("expected HOST:PORT, such as one.one.one.one:443 or [2606:4700::1111]:443")
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Threshold(Percent);
 
@@ -316,6 +362,25 @@ mod tests {
         }
         for bad in ["", "0", "-1", "nan", "inf", "1e300", "soon", "1 2"] {
             assert!(in_unit(bad, MINUTE).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn references_are_hosts_with_ports() {
+        for good in ["1.1.1.1:443", "[::1]:53", "dns.example:853", " a:1 "] {
+            assert!(good.parse::<HostAndPort>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "a",
+            ":1",
+            "a:0",
+            "a:99999",
+            "::1:53",
+            "http://a:1",
+            "a:b",
+        ] {
+            assert!(bad.parse::<HostAndPort>().is_err(), "{bad}");
         }
     }
 

@@ -4,22 +4,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::client::AgentClient;
-use super::evaluate::PingPolicy;
+use super::client::{AgentClient, Attempt, FailureKind};
+use super::clock::PingClock;
+use super::evaluate::{PingAttempt, PingOutcome, PingPolicy};
 use super::feed::{Feed, FeedEvent, Topic};
 use super::metrics::PingMetrics;
-use super::store::{Claim, Claimed, Lease, Store, StoreError};
-use super::stretch::StretchClock;
+use super::observer::{Observer, Verdict};
+use super::store::{AgentRecord, Claim, Claimed, Lease, Store, StoreError};
+use super::void_queue::{VOIDED_PINGS, VoidEntry, VoidQueue};
+use super::warnings;
 use super::writer::{NotStored, PingWriter};
 use crate::units::saturating_add;
-use crate::wire::ping_system::served::Ping;
+use crate::wire::ping_system::served::{Agent, Ping};
 
 /// Agents that become due within this time are claimed together: a claim is a write to the store.
 const TOGETHER: Duration = Duration::from_millis(25);
@@ -28,10 +31,18 @@ const MAX_DELAY: Duration = Duration::from_secs(1);
 /// Pauses between retries while the store fails.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// How much longer than the ping's deadline a lease lasts, so that the ping can be stored.
-const TIME_TO_STORE: Duration = Duration::from_secs(5);
-/// A clock that falls behind by more than this was set back.
-const CLOCK_SLACK: TimeDelta = TimeDelta::seconds(60);
+/// The pause before a failed ping is retried.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How much longer than the last retry a lease lasts, so that the ping can be judged and stored.
+const TIME_TO_STORE: Duration = Duration::from_secs(7);
+/// How often the clock is set by the database's.
+const CLOCK_CHECK: Duration = Duration::from_secs(5);
+/// How often the schedule is searched for times that lie absurdly ahead, by another clock or an earlier process.
+const SCHEDULE_CHECK: Duration = Duration::from_secs(30);
+/// A clock that is moved by more was set.
+const CLOCK_STEP: TimeDelta = TimeDelta::seconds(1);
+/// How much later than the longest of its own a lease may end before it is taken for an error of a clock.
+const LEASE_SLACK: Duration = Duration::from_secs(20);
 
 /// Pings agents, on schedule or on request.
 #[derive(Debug)]
@@ -46,6 +57,8 @@ pub(crate) struct Pinger {
     pub rules: PingPolicy,
     /// The longest wait for an answer.
     pub timeout: Duration,
+    /// How often a failed ping is retried before it counts.
+    pub retries: u32,
     /// The bound on concurrent pings.
     pub permits: Arc<Semaphore>,
     /// Pings in progress.
@@ -53,8 +66,17 @@ pub(crate) struct Pinger {
     /// Wakes the schedule: a new agent may be due.
     pub wake: Notify,
     pub metrics: Arc<PingMetrics>,
-    /// Measures the time between pings.
-    pub stretches: StretchClock,
+    pub clock: Arc<PingClock>,
+    /// Judges failed pings.
+    pub observer: Arc<Observer>,
+    /// Failures that were stored before it was known that they are not the agents'.
+    pub voiding: VoidQueue,
+}
+
+/// When the clock and the schedule are looked at next.
+struct ClockChecks {
+    clock_at: Instant,
+    schedule_at: Instant,
 }
 
 /// Why an agent was not pinged.
@@ -80,14 +102,18 @@ pub(crate) enum PingError {
 impl Pinger {
     /// Pings the agents that are due, until `stop`; pings in progress go on.
     pub(crate) async fn run(self: &Arc<Self>, stop: CancellationToken) {
-        let mut clock = WallClockCheck::start();
+        let mut checks = ClockChecks {
+            clock_at: Instant::now(),
+            schedule_at: Instant::now(),
+        };
         let mut backoff = MIN_BACKOFF;
         let mut failing = false;
-        let mut reschedule_overdue = true;
         while !stop.is_cancelled() {
-            reschedule_overdue |= clock.was_set_back();
             let looked_at = Instant::now();
-            let delay = match self.ask_due(&mut reschedule_overdue).await {
+            self.void_failures().await;
+            // For the log.
+            self.observer.hindrances();
+            let delay = match self.ask_due(&mut checks).await {
                 Ok(delay) => {
                     backoff = MIN_BACKOFF;
                     if std::mem::take(&mut failing) {
@@ -118,20 +144,14 @@ impl Pinger {
     }
 
     /// Starts the pings that are due, and returns how long nothing more will be due.
-    async fn ask_due(
-        self: &Arc<Self>,
-        reschedule_overdue: &mut bool,
-    ) -> Result<Duration, StoreError> {
-        if *reschedule_overdue {
-            self.store.reschedule_overdue(Utc::now()).await?;
-            *reschedule_overdue = false;
-        }
+    async fn ask_due(self: &Arc<Self>, checks: &mut ClockChecks) -> Result<Duration, StoreError> {
+        self.check_clock(checks).await?;
         // With all permits taken nothing can be started before one is free.
         let mut permits = vec![self.permit().await];
-        let Some(due_at) = self.store.next_due_at(Utc::now()).await? else {
+        let Some(due_at) = self.store.next_due_at(self.clock.now()).await? else {
             return Ok(MAX_DELAY);
         };
-        if let Ok(wait) = (due_at - Utc::now()).to_std()
+        if let Ok(wait) = (due_at - self.clock.now()).to_std()
             && !wait.is_zero()
         {
             return Ok(wait.min(MAX_DELAY));
@@ -151,6 +171,31 @@ impl Pinger {
             });
         }
         Ok(Duration::ZERO)
+    }
+
+    /// Sets the clock by the database's, and makes due what a clock that was ahead has put off.
+    async fn check_clock(&self, checks: &mut ClockChecks) -> Result<(), StoreError> {
+        let now = Instant::now();
+        if now >= checks.clock_at {
+            let moved = self.clock.set(self.store.now().await?);
+            checks.clock_at = now + CLOCK_CHECK;
+            if moved.abs() > CLOCK_STEP {
+                tracing::info!(
+                    "the clock was set by {:.1} s: pings go on, and cover as much time as has passed",
+                    moved.as_seconds_f64()
+                );
+                checks.schedule_at = now;
+            }
+        }
+        if now >= checks.schedule_at {
+            let lease = self.lease();
+            let latest_lease_end = saturating_add(lease.until, LEASE_SLACK);
+            self.store
+                .reschedule_overdue(lease.now, latest_lease_end)
+                .await?;
+            checks.schedule_at = now + SCHEDULE_CHECK;
+        }
+        Ok(())
     }
 
     /// Asks an agent now, due or not; if a ping of it is under way, returns that one.
@@ -186,21 +231,18 @@ impl Pinger {
 
     async fn ping(&self, claim: Claim) -> Result<Ping, PingError> {
         let agent = &claim.known.agent;
-        let late = (Utc::now() - agent.next_ping_at).to_std();
+        let late = (self.clock.now() - agent.next_ping_at).to_std();
         self.metrics.begin(late.unwrap_or_default());
-        let began = self.stretches.now();
-        let measured = self.stretches.measure(&claim.known, began);
-        let attempt = self.client.ask(&claim.known, measured).await;
+        let attempt = self.attempt(&claim.known).await;
         self.metrics.end();
+        warn_of_clock(agent, attempt.clock_offset_seconds);
         let new = self.rules.evaluate(&claim.known, attempt, fastrand::f64());
         let ping = new.ping.clone();
         if let Some(reason) = &ping.error {
             tracing::debug!(agent = agent.agent_id, reason, "no answer");
         }
-        let after = new.after.clone();
         match self.writer.store(claim, new).await {
             Ok(true) => {
-                self.stretches.remember(&after, began);
                 self.metrics.stored(&ping);
                 Ok(ping)
             }
@@ -222,11 +264,115 @@ impl Pinger {
     }
 
     fn lease(&self) -> Lease {
-        let now = Utc::now();
+        let now = self.clock.now();
+        let retry = self.timeout.saturating_add(RETRY_PAUSE);
+        let asking = self
+            .timeout
+            .saturating_add(retry.saturating_mul(self.retries));
         Lease {
             now,
-            until: saturating_add(now, self.timeout.saturating_add(TIME_TO_STORE)),
+            until: saturating_add(now, asking.saturating_add(TIME_TO_STORE)),
         }
+    }
+
+    /// Asks an agent, again if it fails, and judges the last failure.
+    async fn attempt(&self, known: &AgentRecord) -> PingAttempt {
+        let mut retries = self.retries;
+        let attempt = loop {
+            let attempt = self.client.ask(known, &self.clock).await;
+            let is_final = match &attempt.answer {
+                Ok(_) => true,
+                Err(failure) => failure.kind == FailureKind::OwnRules,
+            };
+            if is_final || retries == 0 {
+                break attempt;
+            }
+            retries -= 1;
+            tokio::time::sleep(RETRY_PAUSE).await;
+        };
+        let Attempt {
+            at,
+            began,
+            took,
+            clock_offset_seconds,
+            answer,
+        } = attempt;
+        let outcome = match answer {
+            Ok(reported) => {
+                self.observer.reached(known);
+                PingOutcome::Answered(reported)
+            }
+            Err(failure) => match self.observer.judge(known, &failure, began.since_boot).await {
+                Verdict::Observed => {
+                    self.voiding.failed(&known.agent.agent_id, failure.kind);
+                    PingOutcome::Failed(failure.reason)
+                }
+                Verdict::Unobserved {
+                    obstacle,
+                    also_earlier,
+                } => {
+                    self.observer.hindered(obstacle, at);
+                    if also_earlier {
+                        self.voiding.begin(at, failure.kind, &obstacle.to_string());
+                    }
+                    PingOutcome::Unobserved(format!("{obstacle}: {}", failure.reason))
+                }
+            },
+        };
+        PingAttempt {
+            at,
+            began,
+            took,
+            clock_offset_seconds,
+            outcome,
+        }
+    }
+
+    /// Makes failures unobserved that turned out not to be the agents'. An agent that is being asked, or whose failure
+    /// is being stored, has its turn later.
+    async fn void_failures(&self) {
+        for entry in self.voiding.take() {
+            match self.void_failures_of(&entry).await {
+                Ok(Claimed::Unknown | Claimed::Ours(_)) => {}
+                Ok(Claimed::Taken) => self.voiding.put_back(entry),
+                Err(error) => {
+                    tracing::debug!(agent = entry.agent_id, "not yet voided: {error}");
+                    self.voiding.put_back(entry);
+                }
+            }
+        }
+    }
+
+    async fn void_failures_of(&self, entry: &VoidEntry) -> Result<Claimed, StoreError> {
+        let claimed = self.store.claim(self.lease(), &entry.agent_id).await?;
+        let Claimed::Ours(claim) = &claimed else {
+            return Ok(claimed);
+        };
+        let latest = self.store.latest(claim.known.key, VOIDED_PINGS).await?;
+        let now = self.clock.now();
+        let after =
+            self.rules
+                .without_failures(&claim.known, &latest, entry.since, now, &entry.reason);
+        self.store
+            .void_failures(claim, entry.since, &entry.reason, &after)
+            .await?;
+        // Subscribers know the failures as they were.
+        self.feed.resync();
+        Ok(claimed)
+    }
+}
+
+fn warn_of_clock(agent: &Agent, offset_seconds: Option<f64>) {
+    let is_far_off = |offset: &f64| warnings::is_far_off(*offset);
+    let was_far_off = agent.clock_offset_seconds.as_ref().is_some_and(is_far_off);
+    if let Some(offset) = offset_seconds.filter(is_far_off)
+        && !was_far_off
+    {
+        tracing::warn!(
+            agent = agent.agent_id,
+            "{}: no figure depends on it",
+            warnings::clock_offset(offset)
+        );
     }
 }
 
@@ -237,27 +383,5 @@ async fn next_ping(subscriber: &mut Receiver<FeedEvent>) -> Option<Ping> {
             FeedEvent::Ping(event) => return Some(event.ping.clone()),
             FeedEvent::Resync => {}
         }
-    }
-}
-
-/// The wall clock, watched by one that cannot be set.
-struct WallClockCheck {
-    wall: DateTime<Utc>,
-    steady: Instant,
-}
-
-impl WallClockCheck {
-    fn start() -> Self {
-        Self {
-            wall: Utc::now(),
-            steady: Instant::now(),
-        }
-    }
-
-    /// Whether the wall clock fell behind since the last call.
-    fn was_set_back(&mut self) -> bool {
-        let expected = saturating_add(self.wall, self.steady.elapsed());
-        *self = Self::start();
-        expected - self.wall > CLOCK_SLACK
     }
 }

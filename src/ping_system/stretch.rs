@@ -1,40 +1,78 @@
 //! How much time lies between two pings of an agent, measured by a clock that cannot be set.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::store::AgentRecord;
-use crate::clock::SuspendClock;
+use crate::clock;
 
-/// Agents that are remembered; those beyond are measured by the wall clock.
-const MAX_AGENTS: usize = 1_000_000;
 /// Up to this much the wall clock may be adjusted without being disbelieved.
 const WALL_CLOCK_SLACK: Duration = Duration::from_secs(1);
 
-/// Remembers when, by the steady clock, this process pinged each agent.
-#[derive(Debug)]
-pub(crate) struct StretchClock {
-    clock: SuspendClock,
-    agents: Mutex<HashMap<i64, LastPings>>,
+/// An instant by a machine's boot clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BootInstant {
+    pub boot_id: Uuid,
+    pub since_boot: Duration,
 }
 
-/// The pings that this process stored last, by both clocks.
-#[derive(Debug, Clone, Copy)]
-struct LastPings {
-    stored: Moment,
-    answered: Option<Moment>,
+impl BootInstant {
+    #[must_use]
+    pub(crate) fn now() -> Self {
+        Self {
+            boot_id: clock::boot_id(),
+            since_boot: clock::since_boot(),
+        }
+    }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Moment {
-    wall: DateTime<Utc>,
-    steady: Duration,
+/// When an agent was pinged last, by the boot clock of the machine that stored the ping. It is stored with the agent, so
+/// that a restart of the ping system measures on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingMarks {
+    boot_id: Uuid,
+    stored: Mark,
+    answered: Option<Mark>,
 }
 
-/// The time since an agent's last pings; `None` if another process stored them, or an earlier one.
+/// A ping by both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    at: DateTime<Utc>,
+    since_boot_us: u64,
+}
+
+impl PingMarks {
+    /// The marks after an observed ping that began at `at` and `instant`.
+    #[must_use]
+    pub(crate) fn after(
+        before: Option<&Self>,
+        at: DateTime<Utc>,
+        instant: BootInstant,
+        is_answered: bool,
+    ) -> Self {
+        let since_boot_us = u64::try_from(instant.since_boot.as_micros()).unwrap_or(u64::MAX);
+        let stored = Mark { at, since_boot_us };
+        let answered_before = before
+            .filter(|before| before.boot_id == instant.boot_id)
+            .and_then(|before| before.answered);
+        Self {
+            boot_id: instant.boot_id,
+            stored,
+            answered: if is_answered {
+                Some(stored)
+            } else {
+                answered_before
+            },
+        }
+    }
+}
+
+/// The time since an agent's last pings; `None` where another machine stored them, this one before it was booted, or a
+/// release up to 0.1.0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MeasuredStretch {
     pub since_answered: Option<Duration>,
@@ -42,6 +80,28 @@ pub struct MeasuredStretch {
 }
 
 impl MeasuredStretch {
+    /// The time until `now` since the last pings of an agent.
+    #[must_use]
+    pub(crate) fn until(known: &AgentRecord, now: BootInstant) -> Self {
+        let Some(marks) = known
+            .marks
+            .as_ref()
+            .filter(|marks| marks.boot_id == now.boot_id)
+        else {
+            return Self::default();
+        };
+        // A mark of another ping than the last one is out of date.
+        let since = |mark: Option<Mark>, at: Option<DateTime<Utc>>| {
+            let mark = mark.filter(|mark| Some(mark.at) == at)?;
+            let marked = Duration::from_micros(mark.since_boot_us);
+            Some(now.since_boot.saturating_sub(marked))
+        };
+        Self {
+            since_answered: since(marks.answered, known.last_answered_at),
+            since_stored: since(Some(marks.stored), known.agent.last_ping_at),
+        }
+    }
+
     /// The time since [`AgentRecord::unanswered_since`].
     #[must_use]
     pub(crate) fn since_unanswered(self, known: &AgentRecord) -> Option<Duration> {
@@ -49,57 +109,6 @@ impl MeasuredStretch {
             Some(_) => self.since_answered,
             None => self.since_stored,
         }
-    }
-}
-
-impl StretchClock {
-    pub(crate) fn start() -> Self {
-        Self {
-            clock: SuspendClock::start(),
-            agents: Mutex::default(),
-        }
-    }
-
-    /// The steady time now.
-    pub(crate) fn now(&self) -> Duration {
-        self.clock.elapsed().total
-    }
-
-    /// The time until `now` since the pings that `known` tells of.
-    pub(crate) fn measure(&self, known: &AgentRecord, now: Duration) -> MeasuredStretch {
-        let Some(last) = self.agents.lock().get(&known.key).copied() else {
-            return MeasuredStretch::default();
-        };
-        let since = |moment: Option<Moment>, wall: Option<DateTime<Utc>>| {
-            let moment = moment.filter(|moment| Some(moment.wall) == wall)?;
-            Some(now.saturating_sub(moment.steady))
-        };
-        MeasuredStretch {
-            since_answered: since(last.answered, known.last_answered_at),
-            since_stored: since(Some(last.stored), known.agent.last_ping_at),
-        }
-    }
-
-    /// A ping that began at `steady` was stored, and left the agent like this.
-    pub(crate) fn remember(&self, after: &AgentRecord, steady: Duration) {
-        let Some(wall) = after.agent.last_ping_at else {
-            return;
-        };
-        let moment = Moment { wall, steady };
-        let mut agents = self.agents.lock();
-        if agents.len() >= MAX_AGENTS && !agents.contains_key(&after.key) {
-            return;
-        }
-        let before = agents.get(&after.key).and_then(|last| last.answered);
-        let is_answered = after.last_answered_at == Some(wall);
-        let answered = if is_answered { Some(moment) } else { before };
-        let stored = moment;
-        agents.insert(after.key, LastPings { stored, answered });
-    }
-
-    /// The agent was removed.
-    pub(crate) fn forget(&self, agent_key: i64) {
-        self.agents.lock().remove(&agent_key);
     }
 }
 
@@ -124,10 +133,13 @@ mod tests {
     use super::*;
     use chrono::TimeDelta;
 
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
     #[test]
     fn a_stretch_is_as_long_as_the_steady_clock_says() {
         let begin = utc("2026-01-01T00:00:00Z");
-        let seconds = Duration::from_secs;
         for (wall_seconds, measured, expected) in [
             (900, None, seconds(900)),
             (-900, None, seconds(0)),
@@ -143,27 +155,45 @@ mod tests {
     }
 
     #[test]
-    fn only_pings_of_this_process_are_measured() {
-        let clock = StretchClock::start();
-        let seconds = Duration::from_secs;
-        let mut agent = known("a");
-        let measure = |agent: &AgentRecord| {
-            let measured = clock.measure(agent, seconds(100));
+    fn only_pings_of_this_boot_are_measured() {
+        let boot_id = Uuid::from_u128(1);
+        let at = |since_boot| BootInstant {
+            boot_id,
+            since_boot: seconds(since_boot),
+        };
+        let measure = |agent: &AgentRecord, now| {
+            let measured = MeasuredStretch::until(agent, now);
             (measured.since_answered, measured.since_stored)
         };
-        assert_eq!(measure(&agent), (None, None));
-        agent.agent.last_ping_at = Some(utc("2026-01-01T00:00:00Z"));
-        agent.last_answered_at = agent.agent.last_ping_at;
-        clock.remember(&agent, seconds(10));
-        assert_eq!(measure(&agent), (Some(seconds(90)), Some(seconds(90))));
-        // A failed one.
-        agent.agent.last_ping_at = Some(utc("2026-01-01T00:01:00Z"));
-        clock.remember(&agent, seconds(70));
-        assert_eq!(measure(&agent), (Some(seconds(90)), Some(seconds(30))));
-        // One that another ping system stored.
+        let mut agent = known("a");
+        assert_eq!(measure(&agent, at(100)), (None, None));
+
+        let answered = utc("2026-01-01T00:00:00Z");
+        agent.agent.last_ping_at = Some(answered);
+        agent.last_answered_at = Some(answered);
+        agent.marks = Some(PingMarks::after(None, answered, at(10), true));
+        let both = (Some(seconds(90)), Some(seconds(90)));
+        assert_eq!(measure(&agent, at(100)), both);
+
+        let failed = utc("2026-01-01T00:01:00Z");
+        agent.agent.last_ping_at = Some(failed);
+        agent.marks = Some(PingMarks::after(
+            agent.marks.as_ref(),
+            failed,
+            at(70),
+            false,
+        ));
+        let each = (Some(seconds(90)), Some(seconds(30)));
+        assert_eq!(measure(&agent, at(100)), each);
+
+        // After another boot, and on another machine.
+        let elsewhere = BootInstant {
+            boot_id: Uuid::from_u128(2),
+            since_boot: seconds(200),
+        };
+        assert_eq!(measure(&agent, elsewhere), (None, None));
+        // After a ping that was stored without marks.
         agent.agent.last_ping_at = Some(utc("2026-01-01T00:02:00Z"));
-        assert_eq!(measure(&agent), (Some(seconds(90)), None));
-        clock.forget(agent.key);
-        assert_eq!(measure(&agent), (None, None));
+        assert_eq!(measure(&agent, at(100)), (Some(seconds(90)), None));
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn known(agent_id: &str) -> AgentRecord {
             agent_url: "http://127.0.0.1:8001".to_owned(),
             capabilities: Vec::new(),
             metadata: Some(Map::new()),
-            status: Status::Active,
+            status: Status::Unknown,
             registered_at: utc("2026-01-01T00:00:00Z"),
             last_ping_at: None,
             next_ping_at: utc("2026-01-01T00:00:00Z"),
@@ -29,23 +29,29 @@ pub(super) fn known(agent_id: &str) -> AgentRecord {
             consecutive_poor_uptime: 0,
             ping_interval_minutes: 15.0,
             last_uptime_percent: None,
+            last_error: None,
+            clock_offset_seconds: None,
+            warnings: Vec::new(),
         },
         streak: Streak::default(),
         last_answered_at: None,
         answered_streak: Streak::default(),
+        marks: None,
     }
 }
 
 pub(super) fn event(agent_id: &str) -> PingEvent {
+    let timestamp = utc("2026-01-01T00:00:00Z");
+    let mut agent = known(agent_id).agent;
+    agent.status = Status::Active;
+    agent.last_ping_at = Some(timestamp);
+    agent.next_ping_at = utc("2026-01-01T00:15:00Z");
+    agent.total_pings = 1;
     PingEvent {
-        agent_id: agent_id.to_owned(),
-        status: Status::Active,
-        next_ping_at: utc("2026-01-01T00:15:00Z"),
-        total_pings: 1,
-        consecutive_poor_uptime: 0,
-        ping_interval_minutes: 15.0,
+        agent,
         ping: Ping {
-            timestamp: utc("2026-01-01T00:00:00Z"),
+            timestamp,
+            observed: true,
             success: true,
             uptime_percent: Some(Percent::FULL),
             window_seconds: None,

@@ -172,7 +172,29 @@ mod tests {
         ) -> Result<Vec<(i64, Sum)>, StoreError> {
             unreachable!("the writer only records and releases")
         }
-        async fn reschedule_overdue(&self, _: DateTime<Utc>) -> Result<(), StoreError> {
+        async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn reschedule_overdue(
+            &self,
+            _: DateTime<Utc>,
+            _: DateTime<Utc>,
+        ) -> Result<(), StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn void_failures(
+            &self,
+            _: &Claim,
+            _: DateTime<Utc>,
+            _: &str,
+            _: &AgentRecord,
+        ) -> Result<bool, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn retention_now(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+            unreachable!("the writer only records and releases")
+        }
+        async fn set_retention_now(&self, _: DateTime<Utc>) -> Result<(), StoreError> {
             unreachable!("the writer only records and releases")
         }
         async fn prune(&self, _: DateTime<Utc>, _: PruneCursor) -> Result<Pruned, StoreError> {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
-use chrono::Utc;
 use reqwest::{Client, Url};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -108,7 +107,7 @@ async fn uptime(
     }
     match answer {
         Ok(snapshot) => {
-            let estimate = snapshot.estimate(Utc::now(), config.ping.window);
+            let estimate = snapshot.estimate(system.clock.now(), config.ping.window);
             let Some(uptime) = estimate.uptime else {
                 return Finding::Fails(format!(
                     "{agent_id}: registered, but no ping covers now: no job would be sent. \

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::AgeClock;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::JobAnswer;
 use crate::runner::events::output::Output;
@@ -18,7 +19,7 @@ use crate::runner::events::output::writer::Writer;
 use crate::runner::roster::Roster;
 use crate::runner::send::gateway::{Job, SendJob};
 use crate::runner::uptime::client::{PingEvents, PollError, StreamMessage, UptimeSource};
-use crate::runner::uptime::estimate::AgentSnapshot;
+use crate::runner::uptime::estimate::{AgentSnapshot, ServerTime};
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::gateway::Outcome;
 use crate::wire::ping_system::{HistoryPing, ListedAgent};
@@ -123,6 +124,7 @@ pub(crate) struct ScriptedPings {
     pub(crate) asked: AtomicUsize,
     /// What those who listen are told; it tells nothing where there is none.
     told: Mutex<VecDeque<ToldPing>>,
+    pub(crate) clock: AgeClock,
 }
 
 /// What a scripted ping system tells by itself.
@@ -176,6 +178,21 @@ impl ScriptedPings {
             answers: Mutex::new(script.into_iter().collect()),
             asked: AtomicUsize::new(0),
             told: Mutex::new(told.into_iter().collect()),
+            clock: AgeClock::start(),
+        }
+    }
+}
+
+impl ScriptedPings {
+    fn snapshot(&self, agent: ListedAgent, history: Vec<HistoryPing>) -> AgentSnapshot {
+        let time = ServerTime {
+            told: Utc::now(),
+            told_at: self.clock.now(),
+        };
+        AgentSnapshot {
+            agent,
+            history,
+            time,
         }
     }
 }
@@ -193,7 +210,7 @@ impl PingEvents for ScriptedStream {
             Some(ToldPing::Ping(later, uptime)) => {
                 tokio::time::sleep(later).await;
                 let (agent, mut ping) = pinged(&self.agent_id, uptime);
-                ping.window_seconds = Some(1e9);
+                ping.covers_from = Some(ping.timestamp - TimeDelta::minutes(30));
                 Ok(StreamMessage::Ping(Box::new((agent, ping))))
             }
             Some(ToldPing::Resync(later)) => {
@@ -225,6 +242,10 @@ impl UptimeSource for ScriptedPings {
         Ok(ScriptedStream { agent_id, told })
     }
 
+    fn clock(&self) -> &AgeClock {
+        &self.clock
+    }
+
     async fn poll(&self, agent_id: &str) -> Result<AgentSnapshot, PollError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let said = {
@@ -238,14 +259,12 @@ impl UptimeSource for ScriptedPings {
         match said {
             PollResult::Uptime(uptime) => {
                 let (agent, ping) = pinged(agent_id, uptime);
-                let history = vec![ping];
-                Ok(AgentSnapshot { agent, history })
+                Ok(self.snapshot(agent, vec![ping]))
             }
             PollResult::NothingOfNow => {
                 let (mut agent, _) = pinged(agent_id, 0.0);
                 (agent.last_ping_at, agent.last_uptime_percent) = (None, None);
-                let history = Vec::new();
-                Ok(AgentSnapshot { agent, history })
+                Ok(self.snapshot(agent, Vec::new()))
             }
             PollResult::Error => Err(PollError::NotListed {
                 url: "http://ping.example".to_owned(),

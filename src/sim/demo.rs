@@ -161,6 +161,8 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
             },
             ..PingPolicy::default()
         },
+        retries: 1,
+        references: Vec::new(),
         response_timeout: Duration::from_secs(10),
         max_concurrent: 100,
         retention: Duration::from_hours(24),

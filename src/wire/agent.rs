@@ -5,6 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
+use icu_normalizer::ComposingNormalizerBorrowed;
+use icu_properties::CodePointMapData;
+use icu_properties::props::GeneralCategory;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -36,7 +39,8 @@ pub struct UptimeReport {
     pub boot_id: Uuid,
 }
 
-/// A valid agent id: one that fits in a URL path and on a line.
+/// An agent id as an option names it. One that only releases up to 0.1.0 took is still taken, so that an agent that is
+/// registered by it keeps its jobs; [`is_agent_id`] tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentId(pub(crate) String);
 
@@ -45,19 +49,43 @@ impl FromStr for AgentId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let id = text.trim();
-        if is_agent_id(id) {
+        if is_agent_id(id) || was_agent_id(id) {
             Ok(Self(id.to_owned()))
         } else {
-            Err("expected an agent's ID: up to 256 bytes, no control characters, not . or ..")
+            Err("expected an agent's ID: up to 256 bytes of printable characters, not . or ..")
         }
     }
 }
 
-/// Whether this is a valid agent id: ids occur in URL paths and on lines.
+/// Whether this is a valid agent id. Ids occur in URL paths and on lines, and two that look the same must be the same: up to
+/// 256 bytes in Unicode's NFC, of printable characters, with plain spaces only inside.
 #[must_use]
 pub fn is_agent_id(text: &str) -> bool {
+    was_agent_id(text)
+        && text.trim_matches(' ') == text
+        && text.chars().all(|c| c == ' ' || is_printable(c))
+        && ComposingNormalizerBorrowed::new_nfc().is_normalized(text)
+}
+
+/// What releases up to 0.1.0 took for an agent id.
+fn was_agent_id(text: &str) -> bool {
     let length = 1..=256;
     length.contains(&text.len()) && text != "." && text != ".." && !text.contains(char::is_control)
+}
+
+fn is_printable(c: char) -> bool {
+    use GeneralCategory as Category;
+    !matches!(
+        CodePointMapData::<Category>::new().get(c),
+        Category::Control
+            | Category::Format
+            | Category::Surrogate
+            | Category::PrivateUse
+            | Category::Unassigned
+            | Category::SpaceSeparator
+            | Category::LineSeparator
+            | Category::ParagraphSeparator
+    )
 }
 
 /// The longest answer to a ping that is read.
@@ -244,6 +272,37 @@ mod tests {
     use super::*;
     use crate::mutation::mutated;
     use proptest::prelude::*;
+
+    #[test]
+    fn ids_are_printable_and_written_in_one_way() {
+        for good in ["agent-001", "a b", "ä", "漢字", "a/b", "é", "🚀", "<img>"] {
+            assert!(is_agent_id(good), "{good}");
+        }
+        let long = "x".repeat(257);
+        for bad in [
+            "",
+            ".",
+            "..",
+            " a",
+            "a ",
+            "a\u{a0}b",
+            "a\u{200b}",
+            "\u{202e}a",
+            "\u{feff}a",
+            "a\nb",
+            "\u{e000}",
+            "a\u{2028}b",
+            "\u{ad}",
+            "e\u{301}",
+            "\u{378}",
+            &long,
+        ] {
+            assert!(!is_agent_id(bad), "{}", bad.escape_unicode());
+        }
+        // What was taken before still is, by options.
+        assert!("e\u{301}".parse::<AgentId>().is_ok());
+        assert!("a\0".parse::<AgentId>().is_err());
+    }
 
     #[test]
     fn our_own_and_others_answers_are_read() {

@@ -83,9 +83,9 @@ pub(super) async fn list(
 
 pub(super) async fn due_for_ping(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
     let agents = AgentPages {
+        due_at: Some(state.clock.now()),
         state,
         after: String::new(),
-        due_at: Some(Utc::now()),
         with_metadata: true,
     };
     Ok(pages::answer(r#"{"agents":"#.to_owned(), agents).await?)

@@ -42,7 +42,7 @@ pub(super) struct ListQuery {
 pub(super) enum Sort {
     #[default]
     Agent,
-    /// Unreachable ones first.
+    /// The worst first: unreachable, without GPUs, not observed, not pinged yet, active.
     Status,
     /// The last ping's uptime.
     Last,
@@ -85,11 +85,13 @@ pub(super) fn totals(totals: Totals, now: DateTime<Utc>) -> Value {
     json!({
         "timestamp": now,
         "agents": totals.agents,
-        "active": totals.active(),
+        "active": totals.of(Status::Active),
+        "no_gpu": totals.no_gpu,
         "unreachable": totals.unreachable,
+        "unknown": totals.unknown,
+        "unobserved": totals.unobserved,
         "due": totals.due,
         "poor": totals.poor,
-        "never_pinged": totals.never_pinged,
         "total_pings": totals.pings,
     })
 }
@@ -237,9 +239,7 @@ impl ListQuery {
         let number = |a: Option<Percent>, b: Option<Percent>| self.known_first(a, b);
         let order = match self.sort {
             Sort::Agent => self.turn(a.agent_id.cmp(&b.agent_id)),
-            Sort::Status => {
-                self.turn((a.status == Status::Active).cmp(&(b.status == Status::Active)))
-            }
+            Sort::Status => self.turn(severity(a.status).cmp(&severity(b.status))),
             Sort::Last => number(a.last_uptime_percent, b.last_uptime_percent),
             Sort::Hour => number(a_uptimes.hour, b_uptimes.hour),
             Sort::Day => number(a_uptimes.day, b_uptimes.day),
@@ -269,6 +269,17 @@ impl ListQuery {
     }
 }
 
+/// From the worst.
+fn severity(status: Status) -> u8 {
+    match status {
+        Status::Unreachable => 0,
+        Status::NoGpu => 1,
+        Status::Unobserved => 2,
+        Status::Unknown => 3,
+        Status::Active => 4,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,7 +304,7 @@ mod tests {
             vec![
                 agent("c", Some(99.5), Status::Active),
                 agent("a", None, Status::Unreachable),
-                agent("d", Some(12.0), Status::Active),
+                agent("d", Some(12.0), Status::NoGpu),
                 agent("b", Some(99.5), Status::Active),
             ]
         };
@@ -302,7 +313,7 @@ mod tests {
             (Sort::Agent, true, ["d", "c", "b", "a"]),
             (Sort::Last, false, ["d", "b", "c", "a"]),
             (Sort::Last, true, ["b", "c", "d", "a"]),
-            (Sort::Status, false, ["a", "b", "c", "d"]),
+            (Sort::Status, false, ["a", "d", "b", "c"]),
         ] {
             let query = ListQuery {
                 sort,
@@ -330,6 +341,6 @@ mod tests {
             assert!(fits(good, None), "{good}");
         }
         assert!(!fits("agent-002", None));
-        assert!(fits("", Some(Status::Active)) && !fits("", Some(Status::Unreachable)));
+        assert!(fits("", Some(Status::Unknown)) && !fits("", Some(Status::Unreachable)));
     }
 }

@@ -83,7 +83,7 @@ pub(super) async fn history(
     let hours = query.hours(state.retention)?;
     let (after, limit) = (query.after()?, query.limit()?);
     let key = state.find(&agent_id).await?.key;
-    let begin = saturating_sub(Utc::now(), Duration::from_secs_f64(hours * 3600.0));
+    let begin = saturating_sub(state.clock.now(), Duration::from_secs_f64(hours * 3600.0));
     let cursor = match after {
         Some(after) if after >= begin => Cursor::after(after),
         _ => Cursor::before(begin),

@@ -19,7 +19,6 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use chrono::Utc;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::Receiver;
 
@@ -31,7 +30,7 @@ use crate::net::credentials::Token;
 use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
 use crate::ping_system::feed::{FeedEvent, Topic};
-use crate::ping_system::store::{Registration, whole_micros};
+use crate::ping_system::store::Registration;
 use crate::wire::ping_system::served::{Agent, Ping};
 
 /// Concurrent event streams; each holds a connection.
@@ -120,10 +119,15 @@ async fn page() -> Response {
     (headers, Html(PAGE.as_str())).into_response()
 }
 
-/// Whether the store can be written to, and if not why; it answers within a second.
+/// Whether the store can be written to, and if not why, and what keeps agents from being observed; it answers within a
+/// second.
 async fn health(State(state): State<Arc<AppState>>) -> Response {
     match state.store.health().await {
-        Ok(database) => Json(json!({ "status": "ok", "database": database })).into_response(),
+        Ok(database) => {
+            let unobserved = state.observer.hindrances();
+            Json(json!({ "status": "ok", "database": database, "unobserved": unobserved }))
+                .into_response()
+        }
         Err(cause) => {
             let answer = json!({ "status": "unavailable", "error": cause.to_string() });
             (StatusCode::SERVICE_UNAVAILABLE, Json(answer)).into_response()
@@ -132,7 +136,7 @@ async fn health(State(state): State<Arc<AppState>>) -> Response {
 }
 
 async fn metrics(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
-    let totals = state.store.totals(Utc::now()).await?;
+    let totals = state.store.totals(state.clock.now()).await?;
     Ok(metrics_answer(state.metrics.text(totals)))
 }
 
@@ -157,7 +161,7 @@ async fn register(State(state): State<Arc<AppState>>, request: Request) -> ApiRe
         agent_url: url.as_str().trim_end_matches('/').to_owned(),
         capabilities: form.capabilities,
         metadata: form.metadata,
-        at: whole_micros(Utc::now()),
+        at: state.clock.now(),
         interval: state.rules.interval.base,
     };
     let known = state.store.register(&new).await?;
@@ -183,11 +187,10 @@ async fn remove(
     State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
 ) -> ApiResult<Json<Value>> {
-    let key = state.find(&agent_id).await?.key;
+    state.find(&agent_id).await?;
     if !state.store.remove(&agent_id).await? {
         return Err(ApiError::NoAgent);
     }
-    state.pinger.stretches.forget(key);
     state.feed.forget(&agent_id);
     tracing::info!(agent = agent_id, "removed");
     Ok(Json(json!({ "agent_id": agent_id, "removed": true })))
@@ -223,7 +226,7 @@ fn stream_of(state: &AppState, pings: Receiver<FeedEvent>) -> ApiResult<Response
 }
 
 async fn totals(State(state): State<Arc<AppState>>) -> ApiResult<Json<Value>> {
-    let now = Utc::now();
+    let now = state.clock.now();
     let totals = state.store.totals(now).await?;
     Ok(Json(dashboard::totals(totals, now)))
 }
@@ -232,13 +235,8 @@ async fn rows(
     State(state): State<Arc<AppState>>,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Value>> {
-    Ok(Json(
-        dashboard::rows(
-            &*state.store,
-            &query,
-            state.rules.interval.threshold,
-            Utc::now(),
-        )
-        .await?,
-    ))
+    let (store, threshold) = (&*state.store, state.rules.interval.threshold);
+    let mut page = dashboard::rows(store, &query, threshold, state.clock.now()).await?;
+    page["unobserved"] = json!(state.observer.hindrances());
+    Ok(Json(page))
 }

@@ -7,9 +7,11 @@ use tokio::sync::Semaphore;
 
 use super::error::{ApiError, ApiResult};
 use crate::ping_system::address_policy::AddressPolicy;
+use crate::ping_system::clock::PingClock;
 use crate::ping_system::evaluate::PingPolicy;
 use crate::ping_system::feed::Feed;
 use crate::ping_system::metrics::PingMetrics;
+use crate::ping_system::observer::Observer;
 use crate::ping_system::pinger::Pinger;
 use crate::ping_system::store::{AgentRecord, Store};
 
@@ -17,6 +19,8 @@ use crate::ping_system::store::{AgentRecord, Store};
 pub(crate) struct AppState {
     pub store: Arc<dyn Store>,
     pub pinger: Arc<Pinger>,
+    pub clock: Arc<PingClock>,
+    pub observer: Arc<Observer>,
     /// Publishes new pings.
     pub feed: Arc<Feed>,
     /// Which agent addresses are allowed.

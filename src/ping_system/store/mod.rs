@@ -16,8 +16,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ping_system::interval::Streak;
+use crate::ping_system::stretch::PingMarks;
 use crate::units::Percent;
-use crate::wire::ping_system::served::{Agent, Ping, PingEvent};
+use crate::wire::ping_system::served::{Agent, Ping, PingEvent, Status};
 
 /// The longest that an operation takes, retries included; afterwards it fails.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,9 +83,32 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         agent_keys: Option<&[i64]>,
     ) -> Result<Vec<(i64, Sum)>, StoreError>;
 
-    /// Makes due those agents whose next ping is further away than their interval: the clock was set back since
-    /// it was scheduled.
-    async fn reschedule_overdue(&self, now: DateTime<Utc>) -> Result<(), StoreError>;
+    /// The time of the database, which all ping systems on it share.
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError>;
+
+    /// Makes due those agents whose next ping is further away than their interval, and ends leases that would end after
+    /// `latest_lease_end`: a clock was set back since, or was ahead.
+    async fn reschedule_overdue(
+        &self,
+        now: DateTime<Utc>,
+        latest_lease_end: DateTime<Utc>,
+    ) -> Result<(), StoreError>;
+
+    /// Makes the failed pings since `since` of an agent unobserved for `reason`, replaces the agent by `after`, and ends
+    /// the claim; `false` if that was no longer valid.
+    async fn void_failures(
+        &self,
+        claim: &Claim,
+        since: DateTime<Utc>,
+        reason: &str,
+        after: &AgentRecord,
+    ) -> Result<bool, StoreError>;
+
+    /// The time that was stored last by [`set_retention_now`](Self::set_retention_now).
+    async fn retention_now(&self) -> Result<Option<DateTime<Utc>>, StoreError>;
+
+    /// Stores up to when time has passed for the retention.
+    async fn set_retention_now(&self, now: DateTime<Utc>) -> Result<(), StoreError>;
 
     /// Deletes some of what is older than `before`, or belongs to removed agents.
     async fn prune(&self, before: DateTime<Utc>, from: PruneCursor) -> Result<Pruned, StoreError>;
@@ -159,21 +183,30 @@ pub struct AgentPage<'a> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     pub agents: u64,
-    /// Agents that did not answer the last ping.
     pub unreachable: u64,
+    pub no_gpu: u64,
+    pub unobserved: u64,
+    pub unknown: u64,
     pub due: u64,
     /// Agents with a count of poor pings.
     pub poor: u64,
-    pub never_pinged: u64,
     /// Pings of all agents.
     pub pings: u64,
 }
 
 impl Totals {
-    /// Agents that answered the last ping, or have not been pinged yet.
+    /// The number of agents of a status.
     #[must_use]
-    pub fn active(&self) -> u64 {
-        self.agents.saturating_sub(self.unreachable)
+    pub fn of(&self, status: Status) -> u64 {
+        match status {
+            Status::Unreachable => self.unreachable,
+            Status::NoGpu => self.no_gpu,
+            Status::Unobserved => self.unobserved,
+            Status::Unknown => self.unknown,
+            Status::Active => [self.unreachable, self.no_gpu, self.unobserved, self.unknown]
+                .into_iter()
+                .fold(self.agents, u64::saturating_sub),
+        }
     }
 }
 
@@ -205,6 +238,8 @@ pub struct AgentRecord {
     pub last_answered_at: Option<DateTime<Utc>>,
     /// The streak after that ping.
     pub answered_streak: Streak,
+    /// When its last pings were, by a clock that cannot be set.
+    pub marks: Option<PingMarks>,
 }
 
 impl AgentRecord {
@@ -255,14 +290,8 @@ pub struct PingRecord {
 
 impl From<&PingRecord> for PingEvent {
     fn from(new: &PingRecord) -> Self {
-        let agent = &new.after.agent;
         Self {
-            agent_id: agent.agent_id.clone(),
-            status: agent.status,
-            next_ping_at: agent.next_ping_at,
-            total_pings: agent.total_pings,
-            consecutive_poor_uptime: agent.consecutive_poor_uptime,
-            ping_interval_minutes: agent.ping_interval_minutes,
+            agent: new.after.agent.clone(),
             ping: new.ping.clone(),
         }
     }

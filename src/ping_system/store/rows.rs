@@ -1,10 +1,12 @@
 //! From the columns of a row to values; the same for both databases.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{AgentRecord, Cursor, StoreError};
 use crate::ping_system::interval::Streak;
+use crate::ping_system::stretch::PingMarks;
+use crate::ping_system::warnings;
 use crate::units::Percent;
 use crate::wire::ping_system::served::{Agent, Ping, Status};
 
@@ -28,6 +30,38 @@ pub(super) struct AgentRow {
     pub(super) last_uptime_percent: Option<f64>,
     pub(super) answered_poor: Option<i64>,
     pub(super) answered_good: Option<i64>,
+    pub(super) status: Option<String>,
+    pub(super) status_seq: Option<i64>,
+    /// [`AgentDetails`].
+    pub(super) details: Option<String>,
+}
+
+/// What the last ping told of an agent, beyond what the database counts or sorts by.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct AgentDetails {
+    last_error: Option<String>,
+    clock_offset_seconds: Option<f64>,
+    marks: Option<PingMarks>,
+}
+
+impl AgentDetails {
+    pub(super) fn of(record: &AgentRecord) -> Self {
+        Self {
+            last_error: record.agent.last_error.clone(),
+            clock_offset_seconds: record.agent.clock_offset_seconds,
+            marks: record.marks.clone(),
+        }
+    }
+}
+
+/// Whether an agent answered its last observed ping, as releases up to 0.1.0 store it: null before the first one.
+pub(super) fn last_success(status: Status) -> Option<i64> {
+    match status {
+        Status::Unknown => None,
+        Status::Unreachable => Some(0),
+        Status::Active | Status::NoGpu | Status::Unobserved => Some(1),
+    }
 }
 
 impl TryFrom<AgentRow> for AgentRecord {
@@ -53,6 +87,23 @@ impl TryFrom<AgentRow> for AgentRecord {
             },
             _ => streak,
         };
+        let is_current = row.status_seq == Some(row.total_pings);
+        let status = match (row.last_ping_at, is_failing) {
+            (None, _) => Status::Unknown,
+            (Some(_), true) => Status::Unreachable,
+            (Some(_), false) => row
+                .status
+                .as_deref()
+                .filter(|_| is_current)
+                .and_then(Status::of_name)
+                .unwrap_or(Status::Active),
+        };
+        let details: AgentDetails = match row.details.filter(|_| is_current) {
+            Some(json) => {
+                serde_json::from_str(&json).map_err(|error| corrupt("details", &error))?
+            }
+            None => AgentDetails::default(),
+        };
         let agent = Agent {
             agent_url: row.agent_url,
             capabilities: serde_json::from_str(&row.capabilities)
@@ -60,11 +111,7 @@ impl TryFrom<AgentRow> for AgentRecord {
             metadata: Some(
                 serde_json::from_str(&row.metadata).map_err(|error| corrupt("metadata", &error))?,
             ),
-            status: if is_failing {
-                Status::Unreachable
-            } else {
-                Status::Active
-            },
+            status,
             registered_at: instant(row.registered_at),
             last_ping_at: row.last_ping_at.map(instant),
             next_ping_at: instant(row.next_ping_at),
@@ -74,6 +121,9 @@ impl TryFrom<AgentRow> for AgentRecord {
             ping_interval_minutes: minutes(row.ping_interval_us),
             last_uptime_percent: percent(row.last_uptime_percent)
                 .map_err(|error| corrupt("last_uptime_percent", &error))?,
+            last_error: details.last_error,
+            clock_offset_seconds: details.clock_offset_seconds,
+            warnings: warnings::of_agent(&agent_id, details.clock_offset_seconds),
             agent_id: agent_id.clone(),
         };
         Ok(Self {
@@ -82,6 +132,7 @@ impl TryFrom<AgentRow> for AgentRecord {
             answered_streak,
             agent,
             streak,
+            marks: details.marks,
         })
     }
 }
@@ -99,6 +150,7 @@ pub(super) struct PingRow {
     pub(super) error: Option<String>,
     pub(super) covers_from: Option<i64>,
     pub(super) superseded: i64,
+    pub(super) observed: i64,
 }
 
 impl TryFrom<PingRow> for (Cursor, Ping) {
@@ -118,6 +170,7 @@ impl TryFrom<PingRow> for (Cursor, Ping) {
             error: row.error,
             covers_from: row.covers_from.map(instant),
             superseded: row.superseded != 0,
+            observed: row.observed != 0,
         };
         let cursor = Cursor {
             at_micros: row.at,

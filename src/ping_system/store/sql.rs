@@ -8,7 +8,7 @@ macro_rules! agent_columns {
     () => {
         "key, agent_id, agent_url, capabilities, metadata, registered_at, next_ping_at, \
          ping_interval_us, total_pings, consecutive_poor, good_in_a_row, last_ping_at, \
-         last_success, last_uptime_percent, answered_poor, answered_good"
+         last_success, last_uptime_percent, answered_poor, answered_good, status, status_seq, details"
     };
 }
 
@@ -16,7 +16,7 @@ macro_rules! agent_columns {
 macro_rules! ping_columns {
     () => {
         "at, seq, success, uptime_percent, window_seconds, gpu_available, first_ping, \
-         response_time_ms, error, covers_from, superseded"
+         response_time_ms, error, covers_from, superseded, observed"
     };
 }
 
@@ -50,9 +50,11 @@ pub(super) const AGENTS: &str = concat!(
 
 /// Now.
 pub(super) const TOTALS: &str = "SELECT COUNT(*), COUNT(*) FILTER (WHERE last_success = 0), \
-    COUNT(*) FILTER (WHERE next_ping_at <= $1), COUNT(*) FILTER (WHERE consecutive_poor > 0), \
-    COUNT(*) FILTER (WHERE total_pings = 0), CAST(COALESCE(SUM(total_pings), 0) AS BIGINT) \
-    FROM agents";
+    COUNT(*) FILTER (WHERE last_success = 1 AND status = 'no_gpu' AND status_seq = total_pings), \
+    COUNT(*) FILTER (WHERE last_success = 1 AND status = 'unobserved' AND status_seq = total_pings), \
+    COUNT(*) FILTER (WHERE last_success IS NULL), COUNT(*) FILTER (WHERE next_ping_at <= $1), \
+    COUNT(*) FILTER (WHERE consecutive_poor > 0), \
+    CAST(COALESCE(SUM(total_pings), 0) AS BIGINT) FROM agents";
 
 /// Token, end of the lease, id, now. A lease with the same token is taken again, so that a repetition after a
 /// lost answer succeeds.
@@ -102,6 +104,27 @@ pub(super) const IS_STORED: &str =
 /// Now. A tenth more than the interval is beyond any jitter.
 pub(super) const RESCHEDULE_OVERDUE: &str = "UPDATE agents SET next_ping_at = $1 \
     WHERE next_ping_at > $1 + ping_interval_us + ping_interval_us / 10";
+
+/// The latest end of a lease that is believed.
+pub(super) const FREE_LEASES: &str =
+    "UPDATE agents SET lease = NULL, lease_until = NULL WHERE lease_until > $1";
+
+/// Reason, key, instant: the failed pings since then say nothing.
+pub(super) const VOID_FAILURES: &str = "UPDATE pings SET observed = 0, window_seconds = 0.0, \
+    covered_seconds = 0.0, covers_from = NULL, first_ping = 0, error = $1 \
+    WHERE agent_key = $2 AND at >= $3 AND success = 0 AND observed = 1 AND superseded = 0";
+
+/// Key, instant: what those pings weighed is taken from the sums of their hours.
+pub(super) const TAKE_VOID_FROM_HOURS: &str = "INSERT INTO hours \
+    (agent_key, hour, up_seconds, covered_seconds) \
+    SELECT agent_key, at / 3600000000, 0.0, -SUM(covered_seconds) FROM pings \
+    WHERE agent_key = $1 AND at >= $2 AND success = 0 AND observed = 1 AND superseded = 0 \
+    GROUP BY 1, 2 ON CONFLICT (agent_key, hour) DO UPDATE SET \
+    covered_seconds = hours.covered_seconds + excluded.covered_seconds";
+
+pub(super) const RETENTION_NOW: &str = "SELECT retention_now FROM health";
+
+pub(super) const SET_RETENTION_NOW: &str = "UPDATE health SET retention_now = $1";
 
 /// The key to go on after, limit.
 pub(super) const PRUNE_AGENTS: &str = "SELECT key, removed FROM (\
@@ -198,6 +221,10 @@ mod tests {
             LATEST,
             IS_STORED,
             RESCHEDULE_OVERDUE,
+            FREE_LEASES,
+            VOID_FAILURES,
+            TAKE_VOID_FROM_HOURS,
+            SET_RETENTION_NOW,
             PRUNE_AGENTS,
             PRUNE_PINGS,
             PRUNE_HOURS,

@@ -1,6 +1,6 @@
 //! The agents of a run. Each has a monitor, a target rate and a submitter of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::runner::send::capability::{self, JobPicker};
 use crate::runner::send::gateway::Gateway;
 use crate::runner::send::timer::PreciseTimer;
 use crate::runner::uptime::client::PingSystem;
+use crate::wire::agent::is_agent_id;
 use crate::wire::gateway::same_orchestrator_form;
 use crate::wire::ping_system::ListedAgent;
 
@@ -35,6 +36,8 @@ pub(crate) struct Fleet {
     seed: u64,
     /// By id. An agent that leaves and comes back keeps its index.
     indices: BTreeMap<String, AgentIndex>,
+    /// Listed ids that are not valid, which were warned about.
+    invalid: BTreeSet<String>,
     /// Ends monitor and submitter of each agent that is followed.
     followed: BTreeMap<String, CancellationToken>,
     /// Monitors and submitters; they end when their token is cancelled.
@@ -58,6 +61,7 @@ impl Fleet {
             shared,
             ping_system,
             indices: BTreeMap::new(),
+            invalid: BTreeSet::new(),
             followed: BTreeMap::new(),
             tasks: JoinSet::new(),
         }
@@ -75,7 +79,16 @@ impl Fleet {
     /// Adds agents that are listed and removes those that are not any more.
     pub(crate) fn follow_listed(&mut self, listed: &Listed) {
         let config = Arc::clone(&self.config);
-        let is_wanted = |id: &str| listed.contains_key(id) && config.agents.is_ours(id);
+        for id in listed.keys().filter(|id| !is_agent_id(id)) {
+            if self.invalid.insert(id.clone()) {
+                tracing::warn!(
+                    "--all-agents: the ping system lists '{}', which is no agent id: it is left out",
+                    id.escape_unicode()
+                );
+            }
+        }
+        let is_wanted =
+            |id: &str| is_agent_id(id) && listed.contains_key(id) && config.agents.is_ours(id);
         let gone: Vec<String> = self.followed.keys().cloned().collect();
         for id in gone.into_iter().filter(|id| !is_wanted(id)) {
             self.remove(&id);
@@ -199,6 +212,7 @@ async fn monitor(
         stale_after: config.ping.stale_after,
         events: &shared.events,
         rates: &shared.rates,
+        outages: &source.outages,
     };
     monitor.run(source.as_ref(), stop).await;
 }
@@ -211,17 +225,21 @@ pub(crate) async fn watch_list(
 ) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_empty = false;
     loop {
         ticks.tick().await;
         match ping_system.agents().await {
             Ok(agents) => {
-                if agents.is_empty() {
+                ping_system.outages.answered();
+                let was_empty = std::mem::replace(&mut is_empty, agents.is_empty());
+                if is_empty && !was_empty {
                     tracing::warn!("--all-agents: the ping system lists no agent yet");
                 }
                 if listed.send(agents).await.is_err() {
                     return;
                 }
             }
+            Err(error) if error.is_outage() => ping_system.outages.failed(&error),
             Err(error) => tracing::warn!(
                 "--all-agents: no list of agents, known agents stay followed: {error}"
             ),

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::{AgeClock, JumpDetector};
 use crate::runner::deadline;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::{ClaimChecked, Event, Freshness, PingStats, UptimePolled};
@@ -16,12 +17,15 @@ use crate::runner::rate::decision::ClaimChange;
 use crate::runner::roster::AgentIndex;
 use crate::runner::uptime::client::{PollError, UptimeSource};
 use crate::runner::uptime::estimate::{AgentSnapshot, UptimeEstimate, UptimeFreshness};
+use crate::runner::uptime::outage::OutageLog;
 use crate::runner::uptime::subscription::{StreamEvent, follow};
 use crate::units::Percent;
 use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
 /// Pings of the event stream that wait to be applied.
 const STREAM_BUFFER: usize = 64;
+/// How often the clocks are compared: timers stand still while the machine is suspended.
+const CLOCK_CHECK: Duration = Duration::from_secs(5);
 
 /// One agent's monitor.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub(crate) struct Monitor<'a> {
     pub stale_after: Duration,
     pub events: &'a EventDispatcher,
     pub rates: &'a RateController,
+    /// Tells of outages of the ping system.
+    pub outages: &'a OutageLog,
 }
 
 /// What is known of the agent.
@@ -47,14 +53,18 @@ struct MonitorState {
     live: bool,
     /// Pings that arrived since the poll under way began: its answer may lack them.
     pending: Vec<(ListedAgent, HistoryPing)>,
-    last_answer: Instant,
+    /// By `clock`.
+    last_answer: std::time::Instant,
+    clock: AgeClock,
+    jumps: JumpDetector,
+    /// Whether the last answer could not be used, or told no uptime, which was warned about.
+    warned: bool,
 }
 
 impl MonitorState {
     fn answered(&mut self, estimate: &UptimeEstimate) {
-        self.last_answer = Instant::now();
-        self.freshness
-            .answered(estimate.uptime, self.last_answer.into_std());
+        self.last_answer = self.clock.now();
+        self.freshness.answered(estimate, self.last_answer);
         self.ping_stats = estimate.ping_stats;
     }
 }
@@ -67,25 +77,32 @@ impl Monitor<'_> {
         // After an answer that took longer than the interval, the next poll comes a whole interval later:
         // more polls do not help a slow ping system.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let clock = source.clock().clone();
         let mut state = MonitorState {
             freshness: UptimeFreshness::new(self.stale_after),
             snapshot: None,
             ping_stats: PingStats::default(),
             live: false,
             pending: Vec::new(),
-            last_answer: Instant::now(),
+            last_answer: clock.now(),
+            jumps: JumpDetector::start(&clock),
+            clock,
+            warned: false,
         };
+        let mut clock_checks = tokio::time::interval(CLOCK_CHECK);
+        clock_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let poll_again = || Some(Box::pin(source.poll(self.agent_id)));
         let mut poll = None;
         let (sender, mut stream) = mpsc::channel(STREAM_BUFFER);
         let mut following = pin!(follow(source, self.agent_id, self.uptime_interval, sender));
         let mut observe_again_at = None;
         loop {
-            let (freshness, _) = state.freshness.at(Instant::now().into_std());
+            let (freshness, _) = state.freshness.at(state.clock.now());
             let stale_at = state
                 .freshness
                 .stale_at()
-                .filter(|_| freshness == Freshness::Fresh);
+                .filter(|_| freshness == Freshness::Fresh)
+                .map(|stale_at| state.clock.timer(stale_at));
             tokio::select! {
                 () = stop.cancelled() => return,
                 // Only once the agent is known there: an unknown agent has no events.
@@ -108,7 +125,12 @@ impl Monitor<'_> {
                         state.pending.clear();
                         poll = poll_again();
                     }
-                    StreamEvent::Ping(ping) => self.apply_ping(*ping, poll.is_some(), &mut state),
+                    StreamEvent::Ping(ping) => {
+                        let missing = self.apply_ping(*ping, poll.is_some(), &mut state);
+                        if missing {
+                            poll = poll.or_else(poll_again);
+                        }
+                    }
                     StreamEvent::Closed => {
                         if std::mem::take(&mut state.live) {
                             poll = poll.or_else(poll_again);
@@ -116,10 +138,15 @@ impl Monitor<'_> {
                     }
                 },
                 // These take effect also while a poll awaits its answer.
-                () = deadline::reached(stale_at.map(Instant::from_std)) => {}
+                () = deadline::reached(stale_at) => {}
+                _ = clock_checks.tick() => {
+                    if state.jumps.has_jumped(&state.clock) {
+                        poll = poll.or_else(poll_again);
+                    }
+                }
                 () = deadline::reached(observe_again_at) => {}
             }
-            observe_again_at = self.observe(&state.freshness);
+            observe_again_at = self.observe(&state);
         }
     }
 
@@ -128,7 +155,11 @@ impl Monitor<'_> {
     fn must_poll(&self, state: &MonitorState, freshness: Freshness) -> bool {
         !state.live
             || freshness != Freshness::Fresh
-            || state.last_answer.elapsed() >= self.stale_after / 2
+            || state
+                .clock
+                .now()
+                .saturating_duration_since(state.last_answer)
+                >= self.stale_after / 2
     }
 
     fn apply_answer(&self, answer: Result<AgentSnapshot, PollError>, state: &mut MonitorState) {
@@ -136,14 +167,17 @@ impl Monitor<'_> {
         let answered = answer.is_ok();
         match answer {
             Ok(mut snapshot) => {
+                self.outages.answered();
+                let now = state.clock.now();
                 for (agent, ping) in state.pending.drain(..) {
-                    snapshot.add(agent, ping, Utc::now(), self.uptime_window);
+                    snapshot.add(agent, ping, now, self.uptime_window);
                 }
                 let estimate = state
                     .snapshot
                     .insert(snapshot)
-                    .estimate(Utc::now(), self.uptime_window);
-                if estimate.uptime.is_none() {
+                    .estimate(now, self.uptime_window);
+                let warned = std::mem::replace(&mut state.warned, estimate.uptime.is_none());
+                if estimate.uptime.is_none() && !warned {
                     tracing::warn!(
                         agent = self.agent_id,
                         "the ping system lists the agent, but has no ping that covers now: no job is sent"
@@ -152,28 +186,36 @@ impl Monitor<'_> {
                 pings = estimate.pings;
                 state.answered(&estimate);
             }
-            Err(error) => self.warn(&error, state.freshness.at(Instant::now().into_std())),
+            Err(error) if error.is_outage() => self.outages.failed(&error),
+            Err(error) => {
+                if !std::mem::replace(&mut state.warned, true) {
+                    self.warn(&error, state.freshness.at(state.clock.now()));
+                }
+            }
         }
         self.record(state, answered, pings);
     }
 
+    /// Returns whether pings before it are missing.
     fn apply_ping(
         &self,
         (agent, ping): (ListedAgent, HistoryPing),
         polling: bool,
         state: &mut MonitorState,
-    ) {
+    ) -> bool {
         if polling && state.pending.len() < STREAM_BUFFER {
             state.pending.push((agent.clone(), ping.clone()));
         }
         let Some(snapshot) = &mut state.snapshot else {
-            return;
+            return false;
         };
-        snapshot.add(agent, ping, Utc::now(), self.uptime_window);
-        let estimate = snapshot.estimate(Utc::now(), self.uptime_window);
+        let now = state.clock.now();
+        let missing = snapshot.add(agent, ping, now, self.uptime_window);
+        let estimate = snapshot.estimate(now, self.uptime_window);
         let pings = estimate.pings;
         state.answered(&estimate);
         self.record(state, true, pings);
+        missing
     }
 
     /// Estimates the uptime again from the known pings: some have left the window.
@@ -181,13 +223,13 @@ impl Monitor<'_> {
         let Some(snapshot) = &state.snapshot else {
             return;
         };
-        let estimate = snapshot.estimate(Utc::now(), self.uptime_window);
+        let estimate = snapshot.estimate(state.clock.now(), self.uptime_window);
         state.freshness.reestimated(estimate.uptime);
         self.record(state, false, estimate.pings);
     }
 
     fn record(&self, state: &MonitorState, answered: bool, pings: usize) {
-        let (freshness, uptime) = state.freshness.at(Instant::now().into_std());
+        let (freshness, uptime) = state.freshness.at(state.clock.now());
         self.events.record(&Event::Uptime(UptimePolled {
             ts: Utc::now(),
             agent: self.agent,
@@ -217,9 +259,9 @@ impl Monitor<'_> {
     }
 
     /// Reports the uptime as it is known now, and returns when the controller must be asked again.
-    fn observe(&self, freshness: &UptimeFreshness) -> Option<Instant> {
+    fn observe(&self, state: &MonitorState) -> Option<Instant> {
         let now = Instant::now().into_std();
-        let (state, uptime) = freshness.at(now);
+        let (state, uptime) = state.freshness.at(state.clock.now());
         let observed = self.rates.observe(self.agent, state, uptime, now);
         if let Some(ClaimChange {
             uptime,
@@ -250,8 +292,8 @@ async fn poll_answer<Q: Future<Output = Result<AgentSnapshot, PollError>>>(
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::sync::Arc;
     use std::sync::atomic::Ordering;
+    use std::sync::{Arc, LazyLock};
 
     use super::*;
     use crate::runner::events::event::{JobAnswer, RateReason};
@@ -317,7 +359,9 @@ mod tests {
     }
 
     fn monitor<'a>(events: &'a EventDispatcher, rates: &'a RateController) -> Monitor<'a> {
+        static OUTAGES: LazyLock<OutageLog> = LazyLock::new(|| OutageLog::new(STALE_AFTER));
         Monitor {
+            outages: &OUTAGES,
             agent: AgentIndex(0),
             agent_id: "agent-001",
             uptime_interval: INTERVAL,

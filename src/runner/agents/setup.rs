@@ -1,6 +1,7 @@
 //! What the agents of a run share, from its configuration.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::submitter::{JobCount, SubmitterContext};
+use crate::clock::AgeClock;
 use crate::net;
 use crate::net::endpoint::with_path;
 use crate::runner::config::RunnerConfig;
@@ -19,6 +21,7 @@ use crate::runner::send::budget::Budgets;
 use crate::runner::send::gateway::Gateway;
 use crate::runner::send::in_flight::InFlightLimit;
 use crate::runner::uptime::client::PingSystem;
+use crate::runner::uptime::outage::OutageLog;
 
 /// The longest wait for an answer of the ping system.
 const MAX_POLL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +51,9 @@ pub(crate) fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
         timeout: config.ping.interval.min(MAX_POLL_TIMEOUT),
         permits: Semaphore::new(MAX_CONCURRENT_POLLS),
         cached_list: Mutex::default(),
+        clock: AgeClock::start(),
+        outages: OutageLog::new(config.ping.stale_after),
+        clocks_differ: AtomicBool::new(false),
     }
 }
 

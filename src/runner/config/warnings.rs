@@ -6,12 +6,21 @@ use super::RunnerConfig;
 use crate::runner::rate::allocation;
 use crate::runner::rate::controller::Sharing;
 use crate::units::JobsPerMinute;
+use crate::wire::agent::is_agent_id;
 
 impl RunnerConfig {
     /// Logs all of them.
     pub fn warn(&self) {
         warn_of_short_timeouts(self);
         warn_of_empty_tiers(self);
+        for agent in self.agents.at_start() {
+            if !is_agent_id(&agent.id) {
+                tracing::warn!(
+                    "the id '{}' has characters that ids may no longer have: register the agent under another one",
+                    agent.id.escape_unicode()
+                );
+            }
+        }
     }
 }
 

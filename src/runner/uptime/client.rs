@@ -3,15 +3,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
-use super::estimate::{AgentSnapshot, newest_in_history, newest_in_list};
-use crate::net::client::{BodyError, read_body, root_cause};
+use super::estimate::{AgentSnapshot, ServerTime, newest_in_history, newest_in_list, newest_time};
+use super::outage::OutageLog;
+use crate::clock::AgeClock;
+use crate::net::client::{BodyError, date_of, read_body, root_cause};
 use crate::wire::event_stream::{EventReader, ServerSentEvent};
 use crate::wire::ping_system::{
     HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agent, read_agents, read_event,
@@ -24,6 +28,8 @@ const PINGS_PER_PAGE: &str = "2000";
 /// How long a list of agents is reused: thousands of agents are in one list.
 const LIST_LIFETIME: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
+/// Clocks that differ by more are warned about.
+const MAX_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::seconds(5);
 /// A stream that is silent for this long is considered lost; ours sends something every ten seconds.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -35,6 +41,9 @@ pub(crate) trait UptimeSource: Send + Sync + 'static {
     /// Polls the current state of an agent.
     fn poll(&self, agent_id: &str)
     -> impl Future<Output = Result<AgentSnapshot, PollError>> + Send;
+
+    /// The clock by which it tells how old its answers are.
+    fn clock(&self) -> &AgeClock;
 
     /// Subscribes to an agent's new pings.
     fn listen(
@@ -135,10 +144,20 @@ pub(crate) struct PingSystem {
     pub permits: Semaphore,
     /// The latest list of agents, and when its request began.
     pub cached_list: Mutex<Option<(Instant, CachedList)>>,
+    pub clock: AgeClock,
+    pub outages: OutageLog,
+    /// Whether the clocks of ping system and runner differ, which was warned about.
+    pub clocks_differ: AtomicBool,
 }
 
 /// The listed agents by name, or why there is no list.
 pub(crate) type CachedList = Result<Arc<BTreeMap<String, ListedAgent>>, PollError>;
+
+/// An answer, and when it was given by the ping system's clock.
+struct Dated<T> {
+    content: T,
+    date: Option<DateTime<Utc>>,
+}
 
 impl PingSystem {
     fn address(&self, path: &[&str]) -> Url {
@@ -161,7 +180,7 @@ impl PingSystem {
         }
     }
 
-    async fn get(&self, url: &Url) -> Result<Vec<u8>, PollError> {
+    async fn get(&self, url: &Url) -> Result<Dated<Vec<u8>>, PollError> {
         let request = self.request(url);
         let exchange = async {
             let transport = |error: reqwest::Error| PollError::Transport {
@@ -177,12 +196,13 @@ impl PingSystem {
                     hint,
                 });
             }
-            read_body(response, MAX_BODY_BYTES)
-                .await
-                .map_err(|error| match error {
-                    BodyError::Lost(error) => transport(error),
-                    BodyError::TooLong(_) => PollError::TooLong(url.to_string()),
-                })
+            let date = date_of(&response);
+            let body = read_body(response, MAX_BODY_BYTES).await;
+            let content = body.map_err(|error| match error {
+                BodyError::Lost(error) => transport(error),
+                BodyError::TooLong(_) => PollError::TooLong(url.to_string()),
+            })?;
+            Ok(Dated { content, date })
         };
         tokio::time::timeout(self.timeout, exchange)
             .await
@@ -220,7 +240,7 @@ impl PingSystem {
                 .append_pair("limit", AGENTS_PER_PAGE)
                 .append_pair("metadata", "false")
                 .extend_pairs(next.iter().map(|after| ("after", after)));
-            let page = self.read(url, read_agents).await?;
+            let page = self.read(url, read_agents).await?.content;
             let known = by_name.len();
             for agent in page.items {
                 by_name.entry(agent.agent_id.clone()).or_insert(agent);
@@ -234,7 +254,7 @@ impl PingSystem {
     }
 
     /// The agent, by itself or out of the list where the ping system has nothing but that.
-    async fn agent(&self, agent_id: &str) -> Result<ListedAgent, PollError> {
+    async fn agent(&self, agent_id: &str) -> Result<Dated<ListedAgent>, PollError> {
         let read = |body: &[u8]| read_agent(body, agent_id);
         match self.read(self.address(&[agent_id]), read).await {
             Err(PollError::Status {
@@ -244,17 +264,24 @@ impl PingSystem {
             answer => return answer,
         }
         let agents = self.agents().await?;
-        agents
-            .get(agent_id)
-            .cloned()
-            .ok_or_else(|| PollError::NotListed {
-                url: self.address(&[]).into(),
-                agent_id: agent_id.to_owned(),
-                listed: agents.len(),
-            })
+        let listed = agents.get(agent_id).cloned();
+        // The list may be older than the history, which is read next and has a date of its own.
+        let undated = |content| Dated {
+            content,
+            date: None,
+        };
+        listed.map(undated).ok_or_else(|| PollError::NotListed {
+            url: self.address(&[]).into(),
+            agent_id: agent_id.to_owned(),
+            listed: agents.len(),
+        })
     }
 
-    async fn history(&self, agent_id: &str, span: Duration) -> Result<Vec<HistoryPing>, PollError> {
+    async fn history(
+        &self,
+        agent_id: &str,
+        span: Duration,
+    ) -> Result<Dated<Vec<HistoryPing>>, PollError> {
         let hours = span.as_nanos().div_ceil(HOUR.as_nanos()).max(1);
         let mut pings: Vec<HistoryPing> = Vec::new();
         let mut next: Option<String> = None;
@@ -264,14 +291,21 @@ impl PingSystem {
                 .append_pair("hours", &hours.to_string())
                 .append_pair("limit", PINGS_PER_PAGE)
                 .extend_pairs(next.iter().map(|after| ("after", after)));
-            let page = self.read(url, |body| read_history(body, agent_id)).await?;
+            let answer = self.read(url, |body| read_history(body, agent_id));
+            let Dated {
+                content: page,
+                date,
+            } = answer.await?;
             let newest = pings.last().map(|ping| ping.timestamp);
             let is_new = page.items.last().map(|ping| ping.timestamp) > newest;
             pings.extend(page.items);
             next = page.next;
             // As for the list of agents.
             if next.is_none() || !is_new {
-                return Ok(pings);
+                return Ok(Dated {
+                    content: pings,
+                    date,
+                });
             }
         }
     }
@@ -280,17 +314,41 @@ impl PingSystem {
         &self,
         url: Url,
         read: impl FnOnce(&[u8]) -> Result<T, InvalidAnswer>,
-    ) -> Result<T, PollError> {
-        let body = self.get(&url).await?;
-        read(&body).map_err(|error| PollError::Invalid {
+    ) -> Result<Dated<T>, PollError> {
+        let Dated {
+            content: body,
+            date,
+        } = self.get(&url).await?;
+        let content = read(&body).map_err(|error| PollError::Invalid {
             url: url.into(),
             error,
-        })
+        })?;
+        Ok(Dated { content, date })
+    }
+
+    /// The ping system's time after an answer that tells of `newest`. The runner's own clock takes its place only if the
+    /// answer tells no time at all.
+    fn server_time(&self, newest: Option<DateTime<Utc>>) -> ServerTime {
+        let wall = self.clock.wall();
+        let told = newest.unwrap_or(wall);
+        let differ = (told - wall).abs() > MAX_CLOCK_DIFFERENCE;
+        if differ != self.clocks_differ.swap(differ, Ordering::Relaxed) && differ {
+            tracing::warn!(
+                "the clock here says {wall:.0?} and the ping system {told:.0?}: uptimes follow the ping system's"
+            );
+        }
+        ServerTime {
+            told,
+            told_at: self.clock.now(),
+        }
     }
 
     /// Requests a longer history if the known one has no ping that could count.
-    async fn older(&self, snapshot: &AgentSnapshot) -> Result<Option<Vec<HistoryPing>>, PollError> {
-        let AgentSnapshot { agent, history } = snapshot;
+    async fn older(
+        &self,
+        agent: &ListedAgent,
+        history: &[HistoryPing],
+    ) -> Result<Option<Dated<Vec<HistoryPing>>>, PollError> {
         if newest_in_list(agent).is_some() || newest_in_history(history).is_some() {
             return Ok(None);
         }
@@ -306,6 +364,20 @@ impl PingSystem {
     }
 }
 
+impl PollError {
+    /// Whether the ping system itself gave no answer, so that it is the same for all agents.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Self::Transport { .. }
+            | Self::Timeout { .. }
+            | Self::Status { .. }
+            | Self::StreamUnsupported(_)
+            | Self::StreamLost { .. } => true,
+            Self::TooLong(_) | Self::Invalid { .. } | Self::NotListed { .. } => false,
+        }
+    }
+}
+
 impl UptimeSource for PingSystem {
     type Events = PingStream;
 
@@ -313,12 +385,21 @@ impl UptimeSource for PingSystem {
         let agent = self.agent(agent_id).await?;
         // The wait for a permit does not count towards the timeout.
         let _permit = self.permits.acquire().await;
-        let history = self.history(agent_id, self.window).await?;
-        let mut snapshot = AgentSnapshot { agent, history };
-        if let Some(older) = self.older(&snapshot).await? {
-            snapshot.history = older;
+        let mut history = self.history(agent_id, self.window).await?;
+        if let Some(older) = self.older(&agent.content, &history.content).await? {
+            history = older;
         }
-        Ok(snapshot)
+        let newest = newest_time(&agent.content, &history.content);
+        let dates = [agent.date, history.date, newest];
+        Ok(AgentSnapshot {
+            time: self.server_time(dates.into_iter().flatten().max()),
+            agent: agent.content,
+            history: history.content,
+        })
+    }
+
+    fn clock(&self) -> &AgeClock {
+        &self.clock
     }
 
     async fn listen(&self, agent_id: &str) -> Result<PingStream, PollError> {

@@ -2,4 +2,5 @@
 
 pub(crate) mod client;
 pub(crate) mod estimate;
+pub(crate) mod outage;
 pub(crate) mod subscription;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer};
 use serde_json::Value;
 
+use super::served::Ping;
 use crate::units::Percent;
 
 /// The longest answer that is read.
@@ -56,6 +57,21 @@ pub struct HistoryPing {
     pub covers_from: Option<DateTime<Utc>>,
     /// Whether it says nothing: an answered ping covers its time, or the ping system could not see.
     pub is_void: bool,
+}
+
+impl From<&Ping> for HistoryPing {
+    fn from(ping: &Ping) -> Self {
+        Self {
+            timestamp: ping.timestamp,
+            success: ping.success,
+            uptime_percent: ping.uptime_percent,
+            window_seconds: ping.window_seconds,
+            gpu_available: ping.gpu_available,
+            first_ping: ping.first_ping,
+            covers_from: ping.covers_from,
+            is_void: ping.superseded || !ping.observed,
+        }
+    }
 }
 
 /// Why an answer cannot be used.
@@ -164,20 +180,36 @@ pub fn read_event(
 ) -> Result<(ListedAgent, HistoryPing), InvalidAnswer> {
     #[derive(Deserialize)]
     struct PingEventForm {
+        agent: ListedAgent,
+        ping: PingForm,
+    }
+    /// Of ping systems up to 0.1.0: the agent's fields stand beside the ping, and its last ping is this one.
+    #[derive(Deserialize)]
+    struct LegacyPingEventForm {
         #[serde(flatten)]
         agent: ListedAgent,
         ping: PingForm,
     }
-    let PingEventForm { mut agent, ping } = serde_json::from_slice(data)?;
+    #[derive(Deserialize)]
+    struct WhichForm {
+        agent: Option<serde::de::IgnoredAny>,
+    }
+    let (agent, ping) = if serde_json::from_slice::<WhichForm>(data)?.agent.is_some() {
+        let PingEventForm { agent, ping } = serde_json::from_slice(data)?;
+        (agent, ping.into())
+    } else {
+        let LegacyPingEventForm { mut agent, ping } = serde_json::from_slice(data)?;
+        let ping = HistoryPing::from(ping);
+        agent.last_ping_at = Some(ping.timestamp);
+        agent.last_uptime_percent = ping.uptime_percent;
+        (agent, ping)
+    };
     if agent.agent_id != agent_id {
         return Err(InvalidAnswer::OtherAgent {
             got: agent.agent_id,
             expected: agent_id.to_owned(),
         });
     }
-    let ping = HistoryPing::from(ping);
-    agent.last_ping_at = Some(ping.timestamp);
-    agent.last_uptime_percent = ping.uptime_percent;
     Ok((agent, ping))
 }
 

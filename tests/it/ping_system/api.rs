@@ -32,8 +32,11 @@ fn an_agent_is_registered_pinged_remembered_and_forgotten() {
     for (field, value) in [
         ("capabilities", json!(["gpu-check"])),
         ("metadata", json!({"region": "eu"})),
-        ("status", json!("active")),
+        ("status", json!("unknown")),
         ("last_ping_at", Value::Null),
+        ("last_error", Value::Null),
+        ("clock_offset_seconds", Value::Null),
+        ("warnings", json!([])),
         ("total_pings", json!(0)),
         ("consecutive_poor_uptime", json!(0)),
         ("ping_interval_minutes", json!(60.0)),

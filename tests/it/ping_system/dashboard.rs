@@ -7,13 +7,15 @@ use crate::support::agents::Agents;
 use crate::support::browser::Browser;
 use crate::support::ping_system::PingSystemProcess;
 use chrono::{TimeDelta, Utc};
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
+use uptime_runner::ping_system::evaluate::{PingAttempt, PingOutcome, PingPolicy};
 use uptime_runner::ping_system::store::sqlite::{self, Location};
 use uptime_runner::ping_system::store::{Claimed, Lease, Registration, Store};
-use uptime_runner::ping_system::stretch::MeasuredStretch;
+use uptime_runner::ping_system::stretch::BootInstant;
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
+use uuid::Uuid;
 
 const HOSTILE: &str = "<img src=x onerror=\"document.title='taken over'\">";
 const SELDOM: [&str; 2] = ["--base-interval", "15m"];
@@ -68,8 +70,15 @@ async fn live_through_two_days(folder: &Path, agents: &Agents) {
             let asked = PingAttempt {
                 at,
                 took: Duration::from_millis(23),
-                measured: MeasuredStretch::default(),
-                answer: answer.ok_or("no whole answer in 10s".to_owned()),
+                began: BootInstant {
+                    boot_id: Uuid::nil(),
+                    since_boot: (at - begin).to_std().unwrap(),
+                },
+                clock_offset_seconds: None,
+                outcome: match answer {
+                    Some(answer) => PingOutcome::Answered(answer),
+                    None => PingOutcome::Failed("no whole answer in 10s".to_owned()),
+                },
             };
             let new = rules.evaluate(&claim.known, asked, 0.5);
             at = new.after.agent.next_ping_at;
@@ -226,14 +235,85 @@ async fn a_new_ping_is_shown_at_once() {
     let address = system.address.clone();
     drop(system);
     browser.wait_for("document.getElementById('live').className", &json!("poor"));
+    let notice = "document.getElementById('notice').textContent.slice(0, 31)";
+    browser.wait_for(notice, &json!("The ping system does not answer"));
     let again = [&SELDOM[..], &["--listen", &address]].concat();
     let mut command = crate::support::binary();
     command
         .arg("ping-system")
         .args(again)
         .current_dir(folder.path());
-    let _system = crate::support::served::Served::spawn(command);
+    let system = crate::support::served::Served::spawn(command);
     browser.wait_for("document.getElementById('live').className", &json!("good"));
+    browser.wait_for(notice, &json!(""));
+    // One that hangs is told from one that has nothing to say.
+    let since = std::time::Instant::now();
+    crate::support::signal(&system.child, Signal::STOP);
+    browser.wait_for(notice, &json!("The ping system is silent, what"));
+    assert!(since.elapsed() < Duration::from_secs(15));
+    crate::support::signal(&system.child, Signal::CONT);
+    browser.wait_for(notice, &json!(""));
+}
+
+#[tokio::test]
+#[cfg_attr(no_chromium, ignore = "needs Chromium (package chromium)")]
+async fn an_agent_is_green_only_if_it_was_seen_with_its_gpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let mut browser = Browser::start();
+    let options = [&SELDOM[..], &["--retries", "0"]].concat();
+    let system = PingSystemProcess::start(folder.path(), &options);
+    for name in ["active", "no-gpu", "refuses", "refuses-too", "gone"] {
+        system.with_agent(name, &agents);
+    }
+    agents.set("no-gpu", |stream, agent_id| {
+        let mut report = crate::support::agents::report(agent_id, 0.0);
+        report["gpu_available"] = json!(false);
+        crate::support::respond(stream, 200, "", &report.to_string());
+    });
+    agents.set("gone", |_, _| {});
+    for name in ["refuses", "refuses-too"] {
+        agents.set(name, |stream, _| {
+            crate::support::respond(stream, 401, "", "{}");
+        });
+    }
+    for name in ["no-gpu", "gone", "refuses", "refuses-too"] {
+        system.ping(name);
+    }
+    browser.open(&system.url());
+    browser.wait_for(ROWS, &json!(5));
+    let status = |agent_id: &str| {
+        format!(
+            "(() => {{ const s = document.querySelector('tr[data-agent={agent_id}] .state span'); return s.className + ' ' + s.textContent; }})()"
+        )
+    };
+    for (agent_id, shown) in [
+        ("active", "good ● active"),
+        ("no-gpu", "bad ▲ no GPU"),
+        ("gone", "bad ▲ unreachable"),
+        ("refuses", "soft ○ not observed"),
+        ("refuses-too", "soft ○ not observed"),
+    ] {
+        browser.wait_for(&status(agent_id), &json!(shown));
+    }
+    for (total, count) in [
+        ("active", "1"),
+        ("no_gpu", "1"),
+        ("unreachable", "1"),
+        ("unobserved", "2"),
+    ] {
+        let shown = browser.eval(&format!("document.getElementById('t-{total}').textContent"));
+        assert_eq!(shown, count, "{total}");
+    }
+    let notice = browser.eval("document.getElementById('notice').textContent");
+    assert!(
+        notice
+            .as_str()
+            .unwrap()
+            .contains("refuse the ping system's token"),
+        "{notice}"
+    );
+    assert_eq!(browser.misdeeds, [Value::Null; 0]);
 }
 
 #[tokio::test]

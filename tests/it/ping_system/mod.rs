@@ -1,6 +1,7 @@
 mod api;
 mod dashboard;
 mod faults;
+mod observation;
 mod postgres;
 mod sqlite;
 mod store;

@@ -6,17 +6,18 @@ use std::time::Duration;
 use crate::support::postgres::Postgres;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
-use uptime_runner::ping_system::evaluate::{PingAttempt, PingPolicy};
+use uptime_runner::ping_system::evaluate::{PingAttempt, PingOutcome, PingPolicy};
 use uptime_runner::ping_system::store::{
     AgentPage, AgentRecord, Claim, Claimed, Cursor, Lease, PingRecord, PruneCursor, Registration,
     Store, Sum, Totals,
     postgres::{self, PostgresOptions, PostgresStore},
     sqlite::{self, Location, SqliteStore},
 };
-use uptime_runner::ping_system::stretch::MeasuredStretch;
+use uptime_runner::ping_system::stretch::BootInstant;
 use uptime_runner::units::Percent;
 use uptime_runner::wire::agent::Reported;
 use uptime_runner::wire::ping_system::served::{Ping, Status};
+use uuid::Uuid;
 
 const ODD_NAMES: [&str; 7] = [
     "<img src=x onerror=alert(1)>",
@@ -59,19 +60,33 @@ fn lease(now: DateTime<Utc>) -> Lease {
 }
 
 fn judged(claim: &Claim, at: DateTime<Utc>, uptime: Option<f64>) -> PingRecord {
-    let rules = PingPolicy::default();
-    let answer = uptime.map(|uptime| Reported {
+    let outcome = match uptime {
+        Some(uptime) => answer(uptime, true),
+        None => PingOutcome::Failed("no answer, \"said\" 'they'".to_owned()),
+    };
+    evaluated(claim, at, outcome)
+}
+
+fn answer(uptime: f64, gpu_available: bool) -> PingOutcome {
+    PingOutcome::Answered(Reported {
         uptime_percent: Percent::new(uptime).ok(),
         window_seconds: Some(900.5),
-        gpu_available: Some(true),
-    });
-    let asked = PingAttempt {
+        gpu_available: Some(gpu_available),
+    })
+}
+
+fn evaluated(claim: &Claim, at: DateTime<Utc>, outcome: PingOutcome) -> PingRecord {
+    let attempt = PingAttempt {
         at,
+        began: BootInstant {
+            boot_id: Uuid::nil(),
+            since_boot: (at - utc("2025-01-01T00:00:00Z")).to_std().unwrap(),
+        },
         took: Duration::from_millis(12),
-        measured: MeasuredStretch::default(),
-        answer: answer.ok_or("no answer, \"said\" 'they'".to_owned()),
+        clock_offset_seconds: Some(7.5),
+        outcome,
     };
-    rules.evaluate(&claim.known, asked, 0.5)
+    PingPolicy::default().evaluate(&claim.known, attempt, 0.5)
 }
 
 async fn claimed(store: &dyn Store, agent_id: &str, now: DateTime<Utc>) -> Claim {
@@ -89,11 +104,12 @@ async fn ping(
 ) -> PingRecord {
     let claim = claimed(store, agent_id, at).await;
     let new = judged(&claim, at, uptime);
-    assert_eq!(
-        store.record([(claim, new.clone())].into()).await.unwrap(),
-        [true]
-    );
+    record(store, claim, new.clone()).await;
     new
+}
+
+async fn record(store: &dyn Store, claim: Claim, new: PingRecord) {
+    assert_eq!(store.record([(claim, new)].into()).await.unwrap(), [true]);
 }
 
 async fn known(store: &dyn Store, agent_id: &str) -> AgentRecord {
@@ -130,8 +146,11 @@ async fn contract(store: &dyn Store) {
     sums_are_exact(store).await;
     what_is_old_or_removed_is_pruned(store).await;
     a_clock_that_was_set_back_delays_nobody(store).await;
+    what_was_not_observed_says_nothing(store).await;
+    failures_are_made_unobserved(store).await;
+    times_are_kept(store).await;
     agents_are_listed_by_pages(store).await;
-    assert!(store.health().await.unwrap().schema_version >= 2);
+    assert!(store.health().await.unwrap().schema_version >= 5);
 }
 
 async fn registered_agents_are_known(store: &dyn Store) {
@@ -141,7 +160,7 @@ async fn registered_agents_are_known(store: &dyn Store) {
     assert_eq!(new.agent.registered_at, noon());
     assert_eq!(new.agent.next_ping_at, noon());
     assert!((new.agent.ping_interval_minutes - 15.0).abs() < 1e-9);
-    assert_eq!(new.agent.status, Status::Active);
+    assert_eq!(new.agent.status, Status::Unknown);
     assert_eq!(known(store, "a").await, new);
     ping(store, "a", noon(), Some(100.0)).await;
 
@@ -393,14 +412,115 @@ async fn what_is_old_or_removed_is_pruned(store: &dyn Store) {
 /// Goes on with them.
 async fn a_clock_that_was_set_back_delays_nobody(store: &dyn Store) {
     let before = known(store, "e").await.agent.next_ping_at;
-    store
-        .reschedule_overdue(before - minutes(15))
-        .await
-        .unwrap();
+    let now = before - minutes(15);
+    store.reschedule_overdue(now, now).await.unwrap();
     assert_eq!(known(store, "e").await.agent.next_ping_at, before);
     let now = before - minutes(24 * 60 * 3);
-    store.reschedule_overdue(now).await.unwrap();
+    store.reschedule_overdue(now, now).await.unwrap();
     assert_eq!(known(store, "e").await.agent.next_ping_at, now);
+
+    // A lease that was taken by a clock that was ahead ends, and no other.
+    let claim = claimed(store, "e", now + minutes(60)).await;
+    let is_taken = async |latest_end| {
+        store.reschedule_overdue(now, latest_end).await.unwrap();
+        let claimed = store.claim(lease(now), "e").await.unwrap();
+        matches!(claimed, Claimed::Taken)
+    };
+    assert!(is_taken(now + minutes(61)).await);
+    assert!(!is_taken(now + minutes(60)).await);
+    let late = judged(&claim, now, None);
+    assert_eq!(store.record([(claim, late)].into()).await.unwrap(), [false]);
+    store.reschedule_overdue(now, now).await.unwrap();
+}
+
+async fn what_was_not_observed_says_nothing(store: &dyn Store) {
+    store.register(&registration("g", noon())).await.unwrap();
+    ping(store, "g", noon(), Some(100.0)).await;
+    let at = noon() + minutes(15);
+    let claim = claimed(store, "g", at).await;
+    let no_gpu = evaluated(&claim, at, answer(50.0, false));
+    record(store, claim, no_gpu.clone()).await;
+    let before = known(store, "g").await;
+    assert_eq!(before, no_gpu.after);
+    assert_eq!(before.agent.status, Status::NoGpu);
+    assert_eq!(before.agent.clock_offset_seconds, Some(7.5));
+    assert_eq!(before.agent.warnings.len(), 1);
+
+    let at = noon() + minutes(30);
+    let claim = claimed(store, "g", at).await;
+    let unseen = PingOutcome::Unobserved("our own network".to_owned());
+    let unseen = evaluated(&claim, at, unseen);
+    record(store, claim, unseen.clone()).await;
+    let after = known(store, "g").await;
+    assert_eq!(after, unseen.after);
+    assert_eq!(after.agent.status, Status::Unobserved);
+    assert_eq!(after.agent.last_ping_at, before.agent.last_ping_at);
+    assert_eq!(after.agent.last_error.as_deref(), Some("our own network"));
+    assert_eq!(history(store, "g", at).await, [unseen.ping]);
+    // The next answer covers the time since the one before, and leaves it as it is.
+    let at = noon() + minutes(45);
+    let third = ping(store, "g", at, Some(100.0)).await;
+    assert_eq!(third.ping.covers_from, before.agent.last_ping_at);
+    let pings = history(store, "g", noon()).await;
+    assert!(!pings[2].observed && !pings[2].superseded);
+    store.remove("g").await.unwrap();
+}
+
+async fn failures_are_made_unobserved(store: &dyn Store) {
+    let key = store
+        .register(&registration("h", noon()))
+        .await
+        .unwrap()
+        .key;
+    let sum = async || {
+        let parts = store.sums_since(noon(), Some(&[key])).await.unwrap();
+        let sums = parts.iter().map(|(_, sum)| sum.covered_seconds);
+        sums.sum::<f64>()
+    };
+    ping(store, "h", noon(), Some(100.0)).await;
+    let answered = ping(store, "h", noon() + minutes(10), Some(100.0)).await;
+    for minute in [20, 21] {
+        ping(store, "h", noon() + minutes(minute), None).await;
+    }
+    assert!((sum().await - 1260.0).abs() < 1e-6);
+    let now = noon() + minutes(22);
+    let since = noon() + minutes(20);
+    let claim = claimed(store, "h", now).await;
+    let latest = store.latest(key, 10).await.unwrap();
+    let policy = PingPolicy::default();
+    let after = policy.without_failures(&claim.known, &latest, since, now, "own network");
+    assert!(
+        store
+            .void_failures(&claim, since, "own network", &after)
+            .await
+            .unwrap()
+    );
+    assert!((sum().await - 600.0).abs() < 1e-6);
+    let agent = known(store, "h").await;
+    assert_eq!(agent.agent.status, Status::Unobserved);
+    assert_eq!(agent.streak, answered.after.streak);
+    assert_eq!(agent.agent.last_ping_at, Some(answered.ping.timestamp));
+    assert_eq!(agent.agent.next_ping_at, now);
+    for ping in &history(store, "h", since).await {
+        assert!(!ping.observed && !ping.success && ping.window_seconds == Some(0.0));
+        assert_eq!(ping.error.as_deref(), Some("own network"));
+    }
+    // The claim ended by that.
+    assert!(
+        !store
+            .void_failures(&claim, since, "own network", &after)
+            .await
+            .unwrap()
+    );
+    store.remove("h").await.unwrap();
+}
+
+async fn times_are_kept(store: &dyn Store) {
+    assert_eq!(store.retention_now().await.unwrap(), None);
+    store.set_retention_now(noon()).await.unwrap();
+    assert_eq!(store.retention_now().await.unwrap(), Some(noon()));
+    let off = store.now().await.unwrap() - Utc::now();
+    assert!(off.abs() < TimeDelta::seconds(5), "{off}");
 }
 
 /// Goes on with an agent and three pings of it, and another one that was never pinged.
@@ -435,7 +555,15 @@ async fn agents_are_listed_by_pages(store: &dyn Store) {
         store.register(&registration(name, noon())).await.unwrap();
     }
     ping(store, "z", noon(), None).await;
-    ping(store, "B", noon(), Some(100.0)).await;
+    for (name, outcome) in [
+        ("B", answer(100.0, false)),
+        ("é", PingOutcome::Unobserved("our own network".to_owned())),
+    ] {
+        ping(store, name, noon(), Some(100.0)).await;
+        let claim = claimed(store, name, noon()).await;
+        let new = evaluated(&claim, noon(), outcome);
+        record(store, claim, new).await;
+    }
     let known = store.agents(all_agents()).await.unwrap();
     let of_all = |count: fn(&AgentRecord) -> u64| known.iter().map(count).sum::<u64>();
     let expected = Totals {
@@ -443,11 +571,16 @@ async fn agents_are_listed_by_pages(store: &dyn Store) {
         unreachable: of_all(|known| u64::from(known.agent.status == Status::Unreachable)),
         due: of_all(|known| u64::from(known.agent.next_ping_at <= noon())),
         poor: of_all(|known| u64::from(known.agent.consecutive_poor_uptime > 0)),
-        never_pinged: of_all(|known| u64::from(known.agent.total_pings == 0)),
+        no_gpu: of_all(|known| u64::from(known.agent.status == Status::NoGpu)),
+        unobserved: of_all(|known| u64::from(known.agent.status == Status::Unobserved)),
+        unknown: of_all(|known| u64::from(known.agent.status == Status::Unknown)),
         pings: of_all(|known| known.agent.total_pings),
     };
     assert_eq!(store.totals(noon()).await.unwrap(), expected);
-    assert!(expected.unreachable > 0 && expected.due > 0 && expected.never_pinged > 0);
+    assert!(expected.unreachable > 0 && expected.due > 0);
+    for status in Status::ALL.into_iter().skip(1) {
+        assert!(expected.of(status) > 0, "{status:?}");
+    }
 }
 
 async fn open_file(path: &Path) -> anyhow::Result<SqliteStore> {
@@ -518,7 +651,7 @@ async fn a_sqlite_file_of_0_1_0_is_taken_over() {
     drop(made);
     let store = open_file(&path).await.unwrap();
     is_taken_over(&store).await;
-    assert_eq!(store.health().await.unwrap().schema_version, 4);
+    assert_eq!(store.health().await.unwrap().schema_version, 5);
     drop(store);
     // The second start finds it up to date.
     let store = open_file(&path).await.unwrap();
@@ -537,7 +670,7 @@ async fn a_sqlite_file_of_a_newer_release_is_refused_unless_it_allows_older_ones
     change("UPDATE schema_version SET version = 99, compatible_with = 99");
     let error = format!("{:#}", open_file(&path).await.unwrap_err());
     assert!(error.contains("version 99"), "{error}");
-    change("UPDATE schema_version SET compatible_with = 4");
+    change("UPDATE schema_version SET compatible_with = 5");
     open_file(&path).await.unwrap();
 }
 
@@ -550,7 +683,7 @@ async fn a_postgres_database_of_0_1_0_is_taken_over() {
     server.run_script("old", dump);
     let store = open_url(&url).await.unwrap();
     is_taken_over(&store).await;
-    assert_eq!(store.health().await.unwrap().schema_version, 4);
+    assert_eq!(store.health().await.unwrap().schema_version, 5);
 }
 
 #[tokio::test]

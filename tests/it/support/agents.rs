@@ -1,7 +1,8 @@
 //! Agents that answer as they are told.
 
 use std::collections::HashMap;
-use std::net::TcpStream;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -51,6 +52,29 @@ impl Agents {
         self.set(agent_id, move |stream, agent_id| {
             respond(stream, 200, "", &report(agent_id, uptime).to_string());
         });
+    }
+
+    /// It closes the next connection without an answer, and then answers as before.
+    pub(crate) fn fail_once(&self, agent_id: &str) {
+        let before = self
+            .answers
+            .lock()
+            .unwrap()
+            .get(agent_id)
+            .cloned()
+            .expect("it answers");
+        let failed = AtomicBool::new(false);
+        self.set(agent_id, move |stream, agent_id| {
+            if failed.swap(true, Ordering::SeqCst) {
+                before(stream, agent_id);
+            } else {
+                stream.shutdown(Shutdown::Both).unwrap();
+            }
+        });
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address
     }
 
     /// The first lines and headers of what an agent was asked so far.

@@ -8,6 +8,7 @@ pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod recorded;
 pub(crate) mod served;
+pub(crate) mod wall_clock;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -185,7 +186,11 @@ impl Drop for Runner {
 
 /// `kill -9`, while others still use it.
 pub(crate) fn kill_9(child: &Child) {
-    kill_process(Pid::from_child(child), Signal::KILL).unwrap();
+    signal(child, Signal::KILL);
+}
+
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 /// A port that nobody listens at, and below those that the system gives to whoever does not ask for

@@ -101,9 +101,12 @@ impl DerefMut for PingSystemProcess {
     }
 }
 
-/// Whether a ping in a history is one that was told before. A failed one may have been superseded since.
+/// Whether a ping in a history is one that was told before. A failed one may have been superseded since, or found to have
+/// been unobserved.
 pub(crate) fn is_same_ping(kept: &Value, told: &Value) -> bool {
     let fields = ["timestamp", "success", "error", "covers_from"];
     kept == told
-        || told["success"] == false && fields.iter().all(|field| kept[field] == told[field])
+        || told["success"] == false
+            && (kept["observed"] == false || fields.iter().all(|field| kept[field] == told[field]))
+            && kept["timestamp"] == told["timestamp"]
 }

@@ -4,10 +4,9 @@ use deadpool_postgres::Client;
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use super::super::rows::{count, interval_micros};
+use super::super::rows::{AgentDetails, count, interval_micros, json, last_success};
 use super::super::{Claim, PingRecord};
-use super::listen::PingNotification;
-use crate::wire::ping_system::served::{PingEvent, Status};
+use super::listen;
 
 const RECORD: &str = include_str!("record.sql");
 
@@ -22,7 +21,8 @@ pub(super) struct Batch {
     consecutive_poor: Vec<i64>,
     good_in_a_row: Vec<i64>,
     at: Vec<i64>,
-    last_success: Vec<i64>,
+    last_ping_at: Vec<Option<i64>>,
+    last_success: Vec<Option<i64>>,
     last_uptime_percent: Vec<Option<f64>>,
     success: Vec<i64>,
     uptime_percent: Vec<Option<f64>>,
@@ -37,6 +37,9 @@ pub(super) struct Batch {
     supersedes_after: Vec<Option<i64>>,
     answered_poor: Vec<i64>,
     answered_good: Vec<i64>,
+    observed: Vec<i64>,
+    status: Vec<&'static str>,
+    details: Vec<String>,
 }
 
 impl Batch {
@@ -61,8 +64,9 @@ impl Batch {
                 .push(new.after.streak.good_in_a_row.into());
             batch.at.push(ping.timestamp.timestamp_micros());
             batch
-                .last_success
-                .push((agent.status == Status::Active).into());
+                .last_ping_at
+                .push(agent.last_ping_at.map(|at| at.timestamp_micros()));
+            batch.last_success.push(last_success(agent.status));
             batch
                 .last_uptime_percent
                 .push(agent.last_uptime_percent.map(f64::from));
@@ -88,10 +92,10 @@ impl Batch {
             batch
                 .answered_good
                 .push(new.after.answered_streak.good_in_a_row.into());
-            let event = PingEvent::from(new);
-            batch
-                .event
-                .push(PingNotification { origin, event }.payload());
+            batch.observed.push(ping.observed.into());
+            batch.status.push(agent.status.name());
+            batch.details.push(json(&AgentDetails::of(&new.after)));
+            batch.event.push(listen::payload(origin, agent, ping));
         }
         batch
     }
@@ -111,6 +115,7 @@ impl Batch {
                     &self.consecutive_poor,
                     &self.good_in_a_row,
                     &self.at,
+                    &self.last_ping_at,
                     &self.last_success,
                     &self.last_uptime_percent,
                     &self.success,
@@ -126,6 +131,9 @@ impl Batch {
                     &self.supersedes_after,
                     &self.answered_poor,
                     &self.answered_good,
+                    &self.observed,
+                    &self.status,
+                    &self.details,
                 ],
             )
             .await?;

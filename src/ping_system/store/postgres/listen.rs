@@ -4,16 +4,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::super::StoreError;
+use super::super::rows::json;
+use super::super::{Store, StoreError};
 use super::connect::NOTIFICATIONS;
 use super::{PostgresStore, failure};
 use crate::ping_system::feed::Feed;
-use crate::wire::ping_system::served::PingEvent;
+use crate::wire::ping_system::served::{Agent, LegacyAgent, Ping, PingEvent};
 
 /// The channel of pings, and that of heartbeats, which releases up to 0.1.0 do not listen to.
 const PINGS: &str = "uptime_runner_pings";
@@ -29,26 +31,64 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The longest wait for the server to accept the subscription.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A ping that other ping systems on the same database are told of.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub(super) struct PingNotification {
-    pub(super) origin: Uuid,
-    pub(super) event: PingEvent,
-}
-
 /// PostgreSQL takes less than 8000 bytes.
 const MAX_NOTIFICATION_BYTES: usize = 7900;
 
-impl PingNotification {
-    /// The payload. An error text that makes it too long is left out; the history has it.
-    pub(super) fn payload(mut self) -> String {
-        let text = |this: &Self| serde_json::to_string(this).unwrap_or_default();
-        let payload = text(&self);
-        if payload.len() <= MAX_NOTIFICATION_BYTES {
-            return payload;
-        }
-        self.event.ping.error = Some("see the history".to_owned());
-        text(&self)
+/// The payload of the notification by which other ping systems on the same database are told of a ping. An agent that
+/// makes it too long is left out: they read it from the database.
+pub(super) fn payload(origin: Uuid, agent: &Agent, ping: &Ping) -> String {
+    #[derive(Serialize)]
+    struct Notification<'a> {
+        origin: Uuid,
+        event: Event<'a>,
+    }
+    #[derive(Serialize)]
+    struct Event<'a> {
+        /// For releases up to 0.1.0.
+        #[serde(flatten)]
+        legacy: LegacyAgent<'a>,
+        agent: Option<&'a Agent>,
+        ping: &'a Ping,
+    }
+    let text = |agent_if_short| {
+        let event = Event {
+            legacy: LegacyAgent::from(agent),
+            agent: agent_if_short,
+            ping,
+        };
+        json(&Notification { origin, event })
+    };
+    let payload = text(Some(agent));
+    if payload.len() <= MAX_NOTIFICATION_BYTES {
+        payload
+    } else {
+        text(None)
+    }
+}
+
+/// A notification as it is received; without the agent from releases up to 0.1.0.
+#[derive(Debug, Deserialize)]
+struct PingNotification {
+    origin: Uuid,
+    event: NotifiedPing,
+}
+
+#[derive(Debug, Deserialize)]
+struct NotifiedPing {
+    agent_id: String,
+    agent: Option<Agent>,
+    ping: Ping,
+}
+
+impl NotifiedPing {
+    /// The event; `None` if the agent was removed meanwhile.
+    async fn into_event(self, store: &PostgresStore) -> Result<Option<PingEvent>, StoreError> {
+        let agent = match self.agent {
+            Some(agent) => Some(agent),
+            None => store.agent(&self.agent_id).await?.map(|known| known.agent),
+        };
+        let ping = self.ping;
+        Ok(agent.map(|agent| PingEvent { agent, ping }))
     }
 }
 
@@ -121,13 +161,18 @@ async fn listen(
         if notification.channel() != PINGS {
             continue;
         }
-        match serde_json::from_str::<PingNotification>(notification.payload()) {
-            Ok(ping) if ping.origin == store.origin => {}
-            Ok(ping) => feed.publish(&ping.event),
+        let told = match serde_json::from_str::<PingNotification>(notification.payload()) {
+            Ok(told) if told.origin == store.origin => continue,
+            Ok(told) => told.event,
             Err(error) => {
                 tracing::warn!("a notification of another ping system cannot be read: {error}");
                 feed.resync();
+                continue;
             }
+        };
+        match told.into_event(store).await {
+            Ok(event) => event.iter().for_each(|event| feed.publish(event)),
+            Err(error) => return error,
         }
     }
 }

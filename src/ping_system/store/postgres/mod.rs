@@ -33,7 +33,9 @@ use self::listen::SEND_HEARTBEAT;
 pub(crate) use self::listen::follow;
 pub use self::options::PostgresOptions;
 use self::upgrade::{first_value, is_pooled_by_transaction, upgrade, version};
-use super::rows::{AgentRow, PingRow, count, instant, interval_micros, json};
+use super::rows::{
+    AgentDetails, AgentRow, PingRow, count, instant, interval_micros, json, last_success,
+};
 use super::sql::{self, MICROS_PER_HOUR, PRUNED_AGENTS, PRUNED_PINGS_PER_AGENT};
 use super::{
     AgentPage, AgentRecord, Claim, Claimed, Cursor, HEALTH_TIMEOUT, Lease, OPERATION_TIMEOUT,
@@ -59,6 +61,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(3);
 const RELEASE: &str = "UPDATE agents SET lease = NULL, lease_until = NULL \
     FROM unnest($1::bigint[], $2::text[]) AS claim (key, lease) \
     WHERE agents.key = claim.key AND agents.lease = claim.lease";
+
+/// In microseconds; not the time at which the transaction began.
+const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+const REPLACE_AGENT: &str = "UPDATE agents SET next_ping_at = $1, ping_interval_us = $2, \
+    total_pings = $3, consecutive_poor = $4, good_in_a_row = $5, last_ping_at = $6, \
+    last_success = $7, last_uptime_percent = $8, answered_poor = $9, answered_good = $10, \
+    status = $11, status_seq = $3, details = $12, lease = NULL, lease_until = NULL \
+    WHERE key = $13 AND lease = $14";
 
 /// Takes rows that nobody else is just taking.
 const SKIP_LOCKED: &str = " FOR UPDATE SKIP LOCKED";
@@ -405,10 +416,12 @@ impl Store for PostgresStore {
             Ok(Totals {
                 agents: count(0)?,
                 unreachable: count(1)?,
-                due: count(2)?,
-                poor: count(3)?,
-                never_pinged: count(4)?,
-                pings: count(5)?,
+                no_gpu: count(2)?,
+                unobserved: count(3)?,
+                unknown: count(4)?,
+                due: count(5)?,
+                poor: count(6)?,
+                pings: count(7)?,
             })
         })
         .await
@@ -559,10 +572,92 @@ impl Store for PostgresStore {
         .await
     }
 
-    async fn reschedule_overdue(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        self.run(Repeat::Always, |client| async move {
+            let now = client.query_one(NOW, &[]).await?;
+            Ok(instant(now.try_get(0)?))
+        })
+        .await
+    }
+
+    async fn reschedule_overdue(
+        &self,
+        now: DateTime<Utc>,
+        latest_lease_end: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
         let now = now.timestamp_micros();
+        let latest = latest_lease_end.timestamp_micros();
         self.run(Repeat::Always, |client| async move {
             client.execute(sql::RESCHEDULE_OVERDUE, &[&now]).await?;
+            client.execute(sql::FREE_LEASES, &[&latest]).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn void_failures(
+        &self,
+        claim: &Claim,
+        since: DateTime<Utc>,
+        reason: &str,
+        after: &AgentRecord,
+    ) -> Result<bool, StoreError> {
+        let since = since.timestamp_micros();
+        let key = claim.known.key;
+        self.run(Repeat::IfRefused, |mut client| async move {
+            let transaction = client.transaction().await?;
+            let agent = &after.agent;
+            let streaks = [after.streak, after.answered_streak]
+                .map(|streak| [streak.consecutive_poor, streak.good_in_a_row].map(i64::from));
+            let updated = transaction
+                .execute(
+                    REPLACE_AGENT,
+                    &[
+                        &agent.next_ping_at.timestamp_micros(),
+                        &interval_micros(agent.ping_interval_minutes),
+                        &count(agent.total_pings),
+                        &streaks[0][0],
+                        &streaks[0][1],
+                        &agent.last_ping_at.map(|at| at.timestamp_micros()),
+                        &last_success(agent.status),
+                        &agent.last_uptime_percent.map(f64::from),
+                        &streaks[1][0],
+                        &streaks[1][1],
+                        &agent.status.name(),
+                        &json(&AgentDetails::of(after)),
+                        &key,
+                        &claim.token,
+                    ],
+                )
+                .await?;
+            if updated == 0 {
+                return Ok(false);
+            }
+            transaction
+                .execute(sql::TAKE_VOID_FROM_HOURS, &[&key, &since])
+                .await?;
+            transaction
+                .execute(sql::VOID_FAILURES, &[&reason, &key, &since])
+                .await?;
+            transaction.commit().await?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn retention_now(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.run(Repeat::Always, |client| async move {
+            let row = client.query_one(sql::RETENTION_NOW, &[]).await?;
+            let now: Option<i64> = row.try_get(0)?;
+            Ok(now.map(instant))
+        })
+        .await
+    }
+
+    async fn set_retention_now(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let now = now.timestamp_micros();
+        self.run(Repeat::Always, |client| async move {
+            client.execute(sql::SET_RETENTION_NOW, &[&now]).await?;
             Ok(())
         })
         .await
@@ -705,6 +800,9 @@ fn agent_record(row: &Row) -> Result<AgentRecord, StoreError> {
             last_uptime_percent: row.try_get(13)?,
             answered_poor: row.try_get(14)?,
             answered_good: row.try_get(15)?,
+            status: row.try_get(16)?,
+            status_seq: row.try_get(17)?,
+            details: row.try_get(18)?,
         })
     };
     read().map_err(|error| store_error(&error))?.try_into()
@@ -723,6 +821,7 @@ fn ping(row: &Row) -> Result<(Cursor, Ping), Failure> {
         error: row.try_get(8)?,
         covers_from: row.try_get(9)?,
         superseded: row.try_get(10)?,
+        observed: row.try_get(11)?,
     };
     Ok(row.try_into()?)
 }

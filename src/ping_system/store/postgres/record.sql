@@ -3,16 +3,17 @@
 WITH input AS (
     SELECT * FROM unnest(
         $1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
-        $7::bigint[], $8::bigint[], $9::bigint[], $10::double precision[], $11::bigint[],
-        $12::double precision[], $13::double precision[], $14::bigint[], $15::bigint[],
-        $16::double precision[], $17::text[], $18::double precision[], $19::text[], $20::bigint[],
-        $21::bigint[], $22::bigint[], $23::bigint[]
+        $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::double precision[],
+        $12::bigint[], $13::double precision[], $14::double precision[], $15::bigint[],
+        $16::bigint[], $17::double precision[], $18::text[], $19::double precision[], $20::text[],
+        $21::bigint[], $22::bigint[], $23::bigint[], $24::bigint[], $25::bigint[], $26::text[],
+        $27::text[]
     ) AS input (
         key, lease, next_ping_at, ping_interval_us, total_pings, consecutive_poor,
-        good_in_a_row, at, last_success, last_uptime_percent, success,
+        good_in_a_row, at, last_ping_at, last_success, last_uptime_percent, success,
         uptime_percent, window_seconds, gpu_available, first_ping,
         response_time_ms, error, covered_seconds, event, covers_from,
-        supersedes_after, answered_poor, answered_good
+        supersedes_after, answered_poor, answered_good, observed, status, details
     )
 ),
 updated AS (
@@ -22,11 +23,14 @@ updated AS (
         total_pings = input.total_pings,
         consecutive_poor = input.consecutive_poor,
         good_in_a_row = input.good_in_a_row,
-        last_ping_at = input.at,
+        last_ping_at = input.last_ping_at,
         last_success = input.last_success,
         last_uptime_percent = input.last_uptime_percent,
         answered_poor = input.answered_poor,
         answered_good = input.answered_good,
+        status = input.status,
+        status_seq = input.total_pings,
+        details = input.details,
         lease = NULL,
         lease_until = NULL
     FROM input
@@ -39,11 +43,11 @@ stored AS (
 inserted AS (
     INSERT INTO pings (
         agent_key, at, seq, success, uptime_percent, window_seconds, gpu_available, first_ping,
-        response_time_ms, error, covered_seconds, covers_from
+        response_time_ms, error, covered_seconds, covers_from, observed
     )
     SELECT
         key, at, total_pings, success, uptime_percent, window_seconds, gpu_available, first_ping,
-        response_time_ms, error, covered_seconds, covers_from
+        response_time_ms, error, covered_seconds, covers_from, observed
     FROM stored
 ),
 -- Failed pings whose time an answered one covers now, as they were before.
@@ -51,6 +55,7 @@ failed AS (
     SELECT pings.agent_key, pings.at, pings.seq, pings.covered_seconds
     FROM pings JOIN stored ON pings.agent_key = stored.key
         AND pings.at > stored.supersedes_after AND pings.seq < stored.total_pings AND pings.success = 0
+        AND pings.observed = 1
 ),
 superseded AS (
     UPDATE pings SET superseded = 1, window_seconds = 0.0, covered_seconds = 0.0

@@ -18,13 +18,15 @@ use self::connection::Connection;
 pub use self::file::Location;
 use self::file::Owner;
 use self::worker::Worker;
-use super::rows::{AgentRow, PingRow, count, instant, interval_micros, json};
+use super::rows::{
+    AgentDetails, AgentRow, PingRow, count, instant, interval_micros, json, last_success,
+};
 use super::sql::{self, MICROS_PER_HOUR, PRUNED_AGENTS, PRUNED_PINGS_PER_AGENT};
 use super::{
     AgentPage, AgentRecord, Claim, Claimed, Cursor, HEALTH_TIMEOUT, Lease, OPERATION_TIMEOUT,
     PingRecord, PruneCursor, Pruned, Registration, Store, StoreError, StoreHealth, Sum, Totals,
 };
-use crate::wire::ping_system::served::{Ping, Status};
+use crate::wire::ping_system::served::Ping;
 
 /// Threads that read while the writer is writing.
 const READERS: usize = 2;
@@ -35,21 +37,23 @@ const RELEASE: &str =
 const STORE_AGENT: &str = "UPDATE agents SET next_ping_at = $1, ping_interval_us = $2, \
     total_pings = $3, consecutive_poor = $4, good_in_a_row = $5, last_ping_at = $6, \
     last_success = $7, last_uptime_percent = $8, answered_poor = $9, answered_good = $10, \
-    lease = NULL, lease_until = NULL WHERE key = $11 AND lease = $12";
+    status = $11, status_seq = $3, details = $12, lease = NULL, lease_until = NULL \
+    WHERE key = $13 AND lease = $14";
 
 const STORE_PING: &str = "INSERT INTO pings (agent_key, at, seq, success, uptime_percent, \
     window_seconds, gpu_available, first_ping, response_time_ms, error, covered_seconds, \
-    covers_from) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+    covers_from, observed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 
 /// Failed pings of an agent (key) after an instant, stored before a number: the clock may have been set back since.
 const TAKE_FROM_HOURS: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
     SELECT agent_key, at / 3600000000, 0.0, -SUM(covered_seconds) FROM pings \
-    WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0 GROUP BY 1, 2 \
+    WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0 AND observed = 1 GROUP BY 1, 2 \
     ON CONFLICT (agent_key, hour) DO UPDATE SET \
     covered_seconds = hours.covered_seconds + excluded.covered_seconds";
 
 const SUPERSEDE: &str = "UPDATE pings SET superseded = 1, window_seconds = 0.0, \
-    covered_seconds = 0.0 WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0";
+    covered_seconds = 0.0 \
+    WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0 AND observed = 1";
 
 const STORE_HOUR: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
     VALUES ($1, $2, $3, $4) ON CONFLICT (agent_key, hour) DO UPDATE SET \
@@ -212,10 +216,12 @@ impl Store for SqliteStore {
                 Ok(Totals {
                     agents: count(0)?,
                     unreachable: count(1)?,
-                    due: count(2)?,
-                    poor: count(3)?,
-                    never_pinged: count(4)?,
-                    pings: count(5)?,
+                    no_gpu: count(2)?,
+                    unobserved: count(3)?,
+                    unknown: count(4)?,
+                    due: count(5)?,
+                    poor: count(6)?,
+                    pings: count(7)?,
                 })
             })?;
             Ok(totals)
@@ -367,9 +373,56 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn reschedule_overdue(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        Ok(Utc::now())
+    }
+
+    async fn reschedule_overdue(
+        &self,
+        now: DateTime<Utc>,
+        latest_lease_end: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
         self.write(move |transaction| {
             transaction.execute(sql::RESCHEDULE_OVERDUE, [now.timestamp_micros()])?;
+            transaction.execute(sql::FREE_LEASES, [latest_lease_end.timestamp_micros()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn void_failures(
+        &self,
+        claim: &Claim,
+        since: DateTime<Utc>,
+        reason: &str,
+        after: &AgentRecord,
+    ) -> Result<bool, StoreError> {
+        let (claim, after, reason) = (claim.clone(), after.clone(), reason.to_owned());
+        let since = since.timestamp_micros();
+        self.write_acknowledged(move |transaction| {
+            if !store_agent(transaction, &claim, &after)? {
+                return Ok(false);
+            }
+            let key = claim.known.key;
+            transaction.execute(sql::TAKE_VOID_FROM_HOURS, [key, since])?;
+            transaction.execute(sql::VOID_FAILURES, params![reason, key, since])?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn retention_now(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.read(|connection| {
+            let now: Option<i64> =
+                connection.query_row(sql::RETENTION_NOW, [], |row| row.get(0))?;
+            Ok(now.map(instant))
+        })
+        .await
+    }
+
+    async fn set_retention_now(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        self.write(move |transaction| {
+            transaction.execute(sql::SET_RETENTION_NOW, [now.timestamp_micros()])?;
             Ok(())
         })
         .await
@@ -409,32 +462,44 @@ fn claimed(transaction: &Transaction<'_>, row: AgentRow) -> Result<AgentRecord, 
     Ok(known)
 }
 
+/// Replaces a claimed agent and ends the claim; `false` if that was no longer valid.
+fn store_agent(
+    transaction: &Transaction<'_>,
+    claim: &Claim,
+    after: &AgentRecord,
+) -> Result<bool, StoreError> {
+    let agent = &after.agent;
+    let updated = transaction.prepare_cached(STORE_AGENT)?.execute(params![
+        agent.next_ping_at.timestamp_micros(),
+        interval_micros(agent.ping_interval_minutes),
+        count(agent.total_pings),
+        after.streak.consecutive_poor,
+        after.streak.good_in_a_row,
+        agent.last_ping_at.map(|at| at.timestamp_micros()),
+        last_success(agent.status),
+        agent.last_uptime_percent.map(f64::from),
+        after.answered_streak.consecutive_poor,
+        after.answered_streak.good_in_a_row,
+        agent.status.name(),
+        json(&AgentDetails::of(after)),
+        claim.known.key,
+        claim.token,
+    ])?;
+    Ok(updated > 0)
+}
+
 /// Stores one ping and ends its claim; `false` if that was no longer valid.
 fn store_ping(
     transaction: &Transaction<'_>,
     claim: &Claim,
     new: &PingRecord,
 ) -> Result<bool, StoreError> {
-    let (agent, ping) = (&new.after.agent, &new.ping);
-    let at = ping.timestamp.timestamp_micros();
-    let seq = count(agent.total_pings);
-    let updated = transaction.prepare_cached(STORE_AGENT)?.execute(params![
-        agent.next_ping_at.timestamp_micros(),
-        interval_micros(agent.ping_interval_minutes),
-        seq,
-        new.after.streak.consecutive_poor,
-        new.after.streak.good_in_a_row,
-        at,
-        agent.status == Status::Active,
-        agent.last_uptime_percent.map(f64::from),
-        new.after.answered_streak.consecutive_poor,
-        new.after.answered_streak.good_in_a_row,
-        claim.known.key,
-        claim.token,
-    ])?;
-    if updated == 0 {
+    if !store_agent(transaction, claim, &new.after)? {
         return Ok(false);
     }
+    let ping = &new.ping;
+    let at = ping.timestamp.timestamp_micros();
+    let seq = count(new.after.agent.total_pings);
     if let Some(after) = new.supersedes_after {
         let superseded = [claim.known.key, after.timestamp_micros(), seq];
         transaction
@@ -455,6 +520,7 @@ fn store_ping(
         ping.error,
         new.covered_seconds,
         ping.covers_from.map(|from| from.timestamp_micros()),
+        ping.observed,
     ])?;
     if new.covered_seconds > 0.0 {
         let uptime = ping.uptime_percent.map_or(0.0, f64::from);
@@ -520,6 +586,9 @@ fn agent_row(row: &Row<'_>) -> rusqlite::Result<AgentRow> {
         last_uptime_percent: row.get(13)?,
         answered_poor: row.get(14)?,
         answered_good: row.get(15)?,
+        status: row.get(16)?,
+        status_seq: row.get(17)?,
+        details: row.get(18)?,
     })
 }
 
@@ -536,5 +605,6 @@ fn ping_row(row: &Row<'_>) -> rusqlite::Result<PingRow> {
         error: row.get(8)?,
         covers_from: row.get(9)?,
         superseded: row.get(10)?,
+        observed: row.get(11)?,
     })
 }
