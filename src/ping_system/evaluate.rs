@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::interval::{IntervalRules, Streak, spread};
 use super::store::whole_micros;
-use super::store::{AgentRecord, PingRecord};
+use super::store::{AgentRecord, Failures, PingRecord};
 use super::stretch::{self, BootInstant, MeasuredStretch, PingMarks};
 use super::warnings;
 use crate::units::{Percent, milliseconds, saturating_add, saturating_sub};
@@ -39,8 +39,11 @@ pub enum PingOutcome {
     Unobserved(String),
 }
 
-/// The longest pause before an agent that could not be observed is pinged again.
+/// The longest pause before an agent that could not be observed is pinged again; later, when somebody has to set
+/// something right first, it grows.
 const UNOBSERVED_RETRY: Duration = Duration::from_secs(5);
+const QUICK_RETRIES: u32 = 150;
+const LATER_UNOBSERVED_RETRY: Duration = Duration::from_mins(1);
 
 /// How pings are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,16 +104,25 @@ impl PingPolicy {
         };
         let was_failing = known.agent.status == Status::Unreachable;
         let marks = PingMarks::after(known.marks.as_ref(), at, began, ping.success);
+        let failures = (!ping.success).then(|| {
+            let known_failures = known.failures.filter(|_| was_failing);
+            known_failures.map_or(
+                Failures {
+                    from: at,
+                    after_seq: known.agent.total_pings,
+                },
+                |failures| Failures {
+                    from: failures.from.min(at),
+                    ..failures
+                },
+            )
+        });
         PingRecord {
             covered_seconds: coverage::seconds_of(&HistoryPing::from(&ping)),
-            // By the clock as it was, and as it is now: it may have been set back meanwhile.
-            supersedes_after: known
+            supersedes: known
                 .last_answered_at
                 .filter(|_| ping.success && was_failing)
-                .map(|answered_at| {
-                    ping.covers_from
-                        .map_or(answered_at, |from| from.min(answered_at))
-                }),
+                .map(|answered_at| known.failures.unwrap_or(Failures::since(answered_at))),
             ping,
             after: AgentRecord {
                 key: known.key,
@@ -119,6 +131,8 @@ impl PingPolicy {
                 last_answered_at,
                 answered_streak,
                 marks: Some(marks),
+                failures,
+                unobserved_in_a_row: 0,
             },
         }
     }
@@ -138,7 +152,13 @@ impl PingPolicy {
             Status::Unknown => Status::Unknown,
             Status::Active | Status::NoGpu | Status::Unobserved => Status::Unobserved,
         };
-        let pause = self.interval.base.min(UNOBSERVED_RETRY);
+        after.unobserved_in_a_row = after.unobserved_in_a_row.saturating_add(1);
+        let pause = if after.unobserved_in_a_row <= QUICK_RETRIES {
+            UNOBSERVED_RETRY
+        } else {
+            LATER_UNOBSERVED_RETRY
+        };
+        let pause = self.interval.base.min(pause);
         agent.next_ping_at = whole_micros(saturating_add(at, spread(pause, random)));
         agent.total_pings += 1;
         agent.last_error = Some(reason.clone());
@@ -150,7 +170,7 @@ impl PingPolicy {
                 ..unanswered(at, false)
             },
             covered_seconds: 0.0,
-            supersedes_after: None,
+            supersedes: None,
             after,
         }
     }
@@ -172,7 +192,7 @@ impl PingPolicy {
         let last = latest
             .iter()
             .rev()
-            .find(|ping| ping.observed && !is_void(ping));
+            .find(|ping| ping.observed && !ping.superseded && !is_void(ping));
         let mut after = known.clone();
         after.streak = match last {
             None => Streak::default(),
@@ -185,6 +205,9 @@ impl PingPolicy {
                 }
             }
         };
+        if last.is_none_or(|last| last.success) {
+            after.failures = None;
+        }
         let agent = &mut after.agent;
         agent.status = match last {
             None => Status::Unknown,
@@ -398,7 +421,11 @@ mod tests {
         assert_eq!(third.covered_seconds, 2700.0);
         assert_eq!(third.ping.uptime_percent, Percent::new(99.5).ok());
         assert_eq!(third.ping.covers_from, Some(first.ping.timestamp));
-        assert_eq!(third.supersedes_after, Some(first.ping.timestamp));
+        let failures = Failures {
+            from: second.ping.timestamp,
+            after_seq: 1,
+        };
+        assert_eq!(third.supersedes, Some(failures));
         assert_eq!(third.after.agent.consecutive_poor_uptime, 0);
         assert_eq!(third.after.streak.good_in_a_row, 1);
         assert_eq!(third.after.agent.next_ping_at, utc("2026-01-01T00:59:15Z"));

@@ -4,10 +4,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use crate::wire::ping_system::served::Status;
+
 /// Pings are compared with those of so long before.
 pub(crate) const PERIOD: Duration = Duration::from_mins(1);
 /// So many must fail, and more than half.
-const MIN_FAILING: usize = 4;
+pub(crate) const MIN_FAILING: u64 = 4;
 /// A phase lasts no longer: after that the agents are taken at their word.
 const MAX_PHASE: Duration = Duration::from_mins(10);
 
@@ -45,6 +47,16 @@ pub(crate) enum Before {
     /// Not observed since it answered.
     Unobserved,
     Failed,
+}
+
+impl Before {
+    pub(crate) fn of(status: Status) -> Self {
+        match status {
+            Status::Active | Status::NoGpu => Self::Answered,
+            Status::Unobserved => Self::Unobserved,
+            Status::Unreachable | Status::Unknown => Self::Failed,
+        }
+    }
 }
 
 impl MassFailure {
@@ -95,7 +107,7 @@ impl MassFailure {
     }
 
     fn most_fail(&self) -> bool {
-        self.failing >= MIN_FAILING && self.failing * 2 > self.latest.len()
+        self.failing as u64 >= MIN_FAILING && self.failing * 2 > self.latest.len()
     }
 
     fn end_phase_if_over(&mut self, at: Duration) {

@@ -17,7 +17,7 @@ pub(crate) mod retention;
 pub mod store;
 pub mod stretch;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub(crate) mod void_queue;
 pub(crate) mod warnings;
 pub(crate) mod writer;

@@ -15,7 +15,6 @@ use super::client::{AttemptFailure, FailureKind};
 use super::mass_failure::{Before, Blame, MassFailure, PERIOD};
 use super::store::AgentRecord;
 use crate::clock::since_boot;
-use crate::wire::ping_system::served::Status;
 
 /// How often the process shows that it runs.
 const TICK: Duration = Duration::from_millis(250);
@@ -105,6 +104,10 @@ impl Observer {
         }
     }
 
+    pub(crate) fn has_references(&self) -> bool {
+        !self.references.addresses.is_empty()
+    }
+
     /// Watches the process itself, until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(TICK);
@@ -117,7 +120,7 @@ impl Observer {
     pub(crate) fn reached(&self, known: &AgentRecord) {
         self.mass
             .lock()
-            .reached(known.key, before(known), since_boot());
+            .reached(known.key, Before::of(known.agent.status), since_boot());
     }
 
     /// What the failure of an attempt that began at `began` says.
@@ -156,7 +159,12 @@ impl Observer {
                 Some(false) => unobserved(Obstacle::ReferenceUnreachable, false),
                 None => {
                     let mut mass = self.mass.lock();
-                    match mass.failed(known.key, before(known), began, since_boot()) {
+                    match mass.failed(
+                        known.key,
+                        Before::of(known.agent.status),
+                        began,
+                        since_boot(),
+                    ) {
                         Blame::Agent => Verdict::Observed,
                         Blame::Network { begins } => unobserved(Obstacle::MassFailure, begins),
                     }
@@ -217,14 +225,6 @@ impl Observer {
             .collect();
         hindrances.sort_by_key(|hindrance| hindrance.since);
         hindrances
-    }
-}
-
-fn before(known: &AgentRecord) -> Before {
-    match known.agent.status {
-        Status::Active | Status::NoGpu => Before::Answered,
-        Status::Unobserved => Before::Unobserved,
-        Status::Unreachable | Status::Unknown => Before::Failed,
     }
 }
 
@@ -301,6 +301,7 @@ impl References {
 mod tests {
     use super::super::testing::known;
     use super::*;
+    use crate::wire::ping_system::served::Status;
     use tokio::net::TcpListener;
 
     const fn seconds(seconds: u64) -> Duration {

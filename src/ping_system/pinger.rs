@@ -15,6 +15,7 @@ use super::client::{AgentClient, Attempt, FailureKind};
 use super::clock::PingClock;
 use super::evaluate::{PingAttempt, PingOutcome, PingPolicy};
 use super::feed::{Feed, FeedEvent, Topic};
+use super::mass_failure;
 use super::metrics::PingMetrics;
 use super::observer::{Observer, Verdict};
 use super::store::{AgentRecord, Claim, Claimed, Lease, Store, StoreError};
@@ -108,6 +109,7 @@ impl Pinger {
         };
         let mut backoff = MIN_BACKOFF;
         let mut failing = false;
+        let mut is_first = true;
         while !stop.is_cancelled() {
             let looked_at = Instant::now();
             self.void_failures().await;
@@ -116,6 +118,9 @@ impl Pinger {
             let delay = match self.ask_due(&mut checks).await {
                 Ok(delay) => {
                     backoff = MIN_BACKOFF;
+                    if std::mem::take(&mut is_first) {
+                        self.say_what_is_not_seen().await;
+                    }
                     if std::mem::take(&mut failing) {
                         tracing::info!("the schedule is read again");
                         // What other ping systems stored meanwhile was not seen.
@@ -140,6 +145,21 @@ impl Pinger {
                 () = tokio::time::sleep_until(looked_at + delay) => {}
                 () = self.wake.notified() => {}
             }
+        }
+    }
+
+    /// Mass failures only show where several agents are pinged within a minute.
+    async fn say_what_is_not_seen(&self) {
+        let Ok(totals) = self.store.totals(self.clock.now()).await else {
+            return;
+        };
+        let seconds = self.rules.interval.base.as_secs().max(1);
+        let enough = (mass_failure::MIN_FAILING * seconds).div_ceil(mass_failure::PERIOD.as_secs());
+        if !self.observer.has_references() && totals.agents < enough {
+            tracing::info!(
+                "with fewer than {enough} agents at this interval an outage of this machine's own network counts as theirs, unless \
+                 --reference names something that answers whenever it works"
+            );
         }
     }
 

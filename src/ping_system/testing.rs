@@ -13,7 +13,7 @@ pub(super) fn utc(text: &str) -> DateTime<Utc> {
 }
 
 /// An agent that was just registered.
-pub(super) fn known(agent_id: &str) -> AgentRecord {
+pub(crate) fn known(agent_id: &str) -> AgentRecord {
     AgentRecord {
         key: 1,
         agent: Agent {
@@ -37,6 +37,8 @@ pub(super) fn known(agent_id: &str) -> AgentRecord {
         last_answered_at: None,
         answered_streak: Streak::default(),
         marks: None,
+        failures: None,
+        unobserved_in_a_row: 0,
     }
 }
 

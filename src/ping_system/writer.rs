@@ -219,7 +219,7 @@ mod tests {
         let ping = PingRecord {
             ping: event("a").ping,
             covered_seconds: 0.0,
-            supersedes_after: None,
+            supersedes: None,
             after: known("a"),
         };
         assert_eq!(writer.store(claim, ping).await, Err(NotStored));

@@ -132,6 +132,8 @@ pub(crate) struct ScriptedPings {
 pub(crate) enum ToldPing {
     /// A new ping with this uptime, so much later.
     Ping(Duration, f64),
+    /// The same, of an agent that has so many pings now.
+    PingNumber(Duration, f64, u64),
     /// Pings may have been missed, so much later.
     Resync(Duration),
     /// The stream ends, so much later.
@@ -206,10 +208,15 @@ pub(crate) struct ScriptedStream {
 
 impl PingEvents for ScriptedStream {
     async fn next(&mut self) -> Result<StreamMessage, PollError> {
-        match self.told.pop_front() {
-            Some(ToldPing::Ping(later, uptime)) => {
+        let told = match self.told.pop_front() {
+            Some(ToldPing::Ping(later, uptime)) => Some(ToldPing::PingNumber(later, uptime, 1)),
+            told => told,
+        };
+        match told {
+            Some(ToldPing::PingNumber(later, uptime, total_pings)) => {
                 tokio::time::sleep(later).await;
-                let (agent, mut ping) = pinged(&self.agent_id, uptime);
+                let (mut agent, mut ping) = pinged(&self.agent_id, uptime);
+                agent.total_pings = Some(total_pings);
                 ping.covers_from = Some(ping.timestamp - TimeDelta::minutes(30));
                 Ok(StreamMessage::Ping(Box::new((agent, ping))))
             }
@@ -223,7 +230,7 @@ impl PingEvents for ScriptedStream {
                     "http://ping.example".to_owned(),
                 ))
             }
-            None => std::future::pending().await,
+            Some(ToldPing::Ping(..)) | None => std::future::pending().await,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Scripted ping system and gateway, for `mock` and `demo`.
 
 pub mod demo;
+#[cfg(test)]
+mod honesty;
 pub mod mock;
 pub(crate) mod script;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::ping_system::interval::Streak;
@@ -240,6 +240,20 @@ pub struct AgentRecord {
     pub answered_streak: Streak,
     /// When its last pings were, by a clock that cannot be set.
     pub marks: Option<PingMarks>,
+    /// Its failed pings since it answered last.
+    pub failures: Option<Failures>,
+    /// Pings in a row that were not observed.
+    pub unobserved_in_a_row: u32,
+}
+
+/// The failed pings of an agent since it answered last: what an answer supersedes. A clock may be set meanwhile, so that
+/// instants alone do not tell their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures {
+    /// The earliest of their instants.
+    pub from: DateTime<Utc>,
+    /// The number of the agent's pings before the first of them.
+    pub after_seq: u64,
 }
 
 impl AgentRecord {
@@ -247,6 +261,17 @@ impl AgentRecord {
     #[must_use]
     pub fn unanswered_since(&self) -> Option<DateTime<Utc>> {
         self.last_answered_at.or(self.agent.last_ping_at)
+    }
+}
+
+impl Failures {
+    /// All that follow an answered ping, where a release up to 0.1.0 stored them.
+    #[must_use]
+    pub(crate) fn since(answered_at: DateTime<Utc>) -> Self {
+        Self {
+            from: answered_at,
+            after_seq: 0,
+        }
     }
 }
 
@@ -283,8 +308,8 @@ pub struct PingRecord {
     pub ping: Ping,
     /// Its weight in a mean.
     pub covered_seconds: f64,
-    /// Failed pings after this instant are superseded by this one.
-    pub supersedes_after: Option<DateTime<Utc>>,
+    /// The failed pings that this one supersedes.
+    pub supersedes: Option<Failures>,
     pub after: AgentRecord,
 }
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{AgentRecord, Cursor, StoreError};
+use super::{AgentRecord, Cursor, Failures, StoreError};
 use crate::ping_system::interval::Streak;
 use crate::ping_system::stretch::PingMarks;
 use crate::ping_system::warnings;
@@ -43,6 +43,9 @@ pub(super) struct AgentDetails {
     last_error: Option<String>,
     clock_offset_seconds: Option<f64>,
     marks: Option<PingMarks>,
+    last_answered_at: Option<DateTime<Utc>>,
+    failures: Option<Failures>,
+    unobserved_in_a_row: u32,
 }
 
 impl AgentDetails {
@@ -51,6 +54,9 @@ impl AgentDetails {
             last_error: record.agent.last_error.clone(),
             clock_offset_seconds: record.agent.clock_offset_seconds,
             marks: record.marks.clone(),
+            last_answered_at: record.last_answered_at,
+            failures: record.failures,
+            unobserved_in_a_row: record.unobserved_in_a_row,
         }
     }
 }
@@ -128,11 +134,17 @@ impl TryFrom<AgentRow> for AgentRecord {
         };
         Ok(Self {
             key: row.key,
-            last_answered_at: agent.last_ping_at.filter(|_| !is_failing),
+            last_answered_at: if is_failing {
+                details.last_answered_at
+            } else {
+                agent.last_ping_at
+            },
             answered_streak,
             agent,
             streak,
             marks: details.marks,
+            failures: details.failures,
+            unobserved_in_a_row: details.unobserved_in_a_row,
         })
     }
 }

@@ -291,6 +291,7 @@ async fn poll_answer<Q: Future<Output = Result<AgentSnapshot, PollError>>>(
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
     use std::cell::RefCell;
     use std::sync::atomic::Ordering;
     use std::sync::{Arc, LazyLock};
@@ -485,6 +486,60 @@ mod tests {
         assert_eq!(
             seen,
             [(0, 60, RateReason::Uptime), (3, 6, RateReason::Uptime)]
+        );
+        assert_eq!(source.asked.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_polls_at_once_when_the_number_of_pings_shows_that_some_are_missing() {
+        let script = [99.5, 99.5, 92.0].map(PollResult::Uptime);
+        for (number, asked) in [(2, 2), (3, 3)] {
+            let told = [ToldPing::PingNumber(seconds(3), 99.5, number)];
+            let source = ScriptedPings::telling(script, told);
+            published_from(&source, 9).await;
+            assert_eq!(source.asked.load(Ordering::Relaxed), asked);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumps_makes_it_poll_and_forget_nothing() {
+        let forever = [ToldPing::Ping(seconds(1_000_000), 99.5)];
+        for step in [TimeDelta::seconds(4000), TimeDelta::seconds(-4000)] {
+            let script = [PollResult::Uptime(85.0)];
+            let source = ScriptedPings::telling(script, forever);
+            let clock = source.clock.clone();
+            let stepping = async {
+                tokio::time::sleep(seconds(2)).await;
+                *clock.test.wall_step.lock() = step;
+                tokio::time::sleep(seconds(6)).await;
+                source.asked.load(Ordering::Relaxed)
+            };
+            let ((seen, _), asked) = tokio::join!(published_from(&source, 9), stepping);
+            // At the start, when the stream opened, and after the step.
+            assert_eq!(asked, 3);
+            assert_eq!(seen, [(0, 0, RateReason::Uptime)]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_the_machine_is_suspended_makes_an_uptime_stale() {
+        let forever = [ToldPing::Ping(seconds(1_000_000), 99.5)];
+        let script = [
+            PollResult::Uptime(99.5),
+            PollResult::Uptime(99.5),
+            PollResult::Nothing,
+        ];
+        let source = ScriptedPings::telling(script, forever);
+        let clock = source.clock.clone();
+        let suspending = async {
+            tokio::time::sleep(seconds(2)).await;
+            *clock.test.suspended.lock() = STALE_AFTER;
+        };
+        let ((seen, _), ()) = tokio::join!(published_from(&source, 9), suspending);
+        // It is noticed when the clocks are compared, and asked at once.
+        assert_eq!(
+            seen,
+            [(0, 60, RateReason::Uptime), (5, 0, RateReason::Stale)]
         );
         assert_eq!(source.asked.load(Ordering::Relaxed), 3);
     }

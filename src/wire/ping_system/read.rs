@@ -258,7 +258,10 @@ fn object_or_array<T: DeserializeOwned, O: DeserializeOwned>(
     }
 }
 
-/// RFC 3339, the same without a zone (UTC then), or seconds since 1970.
+/// A number above this is milliseconds since 1970, not seconds.
+const MILLISECONDS_ABOVE: f64 = 1e11;
+
+/// RFC 3339, the same without a zone (UTC then), or seconds since 1970, or milliseconds.
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
     time_or_null(deserializer)?.ok_or_else(|| de::Error::custom("a time is missing"))
 }
@@ -279,9 +282,14 @@ fn time_or_null<'de, D: Deserializer<'de>>(
             .or_else(|_| text.parse::<NaiveDateTime>().map(|time| time.and_utc()))
             .map_err(|_| format!("'{text}'")),
         Some(TimeForm::Seconds(seconds)) => {
+            let unit = if seconds > MILLISECONDS_ABOVE {
+                1e3
+            } else {
+                1e6
+            };
             // Saturates, and from_timestamp_micros refuses what lies beyond its years.
             #[expect(clippy::cast_possible_truncation)]
-            let micros = (seconds * 1e6) as i64;
+            let micros = (seconds * unit) as i64;
             DateTime::from_timestamp_micros(micros).ok_or_else(|| seconds.to_string())
         }
     };
@@ -358,6 +366,7 @@ mod tests {
             ),
             r#"[{"timestamp":1767226500,"uptime_percent":99.5,"first_ping":null}]"#.to_owned(),
             r#"[{"timestamp":"2026-01-01T00:15:00.000000","uptime_percent":99.5}]"#.to_owned(),
+            r#"[{"timestamp":1767226500000,"uptime_percent":99.5}]"#.to_owned(),
         ] {
             let pings = read_history(body.as_bytes(), "a").unwrap().items;
             assert_eq!(pings[0].timestamp, utc(newest), "{body}");

@@ -8,8 +8,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use uptime_runner::ping_system::evaluate::{PingAttempt, PingOutcome, PingPolicy};
 use uptime_runner::ping_system::store::{
-    AgentPage, AgentRecord, Claim, Claimed, Cursor, Lease, PingRecord, PruneCursor, Registration,
-    Store, Sum, Totals,
+    AgentPage, AgentRecord, Claim, Claimed, Cursor, Failures, Lease, PingRecord, PruneCursor,
+    Registration, Store, Sum, Totals,
     postgres::{self, PostgresOptions, PostgresStore},
     sqlite::{self, Location, SqliteStore},
 };
@@ -214,7 +214,11 @@ async fn pings_are_kept_as_they_were(store: &dyn Store) {
         kept.push(ping(store, "b", at(i64::try_from(n).unwrap()), uptime).await);
     }
     let mut pings: Vec<Ping> = kept.iter().map(|new| new.ping.clone()).collect();
-    assert_eq!(kept[3].supersedes_after, Some(at(1)));
+    let failures = Failures {
+        from: at(2),
+        after_seq: 2,
+    };
+    assert_eq!(kept[3].supersedes, Some(failures));
     // The failed one is superseded by the next, which covers the same time.
     assert_eq!(pings[2].window_seconds, Some(900.000_001));
     (pings[2].superseded, pings[2].window_seconds) = (true, Some(0.0));

@@ -34,7 +34,8 @@ pub(super) struct Batch {
     covered_seconds: Vec<f64>,
     event: Vec<String>,
     covers_from: Vec<Option<i64>>,
-    supersedes_after: Vec<Option<i64>>,
+    supersedes_from: Vec<Option<i64>>,
+    supersedes_after_seq: Vec<Option<i64>>,
     answered_poor: Vec<i64>,
     answered_good: Vec<i64>,
     observed: Vec<i64>,
@@ -83,9 +84,13 @@ impl Batch {
             batch
                 .covers_from
                 .push(ping.covers_from.map(|from| from.timestamp_micros()));
+            batch.supersedes_from.push(
+                new.supersedes
+                    .map(|failures| failures.from.timestamp_micros()),
+            );
             batch
-                .supersedes_after
-                .push(new.supersedes_after.map(|after| after.timestamp_micros()));
+                .supersedes_after_seq
+                .push(new.supersedes.map(|failures| count(failures.after_seq)));
             batch
                 .answered_poor
                 .push(new.after.answered_streak.consecutive_poor.into());
@@ -128,7 +133,8 @@ impl Batch {
                     &self.covered_seconds,
                     &self.event,
                     &self.covers_from,
-                    &self.supersedes_after,
+                    &self.supersedes_from,
+                    &self.supersedes_after_seq,
                     &self.answered_poor,
                     &self.answered_good,
                     &self.observed,

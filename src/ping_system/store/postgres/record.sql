@@ -6,14 +6,14 @@ WITH input AS (
         $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::double precision[],
         $12::bigint[], $13::double precision[], $14::double precision[], $15::bigint[],
         $16::bigint[], $17::double precision[], $18::text[], $19::double precision[], $20::text[],
-        $21::bigint[], $22::bigint[], $23::bigint[], $24::bigint[], $25::bigint[], $26::text[],
-        $27::text[]
+        $21::bigint[], $22::bigint[], $23::bigint[], $24::bigint[], $25::bigint[], $26::bigint[],
+        $27::text[], $28::text[]
     ) AS input (
         key, lease, next_ping_at, ping_interval_us, total_pings, consecutive_poor,
         good_in_a_row, at, last_ping_at, last_success, last_uptime_percent, success,
         uptime_percent, window_seconds, gpu_available, first_ping,
         response_time_ms, error, covered_seconds, event, covers_from,
-        supersedes_after, answered_poor, answered_good, observed, status, details
+        supersedes_from, supersedes_after_seq, answered_poor, answered_good, observed, status, details
     )
 ),
 updated AS (
@@ -54,7 +54,7 @@ inserted AS (
 failed AS (
     SELECT pings.agent_key, pings.at, pings.seq, pings.covered_seconds
     FROM pings JOIN stored ON pings.agent_key = stored.key
-        AND pings.at > stored.supersedes_after AND pings.seq < stored.total_pings AND pings.success = 0
+        AND pings.at >= stored.supersedes_from AND pings.seq > stored.supersedes_after_seq AND pings.success = 0
         AND pings.observed = 1
 ),
 superseded AS (

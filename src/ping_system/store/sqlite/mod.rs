@@ -44,16 +44,16 @@ const STORE_PING: &str = "INSERT INTO pings (agent_key, at, seq, success, uptime
     window_seconds, gpu_available, first_ping, response_time_ms, error, covered_seconds, \
     covers_from, observed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 
-/// Failed pings of an agent (key) after an instant, stored before a number: the clock may have been set back since.
+/// Failed pings of an agent (key) from an instant on, stored after a number.
 const TAKE_FROM_HOURS: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
     SELECT agent_key, at / 3600000000, 0.0, -SUM(covered_seconds) FROM pings \
-    WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0 AND observed = 1 GROUP BY 1, 2 \
+    WHERE agent_key = $1 AND at >= $2 AND seq > $3 AND success = 0 AND observed = 1 GROUP BY 1, 2 \
     ON CONFLICT (agent_key, hour) DO UPDATE SET \
     covered_seconds = hours.covered_seconds + excluded.covered_seconds";
 
 const SUPERSEDE: &str = "UPDATE pings SET superseded = 1, window_seconds = 0.0, \
     covered_seconds = 0.0 \
-    WHERE agent_key = $1 AND at > $2 AND seq < $3 AND success = 0 AND observed = 1";
+    WHERE agent_key = $1 AND at >= $2 AND seq > $3 AND success = 0 AND observed = 1";
 
 const STORE_HOUR: &str = "INSERT INTO hours (agent_key, hour, up_seconds, covered_seconds) \
     VALUES ($1, $2, $3, $4) ON CONFLICT (agent_key, hour) DO UPDATE SET \
@@ -500,8 +500,9 @@ fn store_ping(
     let ping = &new.ping;
     let at = ping.timestamp.timestamp_micros();
     let seq = count(new.after.agent.total_pings);
-    if let Some(after) = new.supersedes_after {
-        let superseded = [claim.known.key, after.timestamp_micros(), seq];
+    if let Some(failures) = new.supersedes {
+        let from = failures.from.timestamp_micros();
+        let superseded = [claim.known.key, from, count(failures.after_seq)];
         transaction
             .prepare_cached(TAKE_FROM_HOURS)?
             .execute(superseded)?;
