@@ -302,8 +302,8 @@ async fn an_agent_is_green_only_if_it_was_seen_with_its_gpus() {
         ("unreachable", "1"),
         ("unobserved", "2"),
     ] {
-        let shown = browser.eval(&format!("document.getElementById('t-{total}').textContent"));
-        assert_eq!(shown, count, "{total}");
+        let shown = format!("document.getElementById('t-{total}').textContent");
+        browser.wait_for(&shown, &json!(count));
     }
     let notice = browser.eval("document.getElementById('notice').textContent");
     assert!(
