@@ -9,6 +9,7 @@ use clap_complete::Shell;
 
 use crate::agent::AgentConfig;
 use crate::agent::options::AgentOptions;
+use crate::agent::probe::child::ProbeOptions;
 use crate::option_values::without_credentials;
 use crate::ping_system::PingSystemConfig;
 use crate::ping_system::options::{PingSystemOptions, UnitVariables};
@@ -52,6 +53,9 @@ Exit status: 0 ended as asked; 1 failed while running, or a --require threshold 
 pub enum Command {
     /// Watch the GPUs of this machine and answer the ping system
     Agent(AgentOptions),
+    /// Look at the GPUs for an agent
+    #[command(hide = true)]
+    Probe(ProbeOptions),
     /// Ask agents for their uptime, remember it, and answer questions about it
     PingSystem(Box<PingSystemOptions>),
     /// Play a ping system and a gateway on one port, by a script
@@ -82,6 +86,8 @@ pub enum Task {
     Run(Box<RunnerConfig>),
     /// Watch GPUs.
     Agent(Box<AgentConfig>),
+    /// Look at them for an agent.
+    Probe(ProbeOptions),
     /// Ask agents.
     PingSystem(Box<PingSystemConfig>),
     /// Play the counterparts.
@@ -160,6 +166,7 @@ impl Cli {
         Ok(match self.command {
             None => Task::Run(Box::new(self.runner.resolve()?)),
             Some(Command::Agent(options)) => Task::Agent(Box::new(options.resolve()?)),
+            Some(Command::Probe(options)) => Task::Probe(options),
             Some(Command::PingSystem(options)) => Task::PingSystem(Box::new(options.resolve()?)),
             Some(Command::Mock(options)) => Task::Mock(options.resolve()?),
             Some(Command::Demo(options)) => Task::Demo(options),

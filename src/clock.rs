@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rustix::time::{ClockId, Timespec, clock_gettime};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// Differences below this are those between two readings.
@@ -33,6 +34,23 @@ pub(crate) fn boot_id() -> Uuid {
         told.unwrap_or_else(Uuid::new_v4)
     });
     *BOOT_ID
+}
+
+/// An instant by a machine's boot clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootInstant {
+    pub boot_id: Uuid,
+    pub since_boot: Duration,
+}
+
+impl BootInstant {
+    #[must_use]
+    pub(crate) fn now() -> Self {
+        Self {
+            boot_id: boot_id(),
+            since_boot: since_boot(),
+        }
+    }
 }
 
 /// What the kernel's clocks say.

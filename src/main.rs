@@ -17,6 +17,11 @@ fn main() -> ExitCode {
         Ok(task) => task,
         Err(error) => return complain(&format!("{error:#}"), BAD_INPUT),
     };
+    let task = match task {
+        // It must not start threads of ours before it limits itself.
+        Task::Probe(options) => return options.run(),
+        task => task,
+    };
     match run(task) {
         Ok(Exit::Completed(missed)) if missed.is_empty() => ExitCode::SUCCESS,
         Ok(Exit::Completed(missed)) => {
@@ -38,10 +43,11 @@ fn run(task: Task) -> anyhow::Result<Exit> {
         let shutdown = Shutdown::on_signals()?;
         match task {
             Task::Run(config) => runner::run(*config, &shutdown).await,
+            Task::Probe(_) => unreachable!("it runs without a runtime"),
             Task::Agent(config) => agent::run(*config, &shutdown).await.map(Exit::from),
             Task::PingSystem(config) => ping_system::run(*config, &shutdown).await.map(Exit::from),
             Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,
-            Task::Demo(options) => sim::demo::run(&options, &shutdown).await,
+            Task::Demo(options) => Box::pin(sim::demo::run(&options, &shutdown)).await,
             Task::Check(config) => runner::check::run(*config).await,
             Task::Report(options) => report::run(&options).map(Exit::from),
             Task::Print(text) => terminal::print(&text).map(Exit::from),

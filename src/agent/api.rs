@@ -29,12 +29,25 @@ pub(crate) fn routes(shared: Arc<AgentState>, agent_id: String, token: Option<To
         .route("/agent/uptime-since-last-ping", get(uptime))
         .route("/agent/gpu-status", get(gpu_status))
         .route("/metrics", get(metrics))
-        .with_state(shared);
-    let health = get(async move || Json(json!({ "status": "ok", "agent_id": agent_id })));
+        .with_state(Arc::clone(&shared));
+    let health = get(async move || health(&shared, &agent_id));
     let routes = guard(guarded, token.into_iter().collect())
         .route("/agent/health", health)
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path"));
     errors_as_json(routes)
+}
+
+/// Whether the agent itself works; not whether its GPUs do.
+fn health(shared: &AgentState, agent_id: &str) -> Response {
+    let (tracker, now) = shared.tracker();
+    if tracker.is_probing(now) {
+        return Json(json!({ "status": "ok", "agent_id": agent_id })).into_response();
+    }
+    let answer = json!({
+        "status": "unavailable", "agent_id": agent_id,
+        "error": "the driver has not answered a probe for 10 minutes",
+    });
+    (StatusCode::SERVICE_UNAVAILABLE, Json(answer)).into_response()
 }
 
 #[derive(Deserialize)]

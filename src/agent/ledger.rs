@@ -11,6 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Percent;
 
+/// What is younger is not compacted.
+const KEPT_WHOLE: Duration = Duration::from_hours(24);
+/// How many times the transitions to be kept are too many in that time.
+const FLAPPING: usize = 20;
+/// No history is longer, nor has more checks.
+const LONGEST: Duration = Duration::from_hours(200 * 366 * 24);
+const MOST_CHECKS: u64 = 1 << 50;
+
 /// The state of the GPUs over a segment of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,7 +86,7 @@ impl Window {
 
 /// A ledger that contradicts itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the history's times are not in order")]
+#[error("the history's times are not in order, or its counts are beyond belief")]
 pub struct OutOfOrder;
 
 impl Default for Ledger {
@@ -126,10 +134,18 @@ impl Ledger {
         self.watched_until = at;
         let changed = self.seen != Some(state);
         self.seen = Some(state);
-        while self.segments.len() > max_transitions.max(1) {
+        while self.segments.len() > max_transitions.max(1) && self.may_compact(at, max_transitions)
+        {
             self.compact_oldest();
         }
         changed
+    }
+
+    /// A day is kept as it was, unless the driver flaps beyond reason: of what is compacted only the mean is known.
+    fn may_compact(&self, now: Duration, max_transitions: usize) -> bool {
+        let oldest = self.segments.front().map_or(now, |oldest| oldest.until);
+        now.saturating_sub(oldest) > KEPT_WHOLE
+            || self.segments.len() > max_transitions.saturating_mul(FLAPPING)
     }
 
     /// The machine was suspended for the last `suspended` until `at`, which is unwatched time however short. What the
@@ -199,16 +215,23 @@ impl Ledger {
         window
     }
 
-    /// Checks the order of times, which a checkpoint of unknown origin may lack.
+    /// Checks the times and counts, which may be anything in a checkpoint of unknown origin.
     ///
     /// # Errors
-    /// When they are not in order.
+    /// When times are not in order, or beyond what any agent lives through.
     pub fn check_order(&self) -> Result<(), OutOfOrder> {
         let ends = self.segments.iter().map(|segment| segment.until);
         let all: Vec<Duration> = std::iter::once(self.compacted.until).chain(ends).collect();
         let in_order = all.is_sorted()
             && self.compacted.up <= self.compacted.until
-            && all.last() == Some(&self.watched_until);
+            && all.last() == Some(&self.watched_until)
+            && self.watched_until <= LONGEST
+            && self.compacted.available <= self.compacted.checks
+            && self.compacted.checks <= MOST_CHECKS
+            && self
+                .segments
+                .iter()
+                .all(|segment| segment.checks <= MOST_CHECKS);
         in_order.then_some(()).ok_or(OutOfOrder)
     }
 
@@ -460,7 +483,10 @@ mod tests {
             let mut bounded = ledger;
             let at = bounded.watched_until();
             bounded.observe(at, GpuState::Up, GAP, max);
-            prop_assert!(bounded.transitions() <= max);
+            prop_assert!(bounded.transitions() <= max * FLAPPING);
+            // What is older than a day is not kept as it was.
+            bounded.observe(at + KEPT_WHOLE * 2, GpuState::Up, GAP, max);
+            prop_assert!(bounded.transitions() <= max.max(2));
         }
     }
 }

@@ -3,10 +3,11 @@
 
 pub(crate) mod api;
 pub(crate) mod checkpoint;
+pub(crate) mod known_gpus;
 pub(crate) mod ledger;
 pub(crate) mod monitor;
 pub(crate) mod options;
-pub(crate) mod probe;
+pub mod probe;
 pub(crate) mod tracker;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use self::monitor::AgentState;
 use self::probe::prober::Prober;
 use self::probe::source::GpuSource;
 use self::tracker::{TrackerConfig, UptimeTracker};
+use crate::clock::BootInstant;
 use crate::net::{self, credentials::Token};
 use crate::shutdown::Shutdown;
 use crate::wire::agent::is_agent_id;
@@ -79,8 +81,13 @@ pub async fn run_at(
         );
     }
     let check_interval = config.rules.check_interval;
-    let (tracker, since_first_start) =
-        UptimeTracker::begin(config.rules, Uuid::new_v4(), Utc::now(), restored);
+    let (tracker, since_first_start) = UptimeTracker::begin(
+        config.rules,
+        Uuid::new_v4(),
+        Utc::now(),
+        BootInstant::now(),
+        restored,
+    );
     let shared = Arc::new(AgentState::new(tracker, since_first_start));
     tracing::info!(
         "agent {agent_id} answers at http://{}",
@@ -96,7 +103,7 @@ pub async fn run_at(
     };
     let watched = monitor::run(
         &shared,
-        Prober::new(config.gpu),
+        Prober::new(config.gpu).context("no thread can be started")?,
         check_interval,
         config.checkpoint_every,
         config.checkpoint,

@@ -9,8 +9,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::{CheckpointFile, Watermark};
+use super::known_gpus::KnownGpus;
 use super::ledger::Ledger;
 use super::tracker::UptimeTracker;
+use crate::agent::probe::gpu::{GpuSnapshot, XidFault};
 use crate::agent::probe::prober::Prober;
 use crate::clock::SuspendClock;
 
@@ -79,31 +81,60 @@ pub(crate) async fn run(
                     () = stop.cancelled() => break,
                     snapshot = prober.probe(check_interval) => snapshot,
                 };
-                let said = snapshot.to_string();
+                log_faults(&snapshot);
                 let (mut tracker, _) = shared.tracker();
+                let known = tracker.known_gpus().clone();
                 let changed = tracker.record_probe(at, snapshot);
+                let learned = *tracker.known_gpus() != known;
                 if changed {
-                    tracing::info!("GPU {}: {said}", if tracker.is_up(at) { "up" } else { "down" });
+                    let status = tracker.gpu_status(at).status;
+                    tracing::info!("GPU {}: {status}", if tracker.is_up(at) { "up" } else { "down" });
                 }
                 checks += 1;
                 if checks == 1 {
                     shared.first_probe.notify_one();
                 }
-                let whole = changed || checks.is_multiple_of(checkpoint_every);
-                writer.put(whole.then(|| tracker.ledger().clone()), tracker.watermark());
+                let whole = changed || learned || checks.is_multiple_of(checkpoint_every);
+                writer.put(whole.then(|| whole_state(&tracker)), tracker.watermark());
             }
         }
     }
-    let (ledger, watermark) = {
+    let (whole, watermark) = {
         let (tracker, _) = shared.tracker();
-        (tracker.ledger().clone(), tracker.watermark())
+        (whole_state(&tracker), tracker.watermark())
     };
-    writer.put(Some(ledger), watermark);
+    writer.put(Some(whole), watermark);
     writer.close();
     if tokio::time::timeout(LAST_WRITE, writer_task).await.is_err() {
         tracing::error!("the disk takes no checkpoint: what came after the last one is lost");
     }
 }
+
+fn whole_state(tracker: &UptimeTracker) -> WholeState {
+    (tracker.ledger().clone(), tracker.known_gpus().clone())
+}
+
+fn log_faults(snapshot: &GpuSnapshot) {
+    for XidFault {
+        gpu,
+        xid,
+        of_the_application,
+    } in &snapshot.faults
+    {
+        if *of_the_application {
+            tracing::info!(gpu, xid, "a fault of the application, not of the GPU");
+        } else {
+            tracing::warn!(
+                gpu,
+                xid,
+                "a fault of the GPU, which holds until it is reset"
+            );
+        }
+    }
+}
+
+/// What a checkpoint holds beside the watermark.
+type WholeState = (Ledger, KnownGpus);
 
 /// What is waiting to be written: a slow disk delays no check, and only the latest state counts.
 #[derive(Debug, Default)]
@@ -114,16 +145,16 @@ struct CheckpointWriter {
 
 #[derive(Debug, Default)]
 struct Pending {
-    ledger: Option<(Ledger, Watermark)>,
+    whole: Option<(WholeState, Watermark)>,
     watermark: Option<Watermark>,
     closed: bool,
 }
 
 impl CheckpointWriter {
-    fn put(&self, ledger: Option<Ledger>, watermark: Watermark) {
+    fn put(&self, whole: Option<WholeState>, watermark: Watermark) {
         let mut pending = self.pending.lock();
-        if let Some(ledger) = ledger {
-            pending.ledger = Some((ledger, watermark.clone()));
+        if let Some(whole) = whole {
+            pending.whole = Some((whole, watermark.clone()));
         }
         pending.watermark = Some(watermark);
         self.filled.notify_one();
@@ -137,36 +168,54 @@ impl CheckpointWriter {
     async fn run(self: Arc<Self>, file: CheckpointFile) {
         let file = Arc::new(file);
         let mut failing = false;
+        // It is written again where somebody removed the file, or its folder.
+        let mut last = None;
         loop {
             self.filled.notified().await;
-            let (ledger, watermark, closed) = {
+            let (whole, watermark, closed) = {
                 let mut pending = self.pending.lock();
                 (
-                    pending.ledger.take(),
+                    pending.whole.take(),
                     pending.watermark.take(),
                     pending.closed,
                 )
             };
             let path = Arc::clone(&file);
+            let before = last.take();
             let written = tokio::task::spawn_blocking(move || {
                 // The order matters: a watermark refers to a checkpoint that is on disk.
-                let whole = ledger
-                    .as_ref()
-                    .map_or(Ok(()), |(ledger, of)| path.write(ledger, of));
-                let written = whole.and_then(|()| {
-                    watermark.map_or(Ok(()), |watermark| path.write_watermark(&watermark))
+                let is_new = whole.is_some();
+                let current: Option<(WholeState, Watermark)> = whole.or(before);
+                let must_write = is_new || !path.exists();
+                let written = match &current {
+                    Some(((ledger, gpus), of)) if must_write => path.write(ledger, of, gpus),
+                    _ => Ok(()),
+                };
+                let written = written.and_then(|()| match (&watermark, &current) {
+                    (None, _) => Ok(()),
+                    (Some(watermark), Some(((ledger, gpus), _))) if path.is_in_place() => {
+                        path.write(ledger, watermark, gpus)
+                    }
+                    (Some(watermark), _) => path.write_watermark(watermark),
                 });
-                (written, ledger)
+                (written, current)
             });
-            match written.await {
-                Ok((Ok(()), _)) if failing => {
+            let written = match written.await {
+                Ok((written, current)) => {
+                    last = current;
+                    written
+                }
+                Err(panicked) => Err(std::io::Error::other(panicked)),
+            };
+            match written {
+                Ok(()) if failing => {
                     failing = false;
                     tracing::info!("checkpoint {} is written again", file.path().display());
                 }
-                Ok((Err(error), unwritten)) => {
-                    // Retried with the next watermark, unless a newer ledger is pending by then.
+                Err(error) => {
+                    // Retried with the next watermark, unless a newer one is pending by then.
                     let mut pending = self.pending.lock();
-                    pending.ledger = pending.ledger.take().or(unwritten);
+                    pending.whole = pending.whole.take().or_else(|| last.take());
                     drop(pending);
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!(

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
 
 use super::AgentConfig;
 use super::checkpoint::CheckpointFile;
@@ -105,36 +107,53 @@ impl AgentOptions {
             "AGENT_TOKEN",
         )?;
         let AgentId(agent_id) = self.agent_id;
-        let checkpoint = self.checkpoint.unwrap_or_else(|| {
-            let safe = |c: char| {
-                if c.is_ascii_alphanumeric() || "._-".contains(c) {
-                    c
-                } else {
-                    '_'
-                }
-            };
-            format!(
-                "uptime-agent-{}.json",
-                agent_id.chars().map(safe).collect::<String>()
-            )
-            .into()
-        });
+        let checkpoint = match self.checkpoint {
+            Some(path) => CheckpointFile::new(path, agent_id.clone()),
+            None => CheckpointFile::by_default(agent_id.clone()),
+        };
+        let checkpoint = checkpoint.lock().context("--checkpoint")?;
         let count = |Count(n): Count| usize::try_from(n.get()).unwrap_or(usize::MAX);
+        let gpu = match self.gpu {
+            Gpu::Nvml => GpuSource::Nvml(self.nvml_library),
+            Gpu::Simulated(script) => GpuSource::Simulated(script, Instant::now()),
+        };
         Ok(AgentConfig {
-            gpu: match self.gpu {
-                Gpu::Nvml => GpuSource::Nvml(self.nvml_library),
-                Gpu::Simulated(script) => GpuSource::Simulated(script, Instant::now()),
-            },
             listen,
             token: token.as_deref().map(Token::new),
-            checkpoint: CheckpointFile::new(checkpoint, agent_id.clone()),
+            checkpoint,
             checkpoint_every: self.checkpoint_every.0.get(),
             rules: TrackerConfig {
                 agent_id,
-                check_interval: self.check_interval.get(),
-                max_transitions: count(self.max_history),
+                check_interval: at_most(
+                    "--check-interval",
+                    self.check_interval.get(),
+                    MAX_CHECK_INTERVAL,
+                ),
+                max_transitions: at_least("--max-history", count(self.max_history), MIN_HISTORY),
                 require_gpus: self.require_gpus.map(count),
+                source: gpu.name(),
             },
+            gpu,
         })
     }
+}
+
+/// An outage that is shorter than the time between two checks may not be seen.
+const MAX_CHECK_INTERVAL: Duration = Duration::from_mins(1);
+/// With fewer, what is compacted would matter.
+const MIN_HISTORY: usize = 1000;
+
+// Releases up to 0.1.0 took other values, too.
+fn at_most(option: &str, value: Duration, most: Duration) -> Duration {
+    if value > most {
+        tracing::warn!("{option} {value:?} is over {most:?}: {most:?} is used");
+    }
+    value.min(most)
+}
+
+fn at_least(option: &str, value: usize, least: usize) -> usize {
+    if value < least {
+        tracing::warn!("{option} {value} is under {least}: {least} is used");
+    }
+    value.max(least)
 }

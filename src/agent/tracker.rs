@@ -1,18 +1,28 @@
 //! An agent's state and its answers. Pure: it takes instants and values only.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::checkpoint::{Restored, Watermark};
+use super::known_gpus::KnownGpus;
 use super::ledger::{GpuState, Ledger, Window};
+use super::probe::xids::HeldXids;
 use crate::agent::probe::gpu::GpuSnapshot;
+use crate::clock::BootInstant;
 use crate::units::{Percent, saturating_add, saturating_sub};
-use crate::wire::agent::{GpuStatus, UptimeReport};
+use crate::wire::agent::{GpuHealth, GpuStatus, UptimeReport};
 
 /// How far the caller's clock may be ahead of ours before its `since` is refused.
 const CLOCK_SKEW: TimeDelta = TimeDelta::minutes(5);
+
+/// Up to this much two readings of different clocks may differ.
+const CLOCK_GRAIN: TimeDelta = TimeDelta::milliseconds(100);
+
+/// An agent whose probes are not answered for so long is not well itself.
+const NO_ANSWER_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The configuration of the tracker.
 #[derive(Debug, Clone)]
@@ -23,8 +33,10 @@ pub struct TrackerConfig {
     pub check_interval: Duration,
     /// The number of transitions that are kept.
     pub max_transitions: usize,
-    /// The number of GPUs that must be healthy; by default as many as the first probe found, at least one.
+    /// The number of GPUs that must be healthy; by default as many as were ever there at a start, at least one.
     pub require_gpus: Option<usize>,
+    /// What looks at the GPUs: `nvml` or `simulated`.
+    pub source: &'static str,
 }
 
 impl TrackerConfig {
@@ -44,10 +56,18 @@ pub(crate) struct UptimeTracker {
     /// The wall-clock time of the agent's first start, derived from that of this start: the wall clock is
     /// read only once, so that its jumps change nothing.
     first_start: DateTime<Utc>,
+    /// This process's start, since the agent's first start.
+    started_at: Duration,
+    /// The same by the machine's boot clock.
+    booted_at: BootInstant,
     window_begin: Duration,
     pinged: bool,
-    required: Option<usize>,
+    gpus: KnownGpus,
     last: Option<(GpuSnapshot, Duration)>,
+    /// When a probe was answered last.
+    answered_at: Option<Duration>,
+    /// Since when each device is in the state that the last check found.
+    states: BTreeMap<u32, (GpuHealth, Duration)>,
     /// The suspended time since the start of the process that is in the ledger.
     suspended: Duration,
 }
@@ -81,15 +101,26 @@ impl UptimeTracker {
         rules: TrackerConfig,
         boot_id: Uuid,
         wall: DateTime<Utc>,
+        booted_at: BootInstant,
         restored: Option<Restored>,
     ) -> (Self, Duration) {
         let mut ledger = Ledger::default();
         let (mut window_begin, mut pinged) = (Duration::ZERO, false);
         let mut since_first_start = Duration::ZERO;
+        let mut gpus = KnownGpus::default();
+        let mut known_start = None;
         if let Some(restored) = restored {
             let watermark = restored.watermark;
-            // The clock was set back meanwhile: no time has passed.
-            let away = (wall - watermark.wall).to_std().unwrap_or_default();
+            known_start = Some(saturating_sub(watermark.wall, watermark.watched_until));
+            gpus = restored.gpus;
+            if watermark
+                .booted
+                .is_some_and(|then| then.boot_id != booted_at.boot_id)
+            {
+                // The driver was loaded anew.
+                gpus.xids = HeldXids::default();
+            }
+            let away = watermark.until(wall, booted_at);
             since_first_start = watermark.watched_until.saturating_add(away);
             ledger = restored.ledger;
             ledger.resume(since_first_start);
@@ -98,17 +129,26 @@ impl UptimeTracker {
                 watermark.pinged,
             );
         }
-        let first_start = saturating_sub(wall, since_first_start);
-        let required = rules.require_gpus;
+        let mut first_start = saturating_sub(wall, since_first_start);
+        if let Some(known) = known_start
+            && (known - first_start).abs() < CLOCK_GRAIN
+        {
+            // Times that were told stay what they are.
+            first_start = known;
+        }
         let tracker = Self {
             rules,
             boot_id,
             ledger,
             first_start,
+            started_at: since_first_start,
+            booted_at,
             window_begin,
             pinged,
-            required,
+            gpus,
             last: None,
+            answered_at: None,
+            states: BTreeMap::new(),
             suspended: Duration::ZERO,
         };
         (tracker, since_first_start)
@@ -124,22 +164,56 @@ impl UptimeTracker {
     }
 
     /// A check that began at `at` found this. Returns whether the state is another than before.
-    pub(crate) fn record_probe(&mut self, at: Duration, snapshot: GpuSnapshot) -> bool {
-        let healthy = snapshot.healthy();
-        if self.required.is_none() && !snapshot.devices.is_empty() {
-            self.required = Some(snapshot.devices.len());
+    pub(crate) fn record_probe(&mut self, at: Duration, mut snapshot: GpuSnapshot) -> bool {
+        self.gpus.xids.apply(&mut snapshot);
+        if snapshot.problem.is_none() {
+            self.answered_at = Some(at);
         }
-        let state = if healthy >= self.required.unwrap_or(1).max(1) {
+        // Those seen at the start; later ones do not change what is required.
+        if self
+            .last
+            .as_ref()
+            .is_none_or(|(last, _)| last.devices.is_empty())
+            && !snapshot.devices.is_empty()
+        {
+            self.gpus.count = self.gpus.count.max(Some(snapshot.devices.len()));
+        }
+        let required = self.required();
+        let state = if snapshot.healthy() >= required {
             GpuState::Up
         } else {
             GpuState::Down
         };
+        self.gpus.record(&snapshot, required);
+        let states = snapshot.devices.iter().map(|device| {
+            let before = self.states.get(&device.device_id);
+            let since = before.filter(|(health, _)| *health == device.health);
+            let since = since.map_or(at, |(_, since)| *since);
+            (device.device_id, (device.health.clone(), since))
+        });
+        self.states = states.collect();
         let gap = self.rules.longest_gap();
         let changed = self
             .ledger
             .observe(at, state, gap, self.rules.max_transitions);
         self.last = Some((snapshot, at));
         changed
+    }
+
+    /// How many GPUs must be healthy.
+    fn required(&self) -> usize {
+        let required = self.rules.require_gpus.or(self.gpus.count);
+        required.unwrap_or(1).max(1)
+    }
+
+    /// What is known of the GPUs, which must survive a restart.
+    pub(crate) fn known_gpus(&self) -> &KnownGpus {
+        &self.gpus
+    }
+
+    /// Whether the driver has answered a probe lately, whatever it said about the GPUs.
+    pub(crate) fn is_probing(&self, now: Duration) -> bool {
+        now.saturating_sub(self.answered_at.unwrap_or(self.started_at)) < NO_ANSWER_TIMEOUT
     }
 
     /// The answer to a ping at `now`.
@@ -194,7 +268,22 @@ impl UptimeTracker {
             checks_total: window.checks_total,
             checks_available: window.checks_available,
             boot_id: self.boot_id,
+            running_seconds: now.saturating_sub(self.started_at).as_secs_f64(),
+            required_gpus: self.required(),
+            gpu_uuids: self.uuids(),
+            source: self.rules.source.to_owned(),
+            driver_version: self
+                .last
+                .as_ref()
+                .and_then(|(snapshot, _)| snapshot.driver_version.clone()),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         })
+    }
+
+    /// Of the GPUs that the last check found.
+    fn uuids(&self) -> Vec<String> {
+        let last = self.last.iter().flat_map(|(snapshot, _)| &snapshot.devices);
+        last.filter_map(|device| device.uuid.clone()).collect()
     }
 
     /// The window of this length that ends at `now`.
@@ -214,10 +303,12 @@ impl UptimeTracker {
                 devices: std::collections::BTreeMap::new(),
             };
         };
-        let devices = snapshot
-            .devices
-            .iter()
-            .map(|device| (device.device_id, device.clone()));
+        let devices = snapshot.devices.iter().map(|device| {
+            let mut device = device.clone();
+            let state = self.states.get(&device.device_id);
+            device.since = state.map(|(_, since)| self.wall(*since));
+            (device.device_id, device)
+        });
         GpuStatus {
             status: self.describe(snapshot, now),
             timestamp: self.wall(*at),
@@ -227,13 +318,19 @@ impl UptimeTracker {
     }
 
     fn describe(&self, snapshot: &GpuSnapshot, now: Duration) -> String {
-        let required = self.required.unwrap_or(1);
+        let required = self.required();
         if self.is_up(now) {
             "available".to_owned()
         } else if self.ledger.seen() == Some(GpuState::Up) {
             "the next check is overdue".to_owned()
         } else if snapshot.problem.is_none() && snapshot.devices.len() < required {
-            format!("{snapshot}, {required} required")
+            let missing = self.gpus.missing(snapshot).join(", ");
+            let missing = if missing.is_empty() {
+                missing
+            } else {
+                format!(", {missing} missing")
+            };
+            format!("{snapshot}, {required} required{missing}")
         } else {
             snapshot.to_string()
         }
@@ -260,6 +357,11 @@ impl UptimeTracker {
             boot_id: self.boot_id,
             watched_until,
             wall: self.wall(watched_until),
+            booted: Some(BootInstant {
+                boot_id: self.booted_at.boot_id,
+                since_boot: (self.booted_at.since_boot + watched_until)
+                    .saturating_sub(self.started_at),
+            }),
             checks_so_far: self.ledger.checks_so_far(),
             window_begin: self.window_begin,
             pinged: self.pinged,
@@ -293,6 +395,7 @@ mod tests {
             check_interval: INTERVAL,
             max_transitions: 100,
             require_gpus,
+            source: "nvml",
         }
     }
 
@@ -304,12 +407,26 @@ mod tests {
         };
         GpuSnapshot {
             devices: healths.iter().enumerate().map(device).collect(),
-            problem: None,
+            ..GpuSnapshot::default()
         }
     }
 
     fn begin(restored: Option<Restored>, at: i64) -> (UptimeTracker, Duration) {
-        UptimeTracker::begin(rules(None), Uuid::from_u128(7), wall(at), restored)
+        UptimeTracker::begin(
+            rules(None),
+            Uuid::from_u128(7),
+            wall(at),
+            another_boot(),
+            restored,
+        )
+    }
+
+    /// After a reboot: only the wall clock goes on.
+    fn another_boot() -> BootInstant {
+        BootInstant {
+            boot_id: Uuid::new_v4(),
+            since_boot: Duration::ZERO,
+        }
     }
 
     /// Checks at each interval from `from` until before `to`.
@@ -324,8 +441,78 @@ mod tests {
         let restored = Restored {
             ledger: tracker.ledger().clone(),
             watermark: tracker.watermark(),
+            gpus: tracker.known_gpus().clone(),
         };
         begin(Some(restored), at)
+    }
+
+    #[test]
+    fn a_restart_within_one_boot_goes_on_by_the_boot_clock() {
+        let boot = |since_boot| BootInstant {
+            boot_id: Uuid::from_u128(1),
+            since_boot: s(since_boot),
+        };
+        let begin = |at, booted_at, restored| {
+            UptimeTracker::begin(rules(None), Uuid::new_v4(), wall(at), booted_at, restored)
+        };
+        let (mut tracker, _) = begin(0, boot(1000), None);
+        track(&mut tracker, 0, 65, &GpuHealth::Ok);
+        let restored = || {
+            Some(Restored {
+                ledger: tracker.ledger().clone(),
+                watermark: tracker.watermark(),
+                gpus: tracker.known_gpus().clone(),
+            })
+        };
+        // 600 s later, of which the wall clock knows 6.
+        let (mut tracker, at) = begin(66, boot(1660), restored());
+        assert_eq!(at, s(660));
+        track(&mut tracker, 660, 720, &GpuHealth::Ok);
+        let window = tracker.window(s(720), s(720));
+        assert_eq!(window.up, s(120));
+        // Its own clock goes on, too.
+        assert_eq!(tracker.watermark().booted, Some(boot(1715)));
+    }
+
+    #[test]
+    fn gpus_that_were_there_are_missed_after_a_restart() {
+        let named = |names: &[&str]| {
+            let mut snapshot = snapshot(&vec![GpuHealth::Ok; names.len()]);
+            for (device, name) in snapshot.devices.iter_mut().zip(names) {
+                device.uuid = Some((*name).to_owned());
+            }
+            snapshot
+        };
+        let (mut tracker, _) = begin(None, 0);
+        tracker.record_probe(s(0), named(&["GPU-1", "GPU-2"]));
+        assert!(tracker.is_up(s(1)));
+        let (mut tracker, at) = restart(&tracker, 60);
+        tracker.record_probe(at, named(&["GPU-2"]));
+        assert!(!tracker.is_up(at));
+        let report = tracker.report(at, RequestedWindow::Peek).unwrap();
+        assert_eq!(report.required_gpus, 2);
+        assert_eq!(report.gpu_uuids, ["GPU-2"]);
+        let status = tracker.gpu_status(at).status;
+        assert_eq!(status, "1 of 1 GPUs ok, 2 required, GPU-1 missing");
+        // Another in its place will do.
+        tracker.record_probe(at + s(5), named(&["GPU-2", "GPU-3"]));
+        assert!(tracker.is_up(at + s(5)));
+        // What the operator requires overrules.
+        let restored = Restored {
+            ledger: tracker.ledger().clone(),
+            watermark: tracker.watermark(),
+            gpus: tracker.known_gpus().clone(),
+        };
+        let rules = rules(Some(1));
+        let (mut tracker, at) = UptimeTracker::begin(
+            rules,
+            Uuid::nil(),
+            wall(100),
+            another_boot(),
+            Some(restored),
+        );
+        tracker.record_probe(at, named(&["GPU-3"]));
+        assert!(tracker.is_up(at));
     }
 
     #[test]
@@ -499,7 +686,8 @@ mod tests {
         tracker.record_probe(s(15), snapshot(&[GpuHealth::Ok]));
         assert!(!tracker.is_up(s(15)), "one fell off the bus");
 
-        let (mut tracker, _) = UptimeTracker::begin(rules(Some(1)), Uuid::nil(), wall(0), None);
+        let (mut tracker, _) =
+            UptimeTracker::begin(rules(Some(1)), Uuid::nil(), wall(0), another_boot(), None);
         tracker.record_probe(s(0), snapshot(&[GpuHealth::Lost, GpuHealth::Ok]));
         assert!(tracker.is_up(s(0)));
         assert!(!tracker.is_up(s(11)), "the next check is overdue");
@@ -526,8 +714,12 @@ mod tests {
                     let known = tracker.watermark().watched_until;
                     up -= u64::from(is_up) * 5;
                     let wall_now = wall((known.as_secs() + away).cast_signed());
-                    let restored = Restored { ledger: tracker.ledger().clone(), watermark: tracker.watermark() };
-                    (tracker, at) = UptimeTracker::begin(rules(Some(1)), Uuid::nil(), wall_now, Some(restored));
+                    let restored = Restored {
+                        ledger: tracker.ledger().clone(),
+                        watermark: tracker.watermark(),
+                        gpus: tracker.known_gpus().clone(),
+                    };
+                    (tracker, at) = UptimeTracker::begin(rules(Some(1)), Uuid::nil(), wall_now, another_boot(), Some(restored));
                     prop_assert_eq!(at, known + s(away));
                 }
                 end = at.as_secs();

@@ -7,27 +7,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::store::AgentRecord;
-use crate::clock;
+pub use crate::clock::BootInstant;
 
 /// Up to this much the wall clock may be adjusted without being disbelieved.
 const WALL_CLOCK_SLACK: Duration = Duration::from_secs(1);
-
-/// An instant by a machine's boot clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BootInstant {
-    pub boot_id: Uuid,
-    pub since_boot: Duration,
-}
-
-impl BootInstant {
-    #[must_use]
-    pub(crate) fn now() -> Self {
-        Self {
-            boot_id: clock::boot_id(),
-            since_boot: clock::since_boot(),
-        }
-    }
-}
 
 /// When an agent was pinged last, by the boot clock of the machine that stored the ping. It is stored with the agent, so
 /// that a restart of the ping system measures on.

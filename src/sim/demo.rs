@@ -135,6 +135,7 @@ fn agent_config(folder: &Path, duration: Duration) -> AgentConfig {
     let story = STEPS.map(|(state, share)| (state, duration.mul_f64(share)));
     AgentConfig {
         rules: TrackerConfig {
+            source: "simulated",
             agent_id: AGENT.to_owned(),
             check_interval: (duration / 1200).max(Duration::from_millis(5)),
             max_transitions: 1000,

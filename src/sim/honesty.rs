@@ -10,6 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::agent::checkpoint::Restored;
+use crate::agent::known_gpus::KnownGpus;
 use crate::agent::probe::gpu::GpuSnapshot;
 use crate::agent::tracker::{RequestedWindow, TrackerConfig, UptimeTracker};
 use crate::ping_system::evaluate::{PingAttempt, PingOutcome, PingPolicy};
@@ -64,6 +65,14 @@ fn index(at: Duration) -> usize {
     usize::try_from(at.as_micros() / CHECK_INTERVAL.as_micros()).unwrap()
 }
 
+/// The agent's boot clock.
+fn booted(at: Duration) -> BootInstant {
+    BootInstant {
+        boot_id: Uuid::from_u128(9),
+        since_boot: at,
+    }
+}
+
 /// What befalls the agent at a check.
 #[derive(Clone, Copy, PartialEq)]
 enum Moment {
@@ -84,7 +93,13 @@ struct SimulatedAgent {
 
 impl SimulatedAgent {
     fn new(moments: Vec<Moment>) -> Self {
-        let (tracker, _) = UptimeTracker::begin(Self::config(), Uuid::nil(), start(), None);
+        let (tracker, _) = UptimeTracker::begin(
+            Self::config(),
+            Uuid::nil(),
+            start(),
+            booted(Duration::ZERO),
+            None,
+        );
         Self {
             moments,
             tracker,
@@ -99,6 +114,7 @@ impl SimulatedAgent {
             check_interval: CHECK_INTERVAL,
             max_transitions: 10_000,
             require_gpus: Some(1),
+            source: "simulated",
         }
     }
 
@@ -140,7 +156,7 @@ impl SimulatedAgent {
                     now,
                     GpuSnapshot {
                         devices: vec![device],
-                        problem: None,
+                        ..GpuSnapshot::default()
                     },
                 );
             }
@@ -153,10 +169,17 @@ impl SimulatedAgent {
         let restored = Restored {
             ledger: self.tracker.ledger().clone(),
             watermark: self.tracker.watermark(),
+            gpus: KnownGpus::default(),
         };
-        let wall = saturating_add(start(), now);
-        let (tracker, since_first_start) =
-            UptimeTracker::begin(Self::config(), Uuid::nil(), wall, Some(restored));
+        // Within one boot the wall clock plays no part.
+        let wall = start() - TimeDelta::hours(7);
+        let (tracker, since_first_start) = UptimeTracker::begin(
+            Self::config(),
+            Uuid::nil(),
+            wall,
+            booted(now),
+            Some(restored),
+        );
         assert_eq!(since_first_start, now);
         self.tracker = tracker;
         self.suspended = Duration::ZERO;

@@ -37,6 +37,16 @@ pub struct UptimeReport {
     pub checks_available: u64,
     /// Another for each start of the agent.
     pub boot_id: Uuid,
+    /// Since that start.
+    pub running_seconds: f64,
+    /// How many GPUs must be healthy.
+    pub required_gpus: usize,
+    /// Of the GPUs that the last check found.
+    pub gpu_uuids: Vec<String>,
+    /// What looks at them: `nvml` or `simulated`.
+    pub source: String,
+    pub driver_version: Option<String>,
+    pub agent_version: String,
 }
 
 /// An agent id as an option names it. One that only releases up to 0.1.0 took is still taken, so that an agent that is
@@ -173,6 +183,9 @@ pub struct GpuDevice {
     pub device_id: u32,
     /// Whether it is healthy, or why not.
     pub health: GpuHealth,
+    /// Since when its health is this.
+    #[serde(default)]
+    pub since: Option<DateTime<Utc>>,
     /// Its permanent identifier.
     pub uuid: Option<String>,
     pub name: Option<String>,
@@ -183,6 +196,12 @@ pub struct GpuDevice {
     pub utilization: Option<Utilization>,
     /// Its temperature.
     pub temperature_celsius: Option<u32>,
+    /// Why it runs slower than it could, which is never down.
+    #[serde(default)]
+    pub throttle_reasons: Option<Vec<String>>,
+    /// Errors of its memory since the driver was loaded, which are never down by themselves.
+    #[serde(default)]
+    pub uncorrected_ecc_errors: Option<u64>,
 }
 
 /// Whether a GPU is healthy. In JSON this is the text of [`fmt::Display`].
@@ -318,6 +337,12 @@ mod tests {
             checks_total: 180,
             checks_available: 175,
             boot_id: Uuid::nil(),
+            running_seconds: 12.5,
+            required_gpus: 1,
+            gpu_uuids: vec!["GPU-1".to_owned()],
+            source: "nvml".to_owned(),
+            driver_version: Some("550.00".to_owned()),
+            agent_version: "0.2.0".to_owned(),
         };
         let read = read_report(&serde_json::to_vec(&ours).unwrap(), "a").unwrap();
         assert_eq!(

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::support::served::Served;
 use crate::support::{binary, nvml, wait_until};
@@ -327,7 +328,8 @@ fn a_checkpoint_that_cannot_be_written_is_written_once_it_can() {
 struct FakeDriver {
     agent: Agent,
     state: PathBuf,
-    _folder: TempDir,
+    library: PathBuf,
+    folder: TempDir,
 }
 
 impl FakeDriver {
@@ -340,30 +342,54 @@ impl FakeDriver {
     fn start_with(folder: TempDir, library: &Path, state: &str) -> Self {
         let steering = folder.path().join("state");
         std::fs::write(&steering, state).unwrap();
-        let arguments = [
-            "--check-interval",
-            "500ms",
-            "--nvml-library",
-            library.to_str().unwrap(),
-        ];
-        let agent = Agent::start_with(&folder, &arguments, &[("FAKE_NVML_STATE", &steering)]);
         Self {
-            agent,
+            agent: Self::agent(&folder, library, &steering),
             state: steering,
-            _folder: folder,
+            library: library.to_owned(),
+            folder,
         }
+    }
+
+    fn agent(folder: &TempDir, library: &Path, state: &Path) -> Agent {
+        let library = library.to_str().unwrap();
+        let arguments = ["--check-interval", "500ms", "--nvml-library", library];
+        Agent::start_with(folder, &arguments, &[("FAKE_NVML_STATE", state)])
+    }
+
+    /// `kill -9`, and another one in its place.
+    fn restart_agent(&mut self) {
+        wait_for_notes(self.folder.path());
+        self.agent.kill();
+        self.agent = Self::agent(&self.folder, &self.library, &self.state);
     }
 
     fn set(&self, state: &str) {
         nvml::set(&self.state, state);
     }
 
-    fn probe_threads(&self) -> usize {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.agent.child.id())).unwrap();
-        let names = tasks
+    /// The child processes of the agent.
+    fn probe_pids(&self) -> Vec<u32> {
+        let pid = self.agent.child.id();
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let children = tasks
             .flatten()
-            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-        names.filter(|name| name.trim() == "gpu").count()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        let pids = children.flat_map(|pids| {
+            let pids = pids.split_whitespace().map(|pid| pid.parse().unwrap());
+            pids.collect::<Vec<u32>>()
+        });
+        pids.collect()
+    }
+
+    fn probes(&self) -> usize {
+        self.probe_pids().len()
+    }
+
+    fn checks(&self) -> u64 {
+        let report = self
+            .agent
+            .ask("/agent/uptime-since-last-ping?seconds=86400");
+        report["checks_total"].as_u64().unwrap()
     }
 }
 
@@ -379,7 +405,8 @@ fn a_gpu_is_described_as_nvml_tells() {
             "memory": { "total_bytes": 1000, "free_bytes": 750, "used_bytes": 250, "usage_percentage": 25.0 },
             "compute_capability": { "major": 8, "minor": 9, "version": "8.9" },
             "utilization": { "gpu_percent": 7, "memory_percent": 3 },
-            "temperature_celsius": 55,
+            "temperature_celsius": 55, "throttle_reasons": null, "uncorrected_ecc_errors": null,
+            "since": status["devices"]["0"]["since"],
         })
     );
 }
@@ -394,9 +421,30 @@ fn what_is_down_has_a_reason_and_comes_back_without_a_restart() {
         ("ok", "available"),
         ("lost", "GPU 0 lost"),
         ("busy", "available"),
-        ("xids 79", "GPU 0 xid 79"),
-        ("ok", "available"),
         ("unsupported", "available"),
+        ("old", "available"),
+        ("old lost", "GPU 0 lost"),
+        ("ok", "available"),
+        ("recovery 2", "GPU 0 the driver asks to reboot the node"),
+        ("ok", "available"),
+        ("remap", "could not be remapped"),
+        ("ok", "available"),
+        ("retired", "wait to be retired"),
+        ("ok", "available"),
+        ("reset", "reset required"),
+        ("ok", "available"),
+        ("mig", "available"),
+        ("mig lost", "GPU 0 lost"),
+        ("ok", "available"),
+        ("count 4000000000", "the driver lists 4000000000 GPUs"),
+        ("ok", "available"),
+        ("segv", "the driver's library crashed (SIGSEGV)"),
+        ("ok", "available"),
+        ("abort", "the driver's library crashed (SIGABRT)"),
+        ("ok", "available"),
+        ("print", "available"),
+        ("exit", "the probe ended with exit status: 3"),
+        ("ok", "available"),
         ("nodriver", "driver"),
         ("ok", "available"),
     ] {
@@ -412,11 +460,18 @@ fn what_is_down_has_a_reason_and_comes_back_without_a_restart() {
 
 #[test]
 #[cfg_attr(no_cc, ignore = "needs a C compiler (package gcc)")]
-fn an_xid_clears_once_the_gpu_passes_a_full_look_again() {
+fn a_fatal_xid_holds_until_the_driver_is_loaded_anew() {
     let driver = FakeDriver::start("ok");
     driver.agent.wait_for_status("available");
-    driver.set("xids 48");
+    driver.set("xid 48");
     driver.agent.wait_for_status("xid 48");
+    driver.set("ok");
+    // However often it is asked, and also by another process.
+    let mut driver = driver;
+    driver.restart_agent();
+    driver.agent.wait_for_status("xid 48");
+    driver.set("nodriver");
+    driver.agent.wait_for_status("not loaded");
     driver.set("ok");
     driver.agent.wait_for_status("available");
     driver.set("xid 43");
@@ -428,9 +483,13 @@ fn an_xid_clears_once_the_gpu_passes_a_full_look_again() {
             .then_some(())
     });
     let log = driver.agent.log();
-    let mut downs = log.lines().filter(|line| line.contains("GPU down"));
+    let mut downs = log.lines().filter(|line| line.contains("INFO GPU down"));
     // A look that a busy machine held up is no fault of the driver's.
-    let known = |line: &str| line.contains("xid 48") || line.contains("timeout");
+    let known = |line: &str| {
+        ["xid 48", "timeout", "not loaded"]
+            .iter()
+            .any(|words| line.contains(words))
+    };
     assert!(downs.all(known), "{log}");
 }
 
@@ -441,13 +500,17 @@ fn all_gpus_seen_at_the_start_must_be_healthy() {
     let status = driver.agent.wait_for_status("available");
     assert_eq!(status["gpu_count"], 2);
     // The second one offers no events, which must not keep those of the first from being seen.
-    driver.set("two xids 79");
+    driver.set("two xid 79");
     let status = driver.agent.wait_for_status("1 of 2 GPUs ok, GPU 0 xid 79");
     assert_eq!(status["devices"]["1"]["health"], "ok");
+    driver.set("nodriver");
+    driver.agent.wait_for_status("not loaded");
     driver.set("two");
     driver.agent.wait_for_status("available");
     driver.set("ok");
-    driver.agent.wait_for_status("1 of 1 GPUs ok, 2 required");
+    driver
+        .agent
+        .wait_for_status("1 of 1 GPUs ok, 2 required, GPU-fake-2 missing");
     assert_eq!(
         driver.agent.ask("/agent/uptime-since-last-ping?peek=true")["gpu_available"],
         false
@@ -456,21 +519,19 @@ fn all_gpus_seen_at_the_start_must_be_healthy() {
 
 #[test]
 #[cfg_attr(no_cc, ignore = "needs a C compiler (package gcc)")]
-fn a_hanging_driver_blocks_no_answer_and_piles_up_no_threads() {
+fn a_hanging_driver_blocks_no_answer_and_piles_up_no_processes() {
     let driver = FakeDriver::start("ok");
     driver.agent.wait_for_status("available");
     driver.set("hang");
-    driver.agent.wait_for_status("two probes hang");
+    driver.agent.wait_for_status("timeout");
     for _ in 0..20 {
         let report = driver.agent.ask("/agent/uptime-since-last-ping?peek=true");
         assert_eq!(report["gpu_available"], false);
-        assert!(driver.probe_threads() <= 2, "{}", driver.probe_threads());
+        assert!(driver.probes() <= 5, "{}", driver.probes());
     }
     driver.set("ok");
     driver.agent.wait_for_status("available");
-    wait_until("one thread again", || {
-        (driver.probe_threads() == 1).then_some(())
-    });
+    wait_until("one process again", || (driver.probes() == 1).then_some(()));
     driver.set("hang");
     driver.agent.wait_for_status("timeout");
     driver.agent.signal(Signal::TERM);
@@ -493,4 +554,218 @@ fn a_library_that_is_missing_is_looked_for_again() {
     driver.agent.wait_for_status("cannot be loaded");
     std::fs::rename(hidden, &library).unwrap();
     driver.agent.wait_for_status("available");
+}
+
+#[test]
+#[cfg_attr(no_cc, ignore = "needs a C compiler (package gcc)")]
+fn a_driver_that_hangs_again_and_again_is_up_as_soon_as_it_is_well() {
+    let driver = FakeDriver::start("ok");
+    for _ in 0..3 {
+        driver.agent.wait_for_status("available");
+        driver.set("hang");
+        driver.agent.wait_for_status("timeout");
+        driver.set("ok");
+    }
+    let since = std::time::Instant::now();
+    driver.agent.wait_for_status("available");
+    assert!(
+        since.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        since.elapsed()
+    );
+}
+
+#[test]
+#[cfg_attr(no_cc, ignore = "needs a C compiler (package gcc)")]
+fn a_driver_that_is_slow_to_start_is_waited_for() {
+    let driver = FakeDriver::start("slow");
+    driver.agent.wait_for_status("the driver is starting");
+    let started = driver.probe_pids();
+    // Several check intervals later it is the same process that starts.
+    for _ in 0..3 {
+        let checks = driver.checks();
+        wait_until("another check", || (driver.checks() > checks).then_some(()));
+    }
+    assert_eq!(driver.probe_pids(), started);
+    driver.set("ok");
+    driver.agent.wait_for_status("available");
+    assert_eq!(driver.probe_pids(), started);
+}
+
+#[test]
+#[cfg_attr(no_cc, ignore = "needs a C compiler (package gcc)")]
+fn no_probe_outlives_its_agent() {
+    let mut driver = FakeDriver::start("ok");
+    driver.agent.wait_for_status("available");
+    driver.set("hang");
+    driver.agent.wait_for_status("timeout");
+    let probes = driver.probe_pids();
+    driver.agent.kill();
+    for pid in probes {
+        wait_until("its end", || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            // A zombie waits for whoever reaps orphans here.
+            stat.map_or(true, |stat| stat.contains(") Z "))
+                .then_some(())
+        });
+    }
+}
+
+/// What the driver does at random, and what the agent may not say meanwhile.
+#[test]
+#[cfg_attr(quick, ignore = "long: runs in CI")]
+#[cfg_attr(no_cc, ignore = "needs a C compiler (package gcc)")]
+fn whatever_the_driver_does_the_agent_answers() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let driver = FakeDriver::start("ok");
+    driver.agent.wait_for_status("available");
+    let states = [
+        "ok",
+        "hang",
+        "segv",
+        "abort",
+        "exit",
+        "print",
+        "leak",
+        "count 4000000000",
+        "lost",
+        "nodriver",
+        "late 2000",
+    ];
+    let ok = ["ok", "print", "leak"];
+    let (begin, mut slowest) = (std::time::Instant::now(), Duration::ZERO);
+    while begin.elapsed() < Duration::from_secs(25) {
+        let state = states[random.usize(0..states.len())];
+        driver.set(state);
+        // Once a whole check has been made since, the agent must know.
+        let checks = driver.checks();
+        let mut looks = 0;
+        wait_until("two checks", || {
+            let asked = std::time::Instant::now();
+            driver.agent.ask("/agent/uptime-since-last-ping?peek=true");
+            slowest = slowest.max(asked.elapsed());
+            looks += 1;
+            (driver.checks() >= checks + 2).then_some(())
+        });
+        let report = driver.agent.ask("/agent/uptime-since-last-ping?peek=true");
+        if !ok.contains(&state) {
+            assert_eq!(report["gpu_available"], false, "{state}");
+        }
+        assert!(driver.probe_pids().len() <= 6, "{state}");
+        assert!(looks > 0);
+    }
+    driver.set("ok");
+    driver.agent.wait_for_status("available");
+    // A busy machine may be slow by itself.
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+}
+
+#[test]
+fn a_checkpoint_belongs_to_one_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Agent::start(&folder, &UP);
+    let mut second = binary();
+    second
+        .args([
+            "agent",
+            "--agent-id",
+            "agent-001",
+            "--listen",
+            "127.0.0.1:0",
+        ])
+        .args(UP)
+        .current_dir(folder.path());
+    let output = second.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let holder = format!("(process {})", first.child.id());
+    assert!(
+        said.contains(&holder) && said.contains("--checkpoint"),
+        "{said}"
+    );
+    // Ids that look alike have files of their own, however long they are.
+    let checkpoints = || {
+        let files = std::fs::read_dir(folder.path()).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == "json"))
+            .count()
+    };
+    let long = "\u{e4}".repeat(128);
+    for (n, id) in ["a/b", "a_b", "a%2Fb", &long].into_iter().enumerate() {
+        let mut command = binary();
+        command
+            .args(["agent", "--agent-id", id, "--listen", "127.0.0.1:0"])
+            .args(UP)
+            .current_dir(folder.path());
+        let _agent = Agent(Served::spawn(command));
+        wait_until("its checkpoint", || (checkpoints() == n + 2).then_some(()));
+    }
+}
+
+#[test]
+#[cfg_attr(no_root, ignore = "needs root")]
+fn a_checkpoint_that_is_mounted_by_itself_survives_kill_9() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let (mounted, kept) = (
+        folder.path().join("agent.json"),
+        outside.path().join("kept.json"),
+    );
+    std::fs::write(&mounted, "").unwrap();
+    std::fs::write(&kept, "").unwrap();
+    let mount = |arguments: &[&Path]| {
+        let mut command = std::process::Command::new("mount");
+        assert!(command.args(arguments).status().unwrap().success());
+    };
+    mount(&[Path::new("--bind"), &kept, &mounted]);
+    let arguments = [&CHECKED_OFTEN[..], &["--checkpoint", "agent.json"]].concat();
+    let mut agent = Agent::start(&folder, &arguments);
+    agent.wait_for_status("available");
+    let before = agent.ask("/agent/uptime-since-last-ping");
+    let noted = || std::fs::read_to_string(&kept).unwrap();
+    for _ in 0..3 {
+        let old = noted();
+        wait_until("another checkpoint", || (noted() != old).then_some(()));
+    }
+    agent.kill();
+    // Nothing but the file is kept.
+    for file in std::fs::read_dir(folder.path()).unwrap().flatten() {
+        if file.path() != mounted {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+    }
+    let agent = Agent::start(&folder, &arguments);
+    agent.wait_for_status("available");
+    let after = agent.ask("/agent/uptime-since-last-ping?peek=true");
+    assert_eq!(after["since"], before["timestamp"], "{}", agent.log());
+    drop(agent);
+    let unmounted = std::process::Command::new("umount").arg(&mounted).status();
+    assert!(unmounted.unwrap().success());
+}
+
+#[test]
+fn a_checkpoint_whose_folder_is_removed_is_written_whole_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("place");
+    std::fs::create_dir(&place).unwrap();
+    let arguments = [&CHECKED_OFTEN[..], &["--checkpoint", "place/agent.json"]].concat();
+    let mut agent = Agent::start(&folder, &arguments);
+    agent.wait_for_status("available");
+    let before = agent.ask("/agent/uptime-since-last-ping");
+    std::fs::remove_dir_all(&place).unwrap();
+    wait_until("the complaint", || {
+        agent.log().contains("cannot be written").then_some(())
+    });
+    std::fs::create_dir(&place).unwrap();
+    wait_until("its end", || {
+        agent.log().contains("is written again").then_some(())
+    });
+    wait_for_notes(&place);
+    agent.kill();
+    let agent = Agent::start(&folder, &arguments);
+    let after = agent.ask("/agent/uptime-since-last-ping?peek=true");
+    assert_eq!(after["since"], before["timestamp"], "nothing is lost");
 }

@@ -1,17 +1,21 @@
-//! The result of a probe of the GPUs, and the trait of what can probe them.
+//! The result of a probe of the GPUs.
 
 use std::fmt;
-use std::sync::mpsc::Receiver;
 
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
 
 use crate::wire::agent::{GpuDevice, GpuHealth, GpuMemory};
 
 /// The GPUs as one probe found them.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GpuSnapshot {
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct GpuSnapshot {
     /// All GPUs that the driver lists.
     pub devices: Vec<GpuDevice>,
+    pub driver_version: Option<String>,
+    /// Whether the driver is not loaded.
+    pub is_driver_away: bool,
+    /// Xids since the last probe.
+    pub faults: Vec<XidFault>,
     /// Why none could be listed.
     pub problem: Option<String>,
 }
@@ -19,16 +23,19 @@ pub struct GpuSnapshot {
 impl GpuSnapshot {
     /// A probe that found nothing, with the reason.
     #[must_use]
-    pub fn nothing(problem: impl Into<String>) -> Self {
+    pub(crate) fn nothing(problem: impl Into<String>) -> Self {
         Self {
             devices: Vec::new(),
+            driver_version: None,
+            is_driver_away: false,
+            faults: Vec::new(),
             problem: Some(problem.into()),
         }
     }
 
     /// The number of healthy GPUs.
     #[must_use]
-    pub fn healthy(&self) -> usize {
+    pub(crate) fn healthy(&self) -> usize {
         self.devices
             .iter()
             .filter(|device| device.health == GpuHealth::Ok)
@@ -36,14 +43,34 @@ impl GpuSnapshot {
     }
 }
 
-/// A request for a probe, answered on this channel.
-pub(crate) type ProbeRequest = oneshot::Sender<GpuSnapshot>;
+/// A critical Xid that the driver told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct XidFault {
+    /// The device's number.
+    pub gpu: u32,
+    pub xid: u64,
+    /// Whether it says nothing about the GPU.
+    pub of_the_application: bool,
+}
 
-/// A way to probe GPUs. It may block for as long as the driver does, even for ever: it runs on a
-/// thread of its own.
-pub trait GpuProbe: Send {
-    /// Answers requests until the channel closes.
-    fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>);
+/// The longest text of a driver that is kept.
+const MAX_TEXT_CHARS: usize = 120;
+
+/// The same, with texts that fit on a line.
+pub(super) fn cleaned(mut snapshot: GpuSnapshot) -> GpuSnapshot {
+    let clean = |text: &mut Option<String>| {
+        if let Some(text) = text {
+            let printable = text.chars().filter(|c| !c.is_control());
+            *text = printable.take(MAX_TEXT_CHARS).collect();
+        }
+    };
+    clean(&mut snapshot.driver_version);
+    clean(&mut snapshot.problem);
+    for device in &mut snapshot.devices {
+        clean(&mut device.uuid);
+        clean(&mut device.name);
+    }
+    snapshot
 }
 
 /// The memory of a GPU, with the percentage that is used.
@@ -91,6 +118,9 @@ mod tests {
         };
         let snapshot = GpuSnapshot {
             devices: vec![device(0, GpuHealth::Ok), device(1, GpuHealth::Xid(79))],
+            driver_version: None,
+            is_driver_away: false,
+            faults: Vec::new(),
             problem: None,
         };
         assert_eq!(snapshot.healthy(), 1);

@@ -1,7 +1,11 @@
-//! Probing GPUs through a driver that may hang.
+//! Probing GPUs through a driver that may hang, crash or lie.
 
+pub mod child;
 pub(crate) mod gpu;
-pub(crate) mod nvml;
+mod nvml;
 pub(crate) mod prober;
+mod process;
+mod protocol;
 pub(crate) mod simulated;
 pub(crate) mod source;
+pub(crate) mod xids;

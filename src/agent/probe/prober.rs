@@ -1,95 +1,173 @@
-//! Probes GPUs on a thread that may hang, and never waits longer than a deadline.
+//! Probes GPUs with a deadline, whatever the driver does.
 
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::sync::oneshot::error::TryRecvError;
+use tokio::time::{Instant, timeout_at};
 
-use super::gpu::{GpuSnapshot, ProbeRequest};
+use super::gpu::{GpuSnapshot, cleaned};
+use super::process::{ProbeEnded, ProbeProcess, Spawner};
+use super::protocol::{ChildLine, MAX_DEVICES};
+use super::simulated::SimulatedGpu;
 use super::source::GpuSource;
 
-/// Runs probes on one thread. A thread that is stuck in the driver is abandoned and replaced, at most one
-/// at a time, so that a broken driver cannot pile up threads.
+/// A child is replaced after so long: a library that was upgraded is loaded, and leaks are bounded.
+const MAX_AGE: Duration = Duration::from_mins(10);
+/// While a device is not healthy, the driver is initialised anew, but no more often.
+const MIN_AGE_OF_UNHEALTHY: Duration = Duration::from_mins(1);
+/// How long the driver may take to start.
+const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// With so many children that cannot be ended, new ones are rare.
+const MAX_UNREAPED: usize = 4;
+const RARE_START: Duration = Duration::from_mins(5);
+
+/// Probes NVML or a simulation.
 #[derive(Debug)]
-pub(crate) struct Prober {
-    source: GpuSource,
-    requests: Option<Sender<ProbeRequest>>,
-    /// The probe that missed its deadline.
-    late: Option<oneshot::Receiver<GpuSnapshot>>,
-    /// The late probe of the abandoned thread.
-    abandoned: Option<oneshot::Receiver<GpuSnapshot>>,
+pub(crate) enum Prober {
+    Nvml(NvmlProber),
+    Simulated(SimulatedGpu),
 }
 
 impl Prober {
-    /// Probes `source`.
-    #[must_use]
-    pub(crate) fn new(source: GpuSource) -> Self {
-        Self {
-            source,
-            requests: None,
-            late: None,
-            abandoned: None,
-        }
+    /// # Errors
+    /// When the thread that starts children cannot be started.
+    pub(crate) fn new(source: GpuSource) -> io::Result<Self> {
+        Ok(match source {
+            GpuSource::Nvml(library) => Self::Nvml(NvmlProber::new(library)?),
+            GpuSource::Simulated(script, started) => {
+                Self::Simulated(SimulatedGpu::new(script, started))
+            }
+        })
     }
 
     /// Probes once. A probe that takes longer than `deadline` finds nothing.
     pub(crate) async fn probe(&mut self, deadline: Duration) -> GpuSnapshot {
-        if is_over(&mut self.abandoned) {
-            self.abandoned = None;
+        match self {
+            Self::Nvml(prober) => prober.probe(deadline).await,
+            Self::Simulated(gpu) => gpu.probe(deadline).await,
         }
-        if is_over(&mut self.late) {
-            self.late = None;
-        } else if self.late.is_some() {
-            if self.abandoned.is_some() {
-                return GpuSnapshot::nothing("timeout: two probes hang in the driver");
+    }
+}
+
+/// Keeps one child that has the driver's library loaded.
+#[derive(Debug)]
+pub(crate) struct NvmlProber {
+    spawner: Spawner,
+    current: Option<Current>,
+    /// Children that were given up and have not ended yet.
+    unreaped: Arc<AtomicUsize>,
+    last_start: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Current {
+    process: ProbeProcess,
+    is_starting: bool,
+    /// Whether it has not answered the last request yet.
+    is_asked: bool,
+    is_healthy: bool,
+}
+
+impl NvmlProber {
+    fn new(library: Option<PathBuf>) -> io::Result<Self> {
+        Ok(Self {
+            spawner: Spawner::new(library)?,
+            current: None,
+            unreaped: Arc::default(),
+            last_start: None,
+        })
+    }
+
+    async fn probe(&mut self, deadline: Duration) -> GpuSnapshot {
+        let deadline = Instant::now() + deadline;
+        let mut current = match self.ready_child().await {
+            Ok(current) => current,
+            Err(problem) => return GpuSnapshot::nothing(problem),
+        };
+        match timeout_at(deadline, current.snapshot()).await {
+            Ok(Ok(snapshot)) => {
+                if snapshot.problem.is_none() {
+                    self.current = Some(current);
+                } else {
+                    // Drivers get loaded and unloaded while we run: the next probe starts anew.
+                    current.process.give_up(&self.unreaped);
+                }
+                snapshot
             }
-            tracing::warn!("a probe hangs in the driver: trying again on another thread");
-            self.abandoned = self.late.take();
-            self.requests = None;
-        }
-        let (answer, mut answered) = oneshot::channel();
-        if let Err(error) = self.ask(answer) {
-            return GpuSnapshot::nothing(format!("no thread to probe from: {error}"));
-        }
-        match tokio::time::timeout(deadline, &mut answered).await {
-            Ok(Ok(snapshot)) => snapshot,
-            Ok(Err(_)) => {
-                self.requests = None;
-                GpuSnapshot::nothing("the probe ended without a result")
+            Ok(Err(ended)) => {
+                tracing::warn!("{ended}: another probe is started");
+                current.process.give_up(&self.unreaped);
+                GpuSnapshot::nothing(ended.to_string())
+            }
+            Err(_) if current.is_starting && current.process.born.elapsed() < START_TIMEOUT => {
+                self.current = Some(current);
+                GpuSnapshot::nothing("the driver is starting")
             }
             Err(_) => {
-                self.late = Some(answered);
+                current.process.give_up(&self.unreaped);
                 GpuSnapshot::nothing("timeout: the driver does not answer")
             }
         }
     }
 
-    fn ask(&mut self, request: ProbeRequest) -> std::io::Result<()> {
-        if let Some(requests) = &self.requests {
-            if requests.send(request).is_ok() {
-                return Ok(());
+    /// The child that is asked next, taken out of its place.
+    async fn ready_child(&mut self) -> Result<Current, String> {
+        if let Some(current) = self.current.take() {
+            if current.is_asked || !current.is_worn() {
+                return Ok(current);
             }
-            self.requests = None;
-            return Err(std::io::Error::other("it ended"));
+            current.process.give_up(&self.unreaped);
         }
-        let (sender, requests) = channel();
-        let probe = self.source.probe();
-        // Not joined: a thread that is stuck in the driver would block the program's end.
-        thread::Builder::new()
-            .name("gpu".into())
-            .spawn(move || probe.serve(&requests))?;
-        let sent = sender
-            .send(request)
-            .map_err(|_| std::io::Error::other("it ended"));
-        self.requests = Some(sender);
-        sent
+        let hanging = self.unreaped.load(Ordering::Relaxed);
+        let recently = self.last_start.is_some_and(|at| at.elapsed() < RARE_START);
+        if hanging >= MAX_UNREAPED && recently {
+            return Err(format!(
+                "timeout: {hanging} probes hang in the driver, another is started every 5 min"
+            ));
+        }
+        self.last_start = Some(Instant::now());
+        let process = ProbeProcess::start(&self.spawner)
+            .await
+            .map_err(|error| format!("no probe can be started: {error}"))?;
+        Ok(Current {
+            process,
+            is_starting: true,
+            is_asked: false,
+            is_healthy: true,
+        })
     }
 }
 
-/// Whether a late probe has ended after all.
-fn is_over(late: &mut Option<oneshot::Receiver<GpuSnapshot>>) -> bool {
-    late.as_mut()
-        .is_some_and(|late| late.try_recv() != Err(TryRecvError::Empty))
+impl Current {
+    fn is_worn(&self) -> bool {
+        let age = self.process.born.elapsed();
+        age >= MAX_AGE || (!self.is_healthy && age >= MIN_AGE_OF_UNHEALTHY)
+    }
+
+    /// Cancel-safe: the answer to a request that took too long is that to the next one.
+    async fn snapshot(&mut self) -> Result<GpuSnapshot, ProbeEnded> {
+        if !self.is_asked {
+            self.process.request().await?;
+            self.is_asked = true;
+        }
+        loop {
+            match self.process.next_line().await? {
+                ChildLine::Starting => self.is_starting = true,
+                ChildLine::Ready => self.is_starting = false,
+                ChildLine::Snapshot { snapshot } => {
+                    self.is_asked = false;
+                    self.is_starting = false;
+                    if snapshot.devices.len() > MAX_DEVICES {
+                        let count = snapshot.devices.len();
+                        return Err(ProbeEnded::Garbage(format!("{count} GPUs")));
+                    }
+                    self.is_healthy = snapshot.healthy() == snapshot.devices.len();
+                    return Ok(cleaned(snapshot));
+                }
+            }
+        }
+    }
 }

@@ -1,11 +1,9 @@
 //! Simulated GPUs that follow a script.
 
 use std::str::FromStr;
-use std::sync::mpsc::Receiver;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use super::gpu::{GpuProbe, GpuSnapshot, ProbeRequest, memory};
+use super::gpu::{GpuSnapshot, memory};
 use crate::units::Span;
 use crate::wire::agent::{GpuDevice, GpuHealth};
 
@@ -77,32 +75,29 @@ impl FromStr for GpuScript {
 
 /// Follows a script.
 #[derive(Debug)]
-pub(crate) struct SimulatedProbe {
+pub(crate) struct SimulatedGpu {
     script: GpuScript,
     started: Instant,
 }
 
-impl GpuProbe for SimulatedProbe {
-    fn serve(self: Box<Self>, requests: &Receiver<ProbeRequest>) {
-        for request in requests {
-            // The requester may have given up.
-            let _ = request.send(self.snapshot());
-        }
-    }
-}
-
-impl SimulatedProbe {
+impl SimulatedGpu {
     /// Follows `script`, which began at `started`.
     #[must_use]
     pub(crate) fn new(script: GpuScript, started: Instant) -> Self {
         Self { script, started }
     }
 
-    fn snapshot(&self) -> GpuSnapshot {
+    /// Probes once; a hang that lasts longer than `deadline` finds nothing.
+    pub(crate) async fn probe(&self, deadline: Duration) -> GpuSnapshot {
+        let deadline = tokio::time::Instant::now() + deadline;
         loop {
             let health = match self.script.at(self.started.elapsed()) {
                 (SimState::Hang, rest) => {
-                    thread::sleep(rest);
+                    let over = tokio::time::Instant::now() + rest;
+                    tokio::time::sleep_until(over.min(deadline)).await;
+                    if over >= deadline {
+                        return GpuSnapshot::nothing("timeout: the driver does not answer");
+                    }
                     continue;
                 }
                 (SimState::Absent, _) => return GpuSnapshot::nothing("no GPU (simulated)"),
@@ -118,6 +113,9 @@ impl SimulatedProbe {
                     health,
                     ..GpuDevice::default()
                 }],
+                driver_version: None,
+                is_driver_away: false,
+                faults: Vec::new(),
                 problem: None,
             };
         }

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::gpu::GpuProbe;
-use super::nvml::NvmlProbe;
-use super::simulated::{GpuScript, SimulatedProbe};
+use super::simulated::GpuScript;
 
 /// How GPUs are probed.
 #[derive(Debug, Clone)]
@@ -17,14 +15,12 @@ pub enum GpuSource {
 }
 
 impl GpuSource {
-    /// A new probe.
+    /// As it is reported in each answer.
     #[must_use]
-    pub fn probe(&self) -> Box<dyn GpuProbe> {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::Nvml(library) => Box::new(NvmlProbe::new(library.clone())),
-            Self::Simulated(script, started) => {
-                Box::new(SimulatedProbe::new(script.clone(), *started))
-            }
+            Self::Nvml(_) => "nvml",
+            Self::Simulated(..) => "simulated",
         }
     }
 }
