@@ -103,18 +103,20 @@ pub enum Task {
 }
 
 impl Cli {
-    /// What was typed, with what environment and file say beside it. `AGENT_MODE=true` without arguments
-    /// means the agent. Ends the program where the command line is wrong, or
+    /// What was typed, with what environment and file say beside it. `AGENT_MODE=true`, with or without the agent's
+    /// options, means the agent. Ends the program where the command line is wrong, or
     /// asks for help.
     ///
     /// # Errors
     /// Bad input in environment or file, in a message that names the variable or the line.
     pub fn typed() -> anyhow::Result<Self> {
-        let agent_mode =
-            std::env::var("AGENT_MODE").is_ok_and(|mode| mode == "true" || mode == "1");
         let mut arguments: Vec<OsString> = std::env::args_os().collect();
-        if agent_mode && arguments.len() <= 1 {
-            arguments = vec!["uptime-runner".into(), "agent".into()];
+        let is_option = |argument: &OsString| argument.as_encoded_bytes().starts_with(b"-");
+        if arguments.get(1).is_none_or(is_option) && agent_mode()? {
+            arguments.splice(
+                ..arguments.len().min(1),
+                ["uptime-runner".into(), "agent".into()],
+            );
         }
         let command = Self::command();
         let matches = parse(command.clone(), &arguments);
@@ -175,6 +177,22 @@ impl Cli {
             Some(Command::Completions { shell }) => Task::Print(completions(shell)),
             Some(Command::Man { command }) => Task::Print(manual(command.as_deref())?),
         })
+    }
+}
+
+/// Whether the environment says that this is the agent.
+fn agent_mode() -> anyhow::Result<bool> {
+    let Some(mode) = std::env::var_os("AGENT_MODE") else {
+        return Ok(false);
+    };
+    let text = mode.to_string_lossy();
+    match text.trim().to_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "" | "false" | "0" | "no" | "off" => Ok(false),
+        _ => anyhow::bail!(
+            "AGENT_MODE='{}': expected true or false",
+            text.escape_debug()
+        ),
     }
 }
 

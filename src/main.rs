@@ -1,6 +1,7 @@
 //! Parses the command line, starts the log, dispatches, and turns the result into an exit status.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use uptime_runner::cli::{Cli, Task};
 use uptime_runner::runner::Exit;
@@ -11,7 +12,16 @@ const FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
+/// How long a reader of standard error is waited for at the end.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
+    let status = start();
+    telemetry::flush(LOG_PATIENCE);
+    status
+}
+
+fn start() -> ExitCode {
     let cli = Cli::typed();
     let task = match telemetry::start_log().and(cli).and_then(Cli::resolve) {
         Ok(task) => task,
@@ -59,6 +69,6 @@ fn run(task: Task) -> anyhow::Result<Exit> {
 }
 
 fn complain(message: &str, status: u8) -> ExitCode {
-    eprintln!("error: {message}");
+    telemetry::say(&format!("error: {message}"));
     ExitCode::from(status)
 }

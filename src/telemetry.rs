@@ -1,6 +1,11 @@
 //! The log on standard error.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -31,19 +36,95 @@ pub fn start_log() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Standard error; clears the status line first if both share a terminal.
+/// Lines that wait for standard error.
+const QUEUE_LINES: usize = 4096;
+
+/// Hands lines to a thread of its own: whoever reads standard error may stop, and no task may wait for that.
+struct LogQueue {
+    lines: SyncSender<Message>,
+    lost: AtomicU64,
+}
+
+enum Message {
+    Line(Vec<u8>),
+    /// To be answered when all before it is written.
+    Flush(SyncSender<()>),
+}
+
+static QUEUE: LazyLock<LogQueue> = LazyLock::new(|| {
+    let (lines, queued) = sync_channel(QUEUE_LINES);
+    // Without the thread the queue fills, and lines are lost.
+    let _ = thread::Builder::new()
+        .name("log".into())
+        .spawn(move || write_lines(&queued));
+    LogQueue {
+        lines,
+        lost: AtomicU64::new(0),
+    }
+});
+
+fn write_lines(queued: &Receiver<Message>) {
+    for message in queued {
+        match message {
+            Message::Line(line) => {
+                write(&line);
+                let lost = QUEUE.lost.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    write(
+                        format!("{lost} lines of the log are lost: standard error took no more\n")
+                            .as_bytes(),
+                    );
+                }
+            }
+            // Whoever asked may have given up.
+            Message::Flush(done) => {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Clears the status line first if both share a terminal.
+fn write(line: &[u8]) {
+    let mut stderr = io::stderr().lock();
+    if stderr.is_terminal() {
+        let _ = stderr.write_all(terminal::clear_status());
+    }
+    // There is nowhere to tell that it cannot be written.
+    let _ = stderr.write_all(line);
+}
+
+/// Writes a line to standard error after all that was logged, and never waits.
+pub fn say(line: &str) {
+    QUEUE.push(format!("{line}\n").into_bytes());
+}
+
+/// Waits until all is written, but not for longer than `patience`.
+pub fn flush(patience: Duration) {
+    let (done, written) = sync_channel(1);
+    if QUEUE.lines.try_send(Message::Flush(done)).is_ok() {
+        let _ = written.recv_timeout(patience);
+    }
+}
+
+impl LogQueue {
+    fn push(&self, line: Vec<u8>) {
+        if self.lines.try_send(Message::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A line of the log; it is formatted as a whole before it is written.
 struct LogWriter;
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut stderr = io::stderr().lock();
-        if stderr.is_terminal() {
-            stderr.write_all(terminal::clear_status())?;
-        }
-        stderr.write(bytes)
+        QUEUE.push(bytes.to_vec());
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@ use crate::agent::probe::prober::Prober;
 use crate::clock::SuspendClock;
 
 /// The longest wait for a disk at the end.
-const LAST_WRITE: Duration = Duration::from_secs(5);
+const LAST_WRITE: Duration = Duration::from_secs(3);
 
 /// The state that the loop and the routes share.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! The agent as a ping system sees it, with a simulated GPU and through the real FFI with a fake
 //! NVML.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::served::Served;
@@ -214,19 +215,71 @@ fn beyond_loopback_a_token_or_a_waiver_is_needed() {
 
 #[test]
 fn agent_mode_in_the_environment_means_the_agent() {
+    for (mode, arguments) in [
+        ("true", &[][..]),
+        ("True", &["--check-interval", "50ms"][..]),
+        ("yes", &["--max-history=2000"]),
+        ("1", &[]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = binary();
+        command.args(arguments).current_dir(folder.path()).envs([
+            ("AGENT_MODE", mode),
+            ("AGENT_ID", "from-environment"),
+            ("AGENT_LISTEN", "127.0.0.1:0"),
+            ("AGENT_GPU", "simulated:up 1h"),
+            ("AGENT_GPU_CHECK_INTERVAL_SECONDS", "0.05"),
+        ]);
+        let agent = Agent(Served::spawn(command));
+        assert_eq!(agent.ask("/agent/health")["agent_id"], "from-environment");
+        let checkpoint = folder.path().join("uptime-agent-from-environment.json");
+        wait_until("its checkpoint", || checkpoint.exists().then_some(()));
+    }
+    let output = binary().env("AGENT_MODE", "maybe").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("AGENT_MODE='maybe'"), "{said}");
+    // A command that is named is that command.
+    let output = binary()
+        .env("AGENT_MODE", "true")
+        .arg("mock")
+        .arg("--help")
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("uptime-runner mock")
+    );
+}
+
+#[test]
+fn a_reader_of_the_log_that_stops_holds_nothing_up() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = binary();
-    command.current_dir(folder.path()).envs([
-        ("AGENT_MODE", "true"),
-        ("AGENT_ID", "from-environment"),
-        ("AGENT_LISTEN", "127.0.0.1:0"),
-        ("AGENT_GPU", "simulated:up 1h"),
-        ("AGENT_GPU_CHECK_INTERVAL_SECONDS", "0.05"),
-    ]);
-    let agent = Agent(Served::spawn(command));
-    assert_eq!(agent.ask("/agent/health")["agent_id"], "from-environment");
-    let checkpoint = folder.path().join("uptime-agent-from-environment.json");
-    wait_until("its checkpoint", || checkpoint.exists().then_some(()));
+    command
+        .args(["agent", "--agent-id", "a", "--listen", "127.0.0.1:0"])
+        .args(UP)
+        .env("RUST_LOG", "trace")
+        .current_dir(folder.path())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let address = log.find_map(|line| {
+        let line = line.unwrap();
+        line.split_once("answers at http://")
+            .map(|(_, address)| address.to_owned())
+    });
+    // From now on nobody reads, and the pipe is full soon.
+    let address = address.unwrap();
+    for _ in 0..500 {
+        let answer = crate::support::get(&format!("http://{address}/agent/health"));
+        assert!(answer.contains("ok"), "{answer}");
+    }
+    crate::support::signal(&child, Signal::TERM);
+    let since = std::time::Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(since.elapsed() < Duration::from_secs(5));
 }
 
 /// Waits until what was known when this is called has been noted. One note may be on its way to the disk
