@@ -52,7 +52,7 @@ Exit status: 0 ended as asked; 1 failed while running, or a --require threshold 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch the GPUs of this machine and answer the ping system
-    Agent(AgentOptions),
+    Agent(Box<AgentOptions>),
     /// Look at the GPUs for an agent
     #[command(hide = true)]
     Probe(ProbeOptions),

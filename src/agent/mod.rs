@@ -8,6 +8,7 @@ pub(crate) mod ledger;
 pub(crate) mod monitor;
 pub(crate) mod options;
 pub mod probe;
+pub(crate) mod registration;
 pub(crate) mod tracker;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use self::checkpoint::CheckpointFile;
 use self::monitor::AgentState;
 use self::probe::prober::Prober;
 use self::probe::source::GpuSource;
+use self::registration::RegistrationConfig;
 use self::tracker::{TrackerConfig, UptimeTracker};
 use crate::clock::BootInstant;
 use crate::net::{self, credentials::Token};
@@ -42,6 +44,8 @@ pub struct AgentConfig {
     pub gpu: GpuSource,
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// Where it registers itself.
+    pub registration: Option<RegistrationConfig>,
     /// The bearer token that requests must carry.
     pub token: Option<Token>,
     /// The file that survives a restart.
@@ -94,6 +98,7 @@ pub async fn run_at(
         listener.local_addr()?
     );
 
+    let registering = register(config.registration, &agent_id, &listener, shutdown)?;
     let routes = api::routes(Arc::clone(&shared), agent_id, config.token);
     // The routes answer until the last checkpoint is written, and not before the first probe has ended: a
     // ping during the start must not read as if there were no GPU.
@@ -112,6 +117,37 @@ pub async fn run_at(
     tokio::select! {
         () = served => {}
         () = watched => {}
+        () = registering => {}
     }
     Ok(())
+}
+
+/// Registers the agent where that is wanted; ends only when something else has ended the agent.
+fn register(
+    config: Option<RegistrationConfig>,
+    agent_id: &str,
+    listener: &TcpListener,
+    shutdown: &Shutdown,
+) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    let registering = match config {
+        None => None,
+        Some(config) => {
+            let with_tls = config.ping_system.scheme() == "https";
+            let client = net::client::new(with_tls, Vec::new())
+                .context("--register-at: the HTTP client cannot be set up")?;
+            let agent_url = match &config.advertise {
+                Some(url) => url.clone(),
+                None => format!("http://{}", listener.local_addr()?).parse()?,
+            };
+            let stop = shutdown.gently.clone();
+            let agent_id = agent_id.to_owned();
+            Some(registration::run(config, client, agent_id, agent_url, stop))
+        }
+    };
+    Ok(async move {
+        if let Some(registering) = registering {
+            registering.await;
+        }
+        std::future::pending::<()>().await;
+    })
 }

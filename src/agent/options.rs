@@ -4,16 +4,17 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::AgentConfig;
 use super::checkpoint::CheckpointFile;
+use super::registration::RegistrationConfig;
 use super::tracker::TrackerConfig;
 use crate::agent::probe::simulated::GpuScript;
 use crate::agent::probe::source::GpuSource;
 use crate::net::credentials::Token;
-use crate::net::credentials::{check_exposure, secret};
-use crate::option_values::{Count, ListenAddress};
+use crate::net::credentials::{bearer, check_exposure, secret};
+use crate::option_values::{Count, HttpUrl, ListenAddress};
 use crate::units::Span;
 use crate::wire::agent::AgentId;
 
@@ -70,6 +71,15 @@ pub struct AgentOptions {
     /// File with the bearer token that requests must carry (or the token itself in AGENT_TOKEN)
     #[arg(long, value_name = "FILE", env = "AGENT_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+    /// Ping system at which the agent registers itself
+    #[arg(long, value_name = "URL", env = "AGENT_REGISTER_AT")]
+    register_at: Option<HttpUrl>,
+    /// Where that ping system reaches the agent [default: the address listened on]
+    #[arg(long, value_name = "URL", env = "AGENT_ADVERTISE")]
+    advertise: Option<HttpUrl>,
+    /// File with the bearer token for that (or the token itself in AGENT_REGISTER_TOKEN)
+    #[arg(long, value_name = "FILE", env = "AGENT_REGISTER_TOKEN_FILE")]
+    register_token_file: Option<PathBuf>,
     /// Answer beyond loopback without a token
     #[arg(long)]
     allow_unauthenticated: bool,
@@ -112,6 +122,27 @@ impl AgentOptions {
             None => CheckpointFile::by_default(agent_id.clone()),
         };
         let checkpoint = checkpoint.lock().context("--checkpoint")?;
+        let register_authorization = bearer(
+            "--register-token-file",
+            self.register_token_file,
+            "AGENT_REGISTER_TOKEN",
+        )?;
+        let advertise = self.advertise.map(|HttpUrl(url)| url);
+        ensure!(
+            self.register_at.is_some() || advertise.is_none(),
+            "--advertise (AGENT_ADVERTISE) needs --register-at: where the agent registers itself"
+        );
+        ensure!(
+            self.register_at.is_none() || advertise.is_some() || !listen.ip().is_unspecified(),
+            "--register-at needs --advertise where --listen is {listen}: the URL at which the ping system reaches the agent"
+        );
+        let registration = self
+            .register_at
+            .map(|HttpUrl(ping_system)| RegistrationConfig {
+                ping_system,
+                advertise,
+                authorization: register_authorization,
+            });
         let count = |Count(n): Count| usize::try_from(n.get()).unwrap_or(usize::MAX);
         let gpu = match self.gpu {
             Gpu::Nvml => GpuSource::Nvml(self.nvml_library),
@@ -119,6 +150,7 @@ impl AgentOptions {
         };
         Ok(AgentConfig {
             listen,
+            registration,
             token: token.as_deref().map(Token::new),
             checkpoint,
             checkpoint_every: self.checkpoint_every.0.get(),

@@ -26,6 +26,8 @@ pub struct PingAttempt {
     pub took: Duration,
     /// How far the agent's clock is ahead; `None` if it did not tell.
     pub clock_offset_seconds: Option<f64>,
+    /// GPUs that it reports, each with another agent that does.
+    pub also_reported: Vec<(String, String)>,
     pub outcome: PingOutcome,
 }
 
@@ -69,6 +71,11 @@ impl PingPolicy {
     #[must_use]
     pub fn evaluate(&self, known: &AgentRecord, attempt: PingAttempt, random: f64) -> PingRecord {
         let (at, began) = (attempt.at, attempt.began);
+        let also_reported = attempt.also_reported.clone();
+        let identity = match &attempt.outcome {
+            PingOutcome::Answered(reported) => Some(reported.clone()),
+            PingOutcome::Failed(_) | PingOutcome::Unobserved(_) => None,
+        };
         let clock_offset_seconds = attempt
             .clock_offset_seconds
             .or(known.agent.clock_offset_seconds);
@@ -96,7 +103,13 @@ impl PingPolicy {
         agent.last_uptime_percent = ping.uptime_percent;
         agent.last_error.clone_from(&ping.error);
         agent.clock_offset_seconds = clock_offset_seconds;
-        agent.warnings = warnings::of_agent(&agent.agent_id, clock_offset_seconds);
+        if let Some(reported) = identity {
+            agent.gpu_uuids = reported.gpu_uuids;
+            agent.source = reported.source;
+            agent.agent_version = reported.agent_version;
+            agent.warnings =
+                warnings::of_agent(&agent.agent_id, clock_offset_seconds, &also_reported);
+        }
         let (last_answered_at, answered_streak) = if ping.success {
             (Some(ping.timestamp), streak)
         } else {
@@ -336,6 +349,7 @@ mod tests {
             began: began(utc(at)),
             took: Duration::from_millis(12),
             clock_offset_seconds: None,
+            also_reported: Vec::new(),
             outcome,
         }
     }
@@ -345,6 +359,7 @@ mod tests {
             uptime_percent: uptime.map(|uptime| Percent::new(uptime).unwrap()),
             window_seconds: Some(window_seconds),
             gpu_available: Some(gpu),
+            ..Reported::default()
         })
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod client;
 pub(crate) mod clock;
 pub mod evaluate;
 pub(crate) mod feed;
+pub(crate) mod gpu_owners;
 pub(crate) mod interval;
 pub(crate) mod mass_failure;
 pub(crate) mod metrics;
@@ -43,6 +44,7 @@ use self::client::AgentClient;
 use self::clock::PingClock;
 use self::evaluate::PingPolicy;
 use self::feed::Feed;
+use self::gpu_owners::GpuOwners;
 use self::metrics::PingMetrics;
 use self::observer::Observer;
 use self::pinger::Pinger;
@@ -70,6 +72,8 @@ pub struct PingSystemConfig {
     pub response_timeout: Duration,
     /// How often a failed ping is retried before it counts.
     pub retries: u32,
+    /// Whether agents may simulate their GPUs.
+    pub allow_simulated: bool,
     /// Addresses, `HOST:PORT`, that can be connected to whenever its network works.
     pub references: Vec<String>,
     /// How many agents it asks at once.
@@ -209,6 +213,8 @@ fn state(
         clock: Arc::clone(&clock),
         observer: Arc::clone(&observer),
         voiding: VoidQueue::default(),
+        gpu_owners: GpuOwners::default(),
+        allow_simulated: config.allow_simulated,
     });
     Ok(AppState {
         store,

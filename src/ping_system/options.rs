@@ -128,6 +128,9 @@ pub struct PingSystemOptions {
         num_args = 1..
     )]
     allow_agents: Vec<Network>,
+    /// Let agents simulate their GPUs; otherwise their pings fail
+    #[arg(long, env = "PING_ALLOW_SIMULATED", value_parser = clap::builder::FalseyValueParser::new())]
+    allow_simulated: bool,
     /// Answer beyond loopback without a token
     #[arg(long)]
     allow_unauthenticated: bool,
@@ -181,6 +184,7 @@ impl PingSystemOptions {
             },
             response_timeout: self.response_timeout.get(),
             retries: self.retries,
+            allow_simulated: self.allow_simulated,
             references: self
                 .reference
                 .into_iter()

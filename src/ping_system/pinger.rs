@@ -15,10 +15,11 @@ use super::client::{AgentClient, Attempt, FailureKind};
 use super::clock::PingClock;
 use super::evaluate::{PingAttempt, PingOutcome, PingPolicy};
 use super::feed::{Feed, FeedEvent, Topic};
+use super::gpu_owners::GpuOwners;
 use super::mass_failure;
 use super::metrics::PingMetrics;
 use super::observer::{Observer, Verdict};
-use super::store::{AgentRecord, Claim, Claimed, Lease, Store, StoreError};
+use super::store::{AgentPage, AgentRecord, Claim, Claimed, Lease, Store, StoreError};
 use super::void_queue::{VOIDED_PINGS, VoidEntry, VoidQueue};
 use super::warnings;
 use super::writer::{NotStored, PingWriter};
@@ -36,6 +37,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How much longer than the last retry a lease lasts, so that the ping can be judged and stored.
 const TIME_TO_STORE: Duration = Duration::from_secs(7);
+/// What an agent calls GPUs that are none, and why they are refused.
+const SIMULATED: &str = "simulated";
+const SIMULATED_REFUSED: &str = "its GPUs are simulated, which needs --allow-simulated";
+/// Agents that are read at once.
+const STORE_PAGE: usize = 1000;
 /// How often the clock is set by the database's.
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
 /// How often the schedule is searched for times that lie absurdly ahead, by another clock or an earlier process.
@@ -72,6 +78,9 @@ pub(crate) struct Pinger {
     pub observer: Arc<Observer>,
     /// Failures that were stored before it was known that they are not the agents'.
     pub voiding: VoidQueue,
+    pub gpu_owners: GpuOwners,
+    /// Whether agents may simulate their GPUs.
+    pub allow_simulated: bool,
 }
 
 /// When the clock and the schedule are looked at next.
@@ -120,6 +129,8 @@ impl Pinger {
                     backoff = MIN_BACKOFF;
                     if std::mem::take(&mut is_first) {
                         self.say_what_is_not_seen().await;
+                        // Without them a shared GPU shows a ping later.
+                        let _ = self.read_gpu_owners().await;
                     }
                     if std::mem::take(&mut failing) {
                         tracing::info!("the schedule is read again");
@@ -317,10 +328,20 @@ impl Pinger {
             clock_offset_seconds,
             answer,
         } = attempt;
+        let mut also_reported = Vec::new();
         let outcome = match answer {
             Ok(reported) => {
                 self.observer.reached(known);
-                PingOutcome::Answered(reported)
+                if reported.source.as_deref() == Some(SIMULATED) {
+                    if self.allow_simulated {
+                        PingOutcome::Answered(reported)
+                    } else {
+                        PingOutcome::Failed(SIMULATED_REFUSED.to_owned())
+                    }
+                } else {
+                    also_reported = self.also_reported(&known.agent, &reported.gpu_uuids);
+                    PingOutcome::Answered(reported)
+                }
             }
             Err(failure) => match self.observer.judge(known, &failure, began.since_boot).await {
                 Verdict::Observed => {
@@ -344,7 +365,42 @@ impl Pinger {
             began,
             took,
             clock_offset_seconds,
+            also_reported,
             outcome,
+        }
+    }
+
+    /// The GPUs that an agent shares with another, which is logged when it begins.
+    fn also_reported(&self, agent: &Agent, uuids: &[String]) -> Vec<(String, String)> {
+        let shared = self.gpu_owners.report(&agent.agent_id, uuids);
+        for (uuid, other) in &shared {
+            let warning = warnings::shared_gpu(uuid, other);
+            if !agent.warnings.contains(&warning) {
+                tracing::warn!(agent = agent.agent_id, "{warning}");
+            }
+        }
+        shared
+    }
+
+    /// What the agents reported before this process began.
+    async fn read_gpu_owners(&self) -> Result<(), StoreError> {
+        let mut after = String::new();
+        loop {
+            let page = AgentPage {
+                after: &after,
+                due_at: None,
+                limit: STORE_PAGE,
+            };
+            let page = self.store.agents(page).await?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after.clone_from(&last.agent.agent_id);
+            for AgentRecord { agent, .. } in &page {
+                if agent.source.as_deref() != Some(SIMULATED) {
+                    self.gpu_owners.report(&agent.agent_id, &agent.gpu_uuids);
+                }
+            }
         }
     }
 

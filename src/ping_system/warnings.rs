@@ -5,11 +5,21 @@ use crate::wire::agent::is_agent_id;
 /// Clocks that differ by more are warned about. No figure depends on it.
 pub(crate) const MAX_CLOCK_OFFSET_SECONDS: f64 = 5.0;
 
-/// The warnings about an agent.
-pub(crate) fn of_agent(agent_id: &str, clock_offset_seconds: Option<f64>) -> Vec<String> {
+/// More GPUs that others report, too, say nothing new.
+const MAX_SHARED_GPUS: usize = 3;
+
+/// The warnings about an agent; `also_reported` are GPUs of it, each with another agent that reports it.
+pub(crate) fn of_agent(
+    agent_id: &str,
+    clock_offset_seconds: Option<f64>,
+    also_reported: &[(String, String)],
+) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(offset) = clock_offset_seconds.filter(|offset| is_far_off(*offset)) {
         warnings.push(clock_offset(offset));
+    }
+    for (uuid, other) in also_reported.iter().take(MAX_SHARED_GPUS) {
+        warnings.push(shared_gpu(uuid, other));
     }
     if !is_agent_id(agent_id) {
         warnings.push(
@@ -18,6 +28,11 @@ pub(crate) fn of_agent(agent_id: &str, clock_offset_seconds: Option<f64>) -> Vec
         );
     }
     warnings
+}
+
+/// `other` is another agent.
+pub(crate) fn shared_gpu(uuid: &str, other: &str) -> String {
+    format!("its GPU {uuid} is reported by agent {other}, too")
 }
 
 pub(crate) fn is_far_off(clock_offset_seconds: f64) -> bool {
@@ -38,12 +53,17 @@ mod tests {
 
     #[test]
     fn clocks_that_differ_much_and_odd_ids_are_warned_about() {
-        assert_eq!(of_agent("a", None), [""; 0]);
-        assert_eq!(of_agent("a", Some(-5.0)), [""; 0]);
+        assert_eq!(of_agent("a", None, &[]), [""; 0]);
+        assert_eq!(of_agent("a", Some(-5.0), &[]), [""; 0]);
         assert_eq!(
-            of_agent("a", Some(-3600.04)),
+            of_agent("a", Some(-3600.04), &[]),
             ["its clock is 3600.0 s behind the ping system's"]
         );
-        assert_eq!(of_agent("a\u{200b}", Some(7.3)).len(), 2);
+        let shared = [("GPU-1".to_owned(), "b".to_owned())];
+        assert_eq!(
+            of_agent("a", None, &shared),
+            ["its GPU GPU-1 is reported by agent b, too"]
+        );
+        assert_eq!(of_agent("a\u{200b}", Some(7.3), &[]).len(), 2);
     }
 }

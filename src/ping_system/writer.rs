@@ -133,7 +133,7 @@ mod tests {
         async fn register(&self, _: &Registration) -> Result<AgentRecord, StoreError> {
             unreachable!("the writer only records and releases")
         }
-        async fn remove(&self, _: &str) -> Result<bool, StoreError> {
+        async fn remove(&self, _: &str, _: DateTime<Utc>, _: bool) -> Result<bool, StoreError> {
             unreachable!("the writer only records and releases")
         }
         async fn agent(&self, _: &str) -> Result<Option<AgentRecord>, StoreError> {

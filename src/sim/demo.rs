@@ -144,6 +144,7 @@ fn agent_config(folder: &Path, duration: Duration) -> AgentConfig {
         gpu: GpuSource::Simulated(GpuScript::new(story.into()), Instant::now()),
         listen: ([127, 0, 0, 1], 0).into(),
         token: None,
+        registration: None,
         checkpoint: CheckpointFile::new(folder.join("agent.json"), AGENT.to_owned()),
         checkpoint_every: 100,
     }
@@ -163,6 +164,7 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
             ..PingPolicy::default()
         },
         retries: 1,
+        allow_simulated: true,
         references: Vec::new(),
         response_timeout: Duration::from_secs(10),
         max_concurrent: 100,

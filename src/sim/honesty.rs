@@ -192,6 +192,7 @@ impl SimulatedAgent {
             uptime_percent: Some(report.uptime_percent),
             window_seconds: Some(report.window_seconds),
             gpu_available: Some(report.gpu_available),
+            ..Reported::default()
         }
     }
 }
@@ -304,6 +305,7 @@ impl SimulatedPingSystem {
             began,
             took: Duration::ZERO,
             clock_offset_seconds: None,
+            also_reported: Vec::new(),
             outcome,
         };
         let new = self
@@ -554,6 +556,7 @@ fn a_thousand_agents_outlive_an_outage_of_their_ping_systems_network() {
                     uptime_percent: Some(Percent::FULL),
                     window_seconds: None,
                     gpu_available: Some(true),
+                    ..Reported::default()
                 })
             };
             let system = &mut systems[agent];
@@ -565,6 +568,7 @@ fn a_thousand_agents_outlive_an_outage_of_their_ping_systems_network() {
                 },
                 took: Duration::ZERO,
                 clock_offset_seconds: None,
+                also_reported: Vec::new(),
                 outcome,
             };
             let new = system.policy.evaluate(&system.record, attempt, 0.5);

@@ -9,6 +9,7 @@ use icu_normalizer::ComposingNormalizerBorrowed;
 use icu_properties::CodePointMapData;
 use icu_properties::props::GeneralCategory;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::units::Percent;
@@ -102,7 +103,7 @@ fn is_printable(c: char) -> bool {
 pub const MAX_REPORT_BYTES: usize = 64 << 10;
 
 /// What a ping system takes from the answer to a ping, which may come from another kind of agent.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reported {
     /// The uptime of the window; agents may leave it out at their first ping.
     pub uptime_percent: Option<Percent>,
@@ -110,7 +111,16 @@ pub struct Reported {
     pub window_seconds: Option<f64>,
     /// Whether a GPU is there.
     pub gpu_available: Option<bool>,
+    /// Its GPUs, as far as it names them.
+    pub gpu_uuids: Vec<String>,
+    /// What looks at them: `nvml` or `simulated`.
+    pub source: Option<String>,
+    pub agent_version: Option<String>,
 }
+
+/// The most GPUs that are taken from an answer, and the longest of its texts.
+const MAX_GPUS: usize = 256;
+const MAX_TEXT_CHARS: usize = 120;
 
 /// Why the answer to a ping is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +152,12 @@ pub fn read_report(body: &[u8], agent_id: &str) -> Result<Reported, InvalidRepor
         uptime_percent: Option<Percent>,
         window_seconds: Option<f64>,
         gpu_available: Option<bool>,
+        #[serde(default)]
+        gpu_uuids: Value,
+        #[serde(default)]
+        source: Value,
+        #[serde(default)]
+        agent_version: Value,
     }
     const HUNDRED_YEARS: f64 = 100.0 * 365.0 * 86400.0;
 
@@ -162,7 +178,20 @@ pub fn read_report(body: &[u8], agent_id: &str) -> Result<Reported, InvalidRepor
         uptime_percent: form.uptime_percent,
         window_seconds: form.window_seconds,
         gpu_available: form.gpu_available,
+        gpu_uuids: match &form.gpu_uuids {
+            Value::Array(uuids) => uuids.iter().filter_map(short_text).take(MAX_GPUS).collect(),
+            _ => Vec::new(),
+        },
+        source: short_text(&form.source),
+        agent_version: short_text(&form.agent_version),
     })
+}
+
+/// A text that is only shown and compared: what is none, or not one line, is ignored.
+fn short_text(value: &Value) -> Option<String> {
+    let text = value.as_str()?;
+    let fits = !text.is_empty() && text.chars().count() <= MAX_TEXT_CHARS;
+    (fits && text.chars().all(|c| c == ' ' || is_printable(c))).then(|| text.to_owned())
 }
 
 /// The state of all GPUs at the last check.
@@ -351,7 +380,16 @@ mod tests {
                 uptime_percent: Percent::new(97.5).ok(),
                 window_seconds: Some(900.25),
                 gpu_available: Some(true),
+                gpu_uuids: vec!["GPU-1".to_owned()],
+                source: Some("nvml".to_owned()),
+                agent_version: Some("0.2.0".to_owned()),
             }
+        );
+        let odd = br#"{"uptime_percent": 97.5, "gpu_uuids": ["a\u001b", 5, "GPU-2"], "source": 7}"#;
+        let read = read_report(odd, "a").unwrap();
+        assert_eq!(
+            (read.gpu_uuids, read.source),
+            (vec!["GPU-2".to_owned()], None)
         );
         let other = br#"{"uptime_percentage": 97.5, "more": [1]}"#;
         let read = read_report(other, "a").unwrap();

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support::ping_system::PingSystemProcess;
 use crate::support::served::Served;
-use crate::support::{binary, nvml, wait_until};
+use crate::support::{binary, free_port, nvml, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -808,7 +809,7 @@ fn a_checkpoint_whose_folder_is_removed_is_written_whole_again() {
     let mut agent = Agent::start(&folder, &arguments);
     agent.wait_for_status("available");
     let before = agent.ask("/agent/uptime-since-last-ping");
-    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::rename(&place, folder.path().join("gone")).unwrap();
     wait_until("the complaint", || {
         agent.log().contains("cannot be written").then_some(())
     });
@@ -821,4 +822,77 @@ fn a_checkpoint_whose_folder_is_removed_is_written_whole_again() {
     let agent = Agent::start(&folder, &arguments);
     let after = agent.ask("/agent/uptime-since-last-ping?peek=true");
     assert_eq!(after["since"], before["timestamp"], "nothing is lost");
+}
+
+#[test]
+fn it_registers_itself_and_says_why_not() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("token"), "s3cret").unwrap();
+    std::fs::write(folder.path().join("wrong"), "other").unwrap();
+    // The ping system comes later, at a port that is known before.
+    let address = format!("127.0.0.1:{}", free_port());
+    let url = format!("http://{address}");
+    let start = |token: &str| {
+        let register = ["--register-at", &url, "--register-token-file", token];
+        Agent::start(&folder, &[&UP[..], &register].concat())
+    };
+    let agent = start("token");
+    wait_until("the complaint", || {
+        agent.log().contains("not registered at").then_some(())
+    });
+    let options = [
+        "--listen",
+        &address,
+        "--token-file",
+        "token",
+        "--allow-simulated",
+    ];
+    let mut command = binary();
+    command
+        .arg("ping-system")
+        .args(options)
+        .current_dir(folder.path());
+    let system = PingSystemProcess::spawn(command);
+    let known = wait_until("the agent", || {
+        let (status, agent) = system.ask_with("/ping-system/agents/agent-001", "");
+        (status == 200).then(|| serde_json::from_str::<Value>(&agent).unwrap())
+    });
+    assert_eq!(known["agent_url"], format!("http://{}", agent.address));
+    let known = system.wait_for_pings("agent-001", 1);
+    assert_eq!(known["source"], "simulated");
+    assert!(agent.log().contains("registered at"), "{}", agent.log());
+    drop(agent);
+    // A refusal is told, and stops nothing.
+    let agent = start("wrong");
+    wait_until("the refusal", || {
+        agent
+            .log()
+            .contains("check --register-token-file")
+            .then_some(())
+    });
+    agent.wait_for_status("available");
+    assert!(!agent.log().contains("other"), "{}", agent.log());
+    for (arguments, words) in [
+        (&["--advertise", "http://a:1"][..], "--register-at"),
+        (
+            &[
+                "--register-at",
+                "http://a",
+                "--listen",
+                "0.0.0.0:0",
+                "--allow-unauthenticated",
+            ],
+            "--advertise",
+        ),
+    ] {
+        let output = binary()
+            .args(["agent", "--agent-id", "b"])
+            .args(arguments)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
 }

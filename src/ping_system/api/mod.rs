@@ -19,6 +19,7 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::Receiver;
 
@@ -183,15 +184,30 @@ async fn body(request: Request) -> ApiResult<Bytes> {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RemoveQuery {
+    /// Whether its history is deleted, too.
+    forget: bool,
+}
+
 async fn remove(
     State(state): State<Arc<AppState>>,
     Path(agent_id): Path<String>,
+    Query(query): Query<RemoveQuery>,
 ) -> ApiResult<Json<Value>> {
-    state.find(&agent_id).await?;
-    if !state.store.remove(&agent_id).await? {
+    // An invalid id is not looked up: a database may refuse it (NUL bytes in PostgreSQL).
+    if agent_id.contains('\0') {
+        return Err(ApiError::NoAgent);
+    }
+    let removed = state
+        .store
+        .remove(&agent_id, state.clock.now(), query.forget);
+    if !removed.await? {
         return Err(ApiError::NoAgent);
     }
     state.feed.forget(&agent_id);
+    state.pinger.gpu_owners.forget(&agent_id);
     tracing::info!(agent = agent_id, "removed");
     Ok(Json(json!({ "agent_id": agent_id, "removed": true })))
 }

@@ -16,17 +16,16 @@ const RESERVED: [&str; 2] = ["register", "due-for-ping"];
 
 /// A registration as it is sent.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RegisterRequest {
     /// The agent's name.
     pub agent_id: String,
     /// The agent's own URL, not yet checked.
     pub agent_url: String,
-    /// Its capabilities.
-    #[serde(default)]
-    pub capabilities: Vec<String>,
-    /// Free metadata.
-    #[serde(default)]
-    pub metadata: Map<String, Value>,
+    /// Its capabilities; those that are known stay if they are not told.
+    pub capabilities: Option<Vec<String>>,
+    /// Free metadata, as for the capabilities.
+    pub metadata: Option<Map<String, Value>>,
 }
 
 /// Why a registration is refused.
@@ -39,7 +38,7 @@ pub(super) enum InvalidRegistration {
     RegisterRequest(#[from] serde_json::Error),
     /// An invalid agent id.
     #[error(
-        "agent_id: expected up to 256 bytes without control characters, and not . or .. or register or due-for-ping"
+        "agent_id: expected up to 256 bytes of printable characters in Unicode's NFC, with plain spaces only inside, and not . or .. or register or due-for-ping"
     )]
     Id,
     /// Too many or too long ones.
@@ -63,7 +62,8 @@ pub(super) fn read(body: &[u8]) -> Result<RegisterRequest, InvalidRegistration> 
     let capability = |name: &String| {
         !name.is_empty() && name.len() <= MAX_CAPABILITY_BYTES && !name.contains(char::is_control)
     };
-    if form.capabilities.len() > MAX_CAPABILITIES || !form.capabilities.iter().all(capability) {
+    let capabilities = form.capabilities.as_deref().unwrap_or_default();
+    if capabilities.len() > MAX_CAPABILITIES || !capabilities.iter().all(capability) {
         return Err(InvalidRegistration::Capabilities);
     }
     if serde_json::to_string(&form.metadata)?.len() > MAX_METADATA_BYTES {
@@ -88,10 +88,10 @@ mod tests {
             "it's \"quoted\"",
             "ä ö",
         ] {
-            let body = json!({"agent_id": id, "agent_url": "http://x", "more": 1}).to_string();
+            let body = json!({"agent_id": id, "agent_url": "http://x"}).to_string();
             let form = read(body.as_bytes()).unwrap();
             assert_eq!(form.agent_id, id);
-            assert!(form.capabilities.is_empty() && form.metadata.is_empty());
+            assert!(form.capabilities.is_none() && form.metadata.is_none());
         }
     }
 
@@ -111,6 +111,7 @@ mod tests {
             with("agent_id", json!(5)),
             with("agent_id", json!("..")),
             with("agent_id", json!("due-for-ping")),
+            with("more", json!(1)),
             with("agent_id", json!("two\nlines")),
             with("agent_id", json!("nul\0")),
             with("agent_id", json!("x".repeat(257))),

@@ -35,9 +35,15 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// stays, and its schedule unless the URL is new: then it is due at `new.at`.
     async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError>;
 
-    /// Removes an agent; `false` if there is none of that name. Its pings are deleted later by
+    /// Removes an agent at `at`; `false` if there is none of that name. What is known of it is kept for the retention, and
+    /// for whoever is registered under the same name, unless it is to be forgotten. Its pings are deleted later by
     /// [`prune`](Self::prune).
-    async fn remove(&self, agent_id: &str) -> Result<bool, StoreError>;
+    async fn remove(
+        &self,
+        agent_id: &str,
+        at: DateTime<Utc>,
+        forget: bool,
+    ) -> Result<bool, StoreError>;
 
     async fn agent(&self, agent_id: &str) -> Result<Option<AgentRecord>, StoreError>;
 
@@ -216,8 +222,10 @@ pub struct Registration {
     pub agent_id: String,
     /// Where it answers.
     pub agent_url: String,
-    pub capabilities: Vec<String>,
-    pub metadata: Map<String, Value>,
+    /// Those that are known stay if this is `None`.
+    pub capabilities: Option<Vec<String>>,
+    /// As for the capabilities.
+    pub metadata: Option<Map<String, Value>>,
     /// When it is registered.
     pub at: DateTime<Utc>,
     /// The interval that a new agent begins with.

@@ -42,6 +42,10 @@ pub(super) struct AgentRow {
 pub(super) struct AgentDetails {
     last_error: Option<String>,
     clock_offset_seconds: Option<f64>,
+    gpu_uuids: Vec<String>,
+    source: Option<String>,
+    agent_version: Option<String>,
+    warnings: Vec<String>,
     marks: Option<PingMarks>,
     last_answered_at: Option<DateTime<Utc>>,
     failures: Option<Failures>,
@@ -53,6 +57,10 @@ impl AgentDetails {
         Self {
             last_error: record.agent.last_error.clone(),
             clock_offset_seconds: record.agent.clock_offset_seconds,
+            gpu_uuids: record.agent.gpu_uuids.clone(),
+            source: record.agent.source.clone(),
+            agent_version: record.agent.agent_version.clone(),
+            warnings: record.agent.warnings.clone(),
             marks: record.marks.clone(),
             last_answered_at: record.last_answered_at,
             failures: record.failures,
@@ -129,7 +137,14 @@ impl TryFrom<AgentRow> for AgentRecord {
                 .map_err(|error| corrupt("last_uptime_percent", &error))?,
             last_error: details.last_error,
             clock_offset_seconds: details.clock_offset_seconds,
-            warnings: warnings::of_agent(&agent_id, details.clock_offset_seconds),
+            gpu_uuids: details.gpu_uuids,
+            source: details.source,
+            agent_version: details.agent_version,
+            warnings: if is_current {
+                details.warnings
+            } else {
+                warnings::of_agent(&agent_id, None, &[])
+            },
             agent_id: agent_id.clone(),
         };
         Ok(Self {

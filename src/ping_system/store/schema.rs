@@ -17,7 +17,7 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: [Migration; 5] = [
+const MIGRATIONS: [Migration; 6] = [
     Migration {
         version: 1,
         sqlite_only: false,
@@ -42,6 +42,11 @@ const MIGRATIONS: [Migration; 5] = [
         version: 5,
         sqlite_only: false,
         sql: include_str!("migrations/5_observation.sql"),
+    },
+    Migration {
+        version: 6,
+        sqlite_only: false,
+        sql: include_str!("migrations/6_departed_agents.sql"),
     },
 ];
 
@@ -161,17 +166,17 @@ mod tests {
         assert!(!all.contains("{{identity}}") && !all.contains("{{clustered}}"));
         let rest = script(Dialect::Sqlite, Some(SchemaVersion::legacy(2))).unwrap();
         assert!(!rest.contains("CREATE TABLE agents") && rest.contains("CREATE TABLE commits"));
-        assert_eq!(script(Dialect::Sqlite, Some(version(5, 2))), None);
+        assert_eq!(script(Dialect::Sqlite, Some(version(6, 2))), None);
         // An up-to-date database is left alone: the role may have no right to change it.
-        assert_eq!(script(Dialect::Postgres, Some(version(5, 2))), None);
+        assert_eq!(script(Dialect::Postgres, Some(version(6, 2))), None);
         let rest = script(Dialect::Postgres, Some(SchemaVersion::legacy(2))).unwrap();
         assert!(rest.contains("covers_from") && !rest.contains("commits"));
     }
 
     #[test]
     fn newer_tables_are_used_only_if_they_allow_it() {
-        assert_eq!(upgrade(Dialect::Sqlite, Some(version(9, 5))), Ok(None));
-        let refused = upgrade(Dialect::Sqlite, Some(version(9, 6))).unwrap_err();
+        assert_eq!(upgrade(Dialect::Sqlite, Some(version(9, 6))), Ok(None));
+        let refused = upgrade(Dialect::Sqlite, Some(version(9, 7))).unwrap_err();
         assert!(refused.to_string().contains("version 9"), "{refused}");
     }
 }

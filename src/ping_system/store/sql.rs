@@ -20,18 +20,58 @@ macro_rules! ping_columns {
     };
 }
 
-/// Id, URL, capabilities, metadata, registration, first ping, interval. An agent at a new address is due at once.
+/// Id, URL, capabilities, metadata, registration, first ping, interval, and whether capabilities and metadata are told: if
+/// not, those that are known stay. An agent at a new address is due at once.
 pub(super) const REGISTER: &str = concat!(
     "INSERT INTO agents (agent_id, agent_url, capabilities, metadata, registered_at, \
      next_ping_at, ping_interval_us) VALUES ($1, $2, $3, $4, $5, $6, $7) \
      ON CONFLICT (agent_id) DO UPDATE SET next_ping_at = CASE \
      WHEN agents.agent_url = excluded.agent_url THEN agents.next_ping_at \
      ELSE excluded.next_ping_at END, agent_url = excluded.agent_url, \
-     capabilities = excluded.capabilities, metadata = excluded.metadata RETURNING ",
+     capabilities = CASE WHEN $8 = 1 THEN excluded.capabilities ELSE agents.capabilities END, \
+     metadata = CASE WHEN $9 = 1 THEN excluded.metadata ELSE agents.metadata END RETURNING ",
     agent_columns!()
 );
 
 pub(super) const REMOVE: &str = "DELETE FROM agents WHERE agent_id = $1 RETURNING key";
+
+/// What an agent keeps from one registration to the next.
+macro_rules! kept_columns {
+    () => {
+        "registered_at, ping_interval_us, total_pings, consecutive_poor, good_in_a_row, \
+         last_ping_at, last_success, last_uptime_percent, answered_poor, answered_good, status, \
+         status_seq, details"
+    };
+}
+
+/// Now, id: keeps what is known of an agent that is being removed.
+pub(super) const DEPART: &str = concat!(
+    "INSERT INTO departed_agents (agent_id, key, removed_at, ",
+    kept_columns!(),
+    ") SELECT agent_id, key, $1, ",
+    kept_columns!(),
+    " FROM agents WHERE agent_id = $2 ON CONFLICT (agent_id) DO NOTHING"
+);
+
+/// Id, URL, next ping: gives back what is kept of an agent that is not registered. `overriding` lets a database that
+/// counts keys take one.
+pub(super) fn come_back(overriding: &str) -> String {
+    format!(
+        "INSERT INTO agents (key, agent_id, agent_url, capabilities, metadata, next_ping_at, {kept}) \
+         {overriding}SELECT key, $1, $2, '[]', '{{}}', $3, {kept} FROM departed_agents \
+         WHERE agent_id = $1 ON CONFLICT (agent_id) DO NOTHING",
+        kept = kept_columns!()
+    )
+}
+
+/// Id: nothing is kept of an agent any more.
+pub(super) const NOT_DEPARTED: &str =
+    "DELETE FROM departed_agents WHERE agent_id = $1 RETURNING key";
+
+/// Before: agents that departed longer ago are forgotten, as those that were removed for good.
+pub(super) const EXPIRE_DEPARTED: &str =
+    "INSERT INTO removed_agents (key) SELECT key FROM departed_agents WHERE removed_at < $1";
+pub(super) const FORGET_DEPARTED: &str = "DELETE FROM departed_agents WHERE removed_at < $1";
 
 pub(super) const REMEMBER_REMOVED: &str = "INSERT INTO removed_agents (key) VALUES ($1)";
 
@@ -209,6 +249,11 @@ mod tests {
         for sql in [
             REGISTER,
             REMOVE,
+            DEPART,
+            &come_back(""),
+            NOT_DEPARTED,
+            EXPIRE_DEPARTED,
+            FORGET_DEPARTED,
             REMEMBER_REMOVED,
             AGENT,
             AGENTS,

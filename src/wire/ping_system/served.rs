@@ -37,6 +37,14 @@ pub struct Agent {
     pub last_error: Option<String>,
     /// How far the agent's clock is ahead of the ping system's; known to about half a second.
     pub clock_offset_seconds: Option<f64>,
+    /// Its GPUs, as far as its last answer named them.
+    #[serde(default)]
+    pub gpu_uuids: Vec<String>,
+    /// What looks at them: `nvml`, `simulated`, or what another kind of agent says.
+    #[serde(default)]
+    pub source: Option<String>,
+    #[serde(default)]
+    pub agent_version: Option<String>,
     /// What its operator should look at.
     pub warnings: Vec<String>,
 }

@@ -102,7 +102,8 @@ fn an_agent_is_registered_pinged_remembered_and_forgotten() {
     // Registered again, it keeps its history.
     let again = system.register("agent-001", &agents.url("agent-001"));
     assert_eq!(again["total_pings"], 2);
-    assert_eq!(again["capabilities"], json!([]));
+    // What it does not tell stays.
+    assert_eq!(again["capabilities"], json!(["gpu-check"]));
     let (status, _) = system.call("DELETE", "/ping-system/agents/agent-001", &Value::Null);
     assert_eq!(status, 200);
     for path in ["", "/history", "/events"] {
@@ -894,4 +895,68 @@ fn an_agent_that_hangs_does_not_delay_the_end() {
     let took = begin.elapsed();
     assert!(took < std::time::Duration::from_secs(2), "{took:?}");
     assert!(system.log().contains("given up"), "{}", system.log());
+}
+
+#[test]
+fn simulated_gpus_and_those_that_two_agents_report_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let system = PingSystemProcess::start(folder.path(), &SELDOM);
+    let reporting = |name: &str, source: &'static str, uuids: &'static [&'static str]| {
+        agents.set(name, move |stream, agent_id| {
+            let mut report = report(agent_id, 100.0);
+            report["source"] = json!(source);
+            report["gpu_uuids"] = json!(uuids);
+            report["agent_version"] = json!("0.2.0");
+            respond(stream, 200, "", &report.to_string());
+        });
+        system.register(name, &agents.url(name));
+        system.wait_for_pings(name, 1)
+    };
+    let simulated = reporting("simulated", "simulated", &["GPU-0"]);
+    assert_eq!(simulated["status"], "unreachable");
+    let error = simulated["last_error"].as_str().unwrap();
+    assert!(error.contains("--allow-simulated"), "{error}");
+    let first = reporting("first", "nvml", &["GPU-1", "GPU-2"]);
+    assert_eq!(first["gpu_uuids"], json!(["GPU-1", "GPU-2"]));
+    assert_eq!(
+        (&first["source"], &first["agent_version"]),
+        (&json!("nvml"), &json!("0.2.0"))
+    );
+    assert_eq!(first["warnings"], json!([]));
+    let second = reporting("second", "nvml", &["GPU-2"]);
+    let warning = second["warnings"][0].as_str().unwrap();
+    assert_eq!(warning, "its GPU GPU-2 is reported by agent first, too");
+    system.ping("first");
+    assert_eq!(
+        system.agent("first")["warnings"].as_array().unwrap().len(),
+        1
+    );
+    assert!(system.log().contains(warning), "{}", system.log());
+}
+
+#[test]
+fn who_comes_back_has_the_past_unless_it_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = Agents::start();
+    let system = PingSystemProcess::start(folder.path(), &SELDOM);
+    system.with_agent("a", &agents);
+    agents.set_uptime("a", 12.0);
+    system.ping("a");
+    let remove = |path: &str| {
+        let (status, _) = system.call("DELETE", path, &Value::Null);
+        status
+    };
+    assert_eq!(remove("/ping-system/agents/a"), 200);
+    assert_eq!(remove("/ping-system/agents/a"), 404);
+    let again = system.register("a", &agents.url("a"));
+    assert_eq!(
+        (&again["total_pings"], &again["consecutive_poor_uptime"]),
+        (&json!(2), &json!(1))
+    );
+    assert!(system.history("a").len() >= 2);
+    assert_eq!(remove("/ping-system/agents/a?forget=true"), 200);
+    let new = system.register("a", &agents.url("a"));
+    assert_eq!(new["total_pings"], 0);
+    assert_eq!(new["status"], "unknown");
 }

@@ -46,8 +46,8 @@ async fn live_through_two_days(folder: &Path, agents: &Agents) {
             .register(&Registration {
                 agent_id: name.to_owned(),
                 agent_url: agents.url(path),
-                capabilities: vec!["gpu-check".to_owned(), "text-to-image".to_owned()],
-                metadata: json!({"region": "eu"}).as_object().unwrap().clone(),
+                capabilities: Some(vec!["gpu-check".to_owned(), "text-to-image".to_owned()]),
+                metadata: json!({"region": "eu"}).as_object().cloned(),
                 at: begin,
                 interval: rules.interval.base,
             })
@@ -66,6 +66,7 @@ async fn live_through_two_days(folder: &Path, agents: &Agents) {
                 uptime_percent: Percent::new(uptime).ok(),
                 window_seconds: Some(claim.known.agent.ping_interval_minutes * 60.0),
                 gpu_available: Some(true),
+                ..Reported::default()
             });
             let asked = PingAttempt {
                 at,
@@ -75,6 +76,7 @@ async fn live_through_two_days(folder: &Path, agents: &Agents) {
                     since_boot: (at - begin).to_std().unwrap(),
                 },
                 clock_offset_seconds: None,
+                also_reported: Vec::new(),
                 outcome: match answer {
                     Some(answer) => PingOutcome::Answered(answer),
                     None => PingOutcome::Failed("no whole answer in 10s".to_owned()),

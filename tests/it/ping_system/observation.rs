@@ -318,8 +318,8 @@ async fn agents_outlive_the_network_of_their_ping_system() {
         let registration = Registration {
             agent_id: name.to_owned(),
             agent_url: format!("http://127.0.0.1:{}", 9001 + n),
-            capabilities: Vec::new(),
-            metadata: serde_json::Map::new(),
+            capabilities: None,
+            metadata: None,
             at: chrono::Utc::now(),
             interval: Duration::from_secs(1),
         };
@@ -333,7 +333,7 @@ async fn agents_outlive_the_network_of_their_ping_system() {
             n=$((n + 1))
         done
         sleep 3
-        \"$1\" ping-system --base-interval 1s --response-timeout 1s 2>log &
+        \"$1\" ping-system --allow-simulated --base-interval 1s --response-timeout 1s 2>log &
         sleep 5; ip link set lo down; sleep 8; ip link set lo up; sleep 9
         kill -TERM $!; wait $!; kill 0";
     let mut command = in_a_network(folder.path(), script);

@@ -255,7 +255,7 @@ fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
     assert_eq!(database["kind"], "postgresql");
     assert_eq!(database["host"], primary.address().to_string());
     assert_eq!(database["replication"], "asynchronous");
-    assert_eq!(database["schema_version"], 5);
+    assert_eq!(database["schema_version"], 6);
     system.with_agent("a", &agents);
 }
 

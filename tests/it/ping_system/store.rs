@@ -9,7 +9,7 @@ use serde_json::json;
 use uptime_runner::ping_system::evaluate::{PingAttempt, PingOutcome, PingPolicy};
 use uptime_runner::ping_system::store::{
     AgentPage, AgentRecord, Claim, Claimed, Cursor, Failures, Lease, PingRecord, PruneCursor,
-    Registration, Store, Sum, Totals,
+    Registration, Store, StoreError, Sum, Totals,
     postgres::{self, PostgresOptions, PostgresStore},
     sqlite::{self, Location, SqliteStore},
 };
@@ -45,8 +45,8 @@ fn registration(agent_id: &str, at: DateTime<Utc>) -> Registration {
     Registration {
         agent_id: agent_id.to_owned(),
         agent_url: "http://127.0.0.1:8001".to_owned(),
-        capabilities: vec!["gpu-check".to_owned()],
-        metadata: json!({"region": "eu"}).as_object().unwrap().clone(),
+        capabilities: Some(vec!["gpu-check".to_owned()]),
+        metadata: json!({"region": "eu"}).as_object().cloned(),
         at,
         interval: Duration::from_mins(15),
     }
@@ -72,6 +72,7 @@ fn answer(uptime: f64, gpu_available: bool) -> PingOutcome {
         uptime_percent: Percent::new(uptime).ok(),
         window_seconds: Some(900.5),
         gpu_available: Some(gpu_available),
+        ..Reported::default()
     })
 }
 
@@ -84,6 +85,7 @@ fn evaluated(claim: &Claim, at: DateTime<Utc>, outcome: PingOutcome) -> PingReco
         },
         took: Duration::from_millis(12),
         clock_offset_seconds: Some(7.5),
+        also_reported: Vec::new(),
         outcome,
     };
     PingPolicy::default().evaluate(&claim.known, attempt, 0.5)
@@ -110,6 +112,10 @@ async fn ping(
 
 async fn record(store: &dyn Store, claim: Claim, new: PingRecord) {
     assert_eq!(store.record([(claim, new)].into()).await.unwrap(), [true]);
+}
+
+async fn remove(store: &dyn Store, agent_id: &str) -> Result<bool, StoreError> {
+    store.remove(agent_id, noon(), true).await
 }
 
 async fn known(store: &dyn Store, agent_id: &str) -> AgentRecord {
@@ -148,9 +154,10 @@ async fn contract(store: &dyn Store) {
     a_clock_that_was_set_back_delays_nobody(store).await;
     what_was_not_observed_says_nothing(store).await;
     failures_are_made_unobserved(store).await;
+    an_agent_that_comes_back_has_its_past(store).await;
     times_are_kept(store).await;
     agents_are_listed_by_pages(store).await;
-    assert!(store.health().await.unwrap().schema_version >= 5);
+    assert!(store.health().await.unwrap().schema_version >= 6);
 }
 
 async fn registered_agents_are_known(store: &dyn Store) {
@@ -167,7 +174,8 @@ async fn registered_agents_are_known(store: &dyn Store) {
     // Again: what is said of it changes, what it did stays.
     let again = Registration {
         agent_url: "http://127.0.0.1:9".to_owned(),
-        capabilities: vec![],
+        capabilities: Some(vec![]),
+        metadata: None,
         ..registration("a", noon() + minutes(5))
     };
     let updated = store.register(&again).await.unwrap();
@@ -175,6 +183,11 @@ async fn registered_agents_are_known(store: &dyn Store) {
     assert_eq!(updated.agent.agent_url, "http://127.0.0.1:9");
     assert_eq!(updated.agent.registered_at, noon());
     assert_eq!(updated.agent.total_pings, 1);
+    assert!(updated.agent.capabilities.is_empty());
+    assert_eq!(
+        updated.agent.metadata, new.agent.metadata,
+        "it was not told"
+    );
     // At a new address it is due at once.
     assert_eq!(updated.agent.next_ping_at, noon() + minutes(5));
     let same = Registration {
@@ -190,11 +203,11 @@ async fn registered_agents_are_known(store: &dyn Store) {
     }
     assert_eq!(store.agents(all_agents()).await.unwrap().len(), 8);
     for name in ODD_NAMES {
-        assert!(store.remove(name).await.unwrap());
-        assert!(!store.remove(name).await.unwrap());
+        assert!(remove(store, name).await.unwrap());
+        assert!(!remove(store, name).await.unwrap());
     }
     assert_eq!(store.agents(all_agents()).await.unwrap().len(), 1);
-    assert!(store.remove("a").await.unwrap());
+    assert!(remove(store, "a").await.unwrap());
 }
 
 async fn pings_are_kept_as_they_were(store: &dyn Store) {
@@ -247,7 +260,7 @@ async fn pings_are_kept_as_they_were(store: &dyn Store) {
         .unwrap();
     assert_eq!(after.len(), 2);
     assert_eq!(after[0].1, pings[4]);
-    assert!(store.remove("b").await.unwrap());
+    assert!(remove(store, "b").await.unwrap());
 }
 
 async fn an_agent_is_claimed_once(store: &dyn Store) {
@@ -290,7 +303,7 @@ async fn an_agent_is_claimed_once(store: &dyn Store) {
     let claim = claimed(store, "c", noon()).await;
     store.release(&[claim]).await.unwrap();
     let claim = claimed(store, "c", noon()).await;
-    assert!(store.remove("c").await.unwrap());
+    assert!(remove(store, "c").await.unwrap());
     let new = judged(&claim, noon(), Some(99.0));
     assert_eq!(store.record([(claim, new)].into()).await.unwrap(), [false]);
 }
@@ -332,7 +345,7 @@ async fn who_is_due_longest_comes_first(store: &dyn Store) {
         Some(noon() + minutes(1))
     );
     for name in ["late", "latest", "now", "soon"] {
-        store.remove(name).await.unwrap();
+        remove(store, name).await.unwrap();
     }
 }
 
@@ -389,7 +402,7 @@ async fn what_is_old_or_removed_is_pruned(store: &dyn Store) {
         assert_eq!(known(store, name).await.agent.total_pings, 40);
     }
     let key = known(store, "d").await.key;
-    store.remove("d").await.unwrap();
+    remove(store, "d").await.unwrap();
     // Its name again is another agent, without history.
     let new = store.register(&registration("d", noon())).await.unwrap();
     assert_ne!(new.key, key);
@@ -467,7 +480,7 @@ async fn what_was_not_observed_says_nothing(store: &dyn Store) {
     assert_eq!(third.ping.covers_from, before.agent.last_ping_at);
     let pings = history(store, "g", noon()).await;
     assert!(!pings[2].observed && !pings[2].superseded);
-    store.remove("g").await.unwrap();
+    remove(store, "g").await.unwrap();
 }
 
 async fn failures_are_made_unobserved(store: &dyn Store) {
@@ -516,7 +529,45 @@ async fn failures_are_made_unobserved(store: &dyn Store) {
             .await
             .unwrap()
     );
-    store.remove("h").await.unwrap();
+    remove(store, "h").await.unwrap();
+}
+
+async fn an_agent_that_comes_back_has_its_past(store: &dyn Store) {
+    store.register(&registration("i", noon())).await.unwrap();
+    for (minute, uptime) in [(0, Some(100.0)), (10, Some(50.0)), (20, None)] {
+        ping(store, "i", noon() + minutes(minute), uptime).await;
+    }
+    let before = known(store, "i").await;
+    let pings = history(store, "i", noon()).await;
+    let removed_at = noon() + minutes(30);
+    assert!(store.remove("i", removed_at, false).await.unwrap());
+    assert!(!store.remove("i", removed_at, false).await.unwrap());
+    assert_eq!(store.agent("i").await.unwrap(), None);
+    let again = registration("i", noon() + minutes(40));
+    let after = store.register(&again).await.unwrap();
+    assert_eq!((after.key, after.streak), (before.key, before.streak));
+    assert_eq!(after.agent.total_pings, 3);
+    assert_eq!(after.agent.status, Status::Unreachable);
+    assert_eq!(after.agent.next_ping_at, again.at);
+    assert_eq!(after.agent.capabilities, ["gpu-check"]);
+    assert_eq!(history(store, "i", noon()).await, pings);
+    // After the retention it is another one, as it is when it is to be forgotten.
+    assert!(store.remove("i", removed_at, false).await.unwrap());
+    prune_all(store, noon() + minutes(31)).await;
+    let later = store.register(&again).await.unwrap();
+    assert_ne!(later.key, before.key);
+    assert_eq!(later.agent.total_pings, 0);
+    assert!(store.remove("i", removed_at, false).await.unwrap());
+    assert!(store.remove("i", removed_at, true).await.unwrap());
+    assert_ne!(store.register(&again).await.unwrap().key, later.key);
+    remove(store, "i").await.unwrap();
+}
+
+async fn prune_all(store: &dyn Store, before: DateTime<Utc>) {
+    let mut from = Some(PruneCursor::default());
+    while let Some(here) = from {
+        from = store.prune(before, here).await.unwrap().next;
+    }
 }
 
 async fn times_are_kept(store: &dyn Store) {
@@ -545,7 +596,7 @@ async fn agents_are_listed_by_pages(store: &dyn Store) {
         let page = store.agents(page).await.unwrap();
         let Some(last) = page.last() else { break };
         // An agent that goes does not shift the others.
-        let gone = store.remove(&last.agent.agent_id).await.unwrap();
+        let gone = remove(store, &last.agent.agent_id).await.unwrap();
         assert!(gone);
         after = last.agent.agent_id.clone();
         paged.extend(page);
@@ -555,7 +606,7 @@ async fn agents_are_listed_by_pages(store: &dyn Store) {
     assert_eq!(names.len(), all.len());
 
     for name in ["é", "z", "B", "it's"] {
-        store.remove(name).await.unwrap();
+        remove(store, name).await.unwrap();
         store.register(&registration(name, noon())).await.unwrap();
     }
     ping(store, "z", noon(), None).await;
@@ -655,7 +706,7 @@ async fn a_sqlite_file_of_0_1_0_is_taken_over() {
     drop(made);
     let store = open_file(&path).await.unwrap();
     is_taken_over(&store).await;
-    assert_eq!(store.health().await.unwrap().schema_version, 5);
+    assert_eq!(store.health().await.unwrap().schema_version, 6);
     drop(store);
     // The second start finds it up to date.
     let store = open_file(&path).await.unwrap();
@@ -674,7 +725,7 @@ async fn a_sqlite_file_of_a_newer_release_is_refused_unless_it_allows_older_ones
     change("UPDATE schema_version SET version = 99, compatible_with = 99");
     let error = format!("{:#}", open_file(&path).await.unwrap_err());
     assert!(error.contains("version 99"), "{error}");
-    change("UPDATE schema_version SET compatible_with = 5");
+    change("UPDATE schema_version SET compatible_with = 6");
     open_file(&path).await.unwrap();
 }
 
@@ -687,7 +738,7 @@ async fn a_postgres_database_of_0_1_0_is_taken_over() {
     server.run_script("old", dump);
     let store = open_url(&url).await.unwrap();
     is_taken_over(&store).await;
-    assert_eq!(store.health().await.unwrap().schema_version, 5);
+    assert_eq!(store.health().await.unwrap().schema_version, 6);
 }
 
 #[tokio::test]

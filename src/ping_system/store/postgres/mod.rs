@@ -344,13 +344,22 @@ fn prove_writable(discarded: Arc<Mutex<Option<Instant>>>) -> Hook {
 impl Store for PostgresStore {
     async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError> {
         let at = new.at.timestamp_micros();
-        let capabilities = json(&new.capabilities);
-        let metadata = json(&new.metadata);
+        let capabilities = json(&new.capabilities.as_deref().unwrap_or_default());
+        let metadata = json(&new.metadata.clone().unwrap_or_default());
         let interval = interval_micros(new.interval.as_secs_f64() / 60.0);
         let (capabilities, metadata) = (&capabilities, &metadata);
-        self.run(Repeat::Always, |client| async move {
-            let register = client.prepare_cached(sql::REGISTER).await?;
-            let row = client
+        let told = [new.capabilities.is_some(), new.metadata.is_some()].map(i32::from);
+        self.run(Repeat::Always, |mut client| async move {
+            let transaction = client.transaction().await?;
+            let come_back = sql::come_back("OVERRIDING SYSTEM VALUE ");
+            transaction
+                .execute(&come_back, &[&new.agent_id, &new.agent_url, &at])
+                .await?;
+            transaction
+                .execute(sql::NOT_DEPARTED, &[&new.agent_id])
+                .await?;
+            let register = transaction.prepare_cached(sql::REGISTER).await?;
+            let row = transaction
                 .query_one(
                     &register,
                     &[
@@ -361,25 +370,45 @@ impl Store for PostgresStore {
                         &at,
                         &at,
                         &interval,
+                        &told[0],
+                        &told[1],
                     ],
                 )
                 .await?;
-            Ok(agent_record(&row)?)
+            let record = agent_record(&row)?;
+            transaction.commit().await?;
+            Ok(record)
         })
         .await
     }
 
-    async fn remove(&self, agent_id: &str) -> Result<bool, StoreError> {
+    async fn remove(
+        &self,
+        agent_id: &str,
+        at: DateTime<Utc>,
+        forget: bool,
+    ) -> Result<bool, StoreError> {
+        let at = at.timestamp_micros();
         self.run(Repeat::IfRefused, |mut client| async move {
             let transaction = client.transaction().await?;
-            let remove = transaction.prepare_cached(sql::REMOVE).await?;
-            let Some(row) = transaction.query_opt(&remove, &[&agent_id]).await? else {
-                return Ok(false);
+            if !forget {
+                transaction.execute(sql::DEPART, &[&at, &agent_id]).await?;
+            }
+            let delete = async |sql| -> Result<Option<i64>, Error> {
+                let row = transaction.query_opt(sql, &[&agent_id]).await?;
+                row.map(|row| row.try_get(0)).transpose()
             };
-            let key: i64 = row.try_get(0)?;
-            transaction.execute(sql::REMEMBER_REMOVED, &[&key]).await?;
+            let removed = delete(sql::REMOVE).await?;
+            let forgotten = if forget {
+                [removed, delete(sql::NOT_DEPARTED).await?]
+            } else {
+                [None; 2]
+            };
+            for key in forgotten.into_iter().flatten() {
+                transaction.execute(sql::REMEMBER_REMOVED, &[&key]).await?;
+            }
             transaction.commit().await?;
-            Ok(true)
+            Ok(removed.or(forgotten[1]).is_some())
         })
         .await
     }
@@ -667,6 +696,9 @@ impl Store for PostgresStore {
         let before = before.timestamp_micros();
         self.run(Repeat::Always, |mut client| async move {
             let transaction = client.transaction().await?;
+            for departed in [sql::EXPIRE_DEPARTED, sql::FORGET_DEPARTED] {
+                transaction.execute(departed, &[&before]).await?;
+            }
             let agents = transaction.prepare_cached(sql::PRUNE_AGENTS).await?;
             let agents = transaction
                 .query(&agents, &[&from.0, &PRUNED_AGENTS])

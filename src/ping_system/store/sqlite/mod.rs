@@ -157,14 +157,23 @@ impl Store for SqliteStore {
         let new = new.clone();
         self.write_acknowledged(move |transaction| {
             let at = new.at.timestamp_micros();
+            transaction
+                .prepare_cached(&sql::come_back(""))?
+                .execute(params![new.agent_id, new.agent_url, at])?;
+            transaction
+                .prepare_cached(sql::NOT_DEPARTED)?
+                .query_row([&new.agent_id], |_| Ok(()))
+                .optional()?;
             let values = params![
                 new.agent_id,
                 new.agent_url,
-                json(&new.capabilities),
-                json(&new.metadata),
+                json(&new.capabilities.as_deref().unwrap_or_default()),
+                json(&new.metadata.clone().unwrap_or_default()),
                 at,
                 at,
                 interval_micros(new.interval.as_secs_f64() / 60.0),
+                new.capabilities.is_some(),
+                new.metadata.is_some(),
             ];
             let mut statement = transaction.prepare_cached(sql::REGISTER)?;
             statement.query_row(values, agent_row)?.try_into()
@@ -172,16 +181,32 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn remove(&self, agent_id: &str) -> Result<bool, StoreError> {
+    async fn remove(
+        &self,
+        agent_id: &str,
+        at: DateTime<Utc>,
+        forget: bool,
+    ) -> Result<bool, StoreError> {
         let agent_id = agent_id.to_owned();
+        let at = at.timestamp_micros();
         self.write_acknowledged(move |transaction| {
-            let mut remove = transaction.prepare_cached(sql::REMOVE)?;
-            let key: Option<i64> = remove.query_row([agent_id], |row| row.get(0)).optional()?;
-            let Some(key) = key else {
-                return Ok(false);
+            if !forget {
+                transaction.execute(sql::DEPART, params![at, agent_id])?;
+            }
+            let delete = |sql| -> rusqlite::Result<Option<i64>> {
+                let mut delete = transaction.prepare_cached(sql)?;
+                delete.query_row([&agent_id], |row| row.get(0)).optional()
             };
-            transaction.execute(sql::REMEMBER_REMOVED, [key])?;
-            Ok(true)
+            let removed = delete(sql::REMOVE)?;
+            let forgotten = if forget {
+                [removed, delete(sql::NOT_DEPARTED)?]
+            } else {
+                [None; 2]
+            };
+            for key in forgotten.into_iter().flatten() {
+                transaction.execute(sql::REMEMBER_REMOVED, [key])?;
+            }
+            Ok(removed.or(forgotten[1]).is_some())
         })
         .await
     }
@@ -540,6 +565,8 @@ fn prune(
     before: i64,
     from: PruneCursor,
 ) -> Result<Pruned, StoreError> {
+    transaction.execute(sql::EXPIRE_DEPARTED, [before])?;
+    transaction.execute(sql::FORGET_DEPARTED, [before])?;
     let mut agents = transaction.prepare_cached(sql::PRUNE_AGENTS)?;
     let agents = agents
         .query_map([from.0, PRUNED_AGENTS], |row| {
