@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use sd_notify::NotifyState;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -93,7 +94,10 @@ pub(crate) async fn run(
                 checks += 1;
                 if checks == 1 {
                     shared.first_probe.notify_one();
+                    tell_systemd(&[NotifyState::Ready]);
                 }
+                // This loop is what must not stand still.
+                tell_systemd(&[NotifyState::Watchdog]);
                 let whole = changed || learned || checks.is_multiple_of(checkpoint_every);
                 writer.put(whole.then(|| whole_state(&tracker)), tracker.watermark());
             }
@@ -112,6 +116,13 @@ pub(crate) async fn run(
 
 fn whole_state(tracker: &UptimeTracker) -> WholeState {
     (tracker.ledger().clone(), tracker.known_gpus().clone())
+}
+
+/// Where systemd did not start the agent, this does nothing.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("systemd cannot be told: {error}");
+    }
 }
 
 fn log_faults(snapshot: &GpuSnapshot) {

@@ -896,3 +896,22 @@ fn it_registers_itself_and_says_why_not() {
         assert!(said.contains(words), "{said}");
     }
 }
+
+#[test]
+fn systemd_is_told_that_it_is_ready_and_alive() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket
+        .set_read_timeout(Some(crate::support::PATIENCE))
+        .unwrap();
+    let _agent = Agent::start_with(&folder, &CHECKED_OFTEN, &[("NOTIFY_SOCKET", &path)]);
+    let mut heard = String::new();
+    while heard.matches("WATCHDOG=1").count() < 3 {
+        let mut piece = [0; 256];
+        let length = socket.recv(&mut piece).unwrap();
+        heard.push_str(&String::from_utf8_lossy(&piece[..length]));
+        heard.push('\n');
+    }
+    assert!(heard.starts_with("READY=1"), "{heard}");
+}

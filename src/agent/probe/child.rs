@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
-use rustix::process::{getppid, set_parent_process_death_signal, setrlimit};
+use rustix::process::{getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 
 use super::gpu::GpuSnapshot;
 use super::nvml;
@@ -85,6 +85,8 @@ fn limit() -> io::Result<()> {
         (Resource::Nofile, MAX_FILES),
         (Resource::Core, 0),
     ] {
+        // A stricter limit that is there already cannot be raised, and need not be.
+        let most = getrlimit(resource).maximum.unwrap_or(most).min(most);
         let limit = Rlimit {
             current: Some(most),
             maximum: Some(most),

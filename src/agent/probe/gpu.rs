@@ -55,20 +55,22 @@ pub(crate) struct XidFault {
 
 /// The longest text of a driver that is kept.
 const MAX_TEXT_CHARS: usize = 120;
+/// The same of a reason.
+const MAX_REASON_CHARS: usize = 500;
 
 /// The same, with texts that fit on a line.
 pub(super) fn cleaned(mut snapshot: GpuSnapshot) -> GpuSnapshot {
-    let clean = |text: &mut Option<String>| {
+    let clean = |text: &mut Option<String>, most| {
         if let Some(text) = text {
             let printable = text.chars().filter(|c| !c.is_control());
-            *text = printable.take(MAX_TEXT_CHARS).collect();
+            *text = printable.take(most).collect();
         }
     };
-    clean(&mut snapshot.driver_version);
-    clean(&mut snapshot.problem);
+    clean(&mut snapshot.driver_version, MAX_TEXT_CHARS);
+    clean(&mut snapshot.problem, MAX_REASON_CHARS);
     for device in &mut snapshot.devices {
-        clean(&mut device.uuid);
-        clean(&mut device.name);
+        clean(&mut device.uuid, MAX_TEXT_CHARS);
+        clean(&mut device.name, MAX_TEXT_CHARS);
     }
     snapshot
 }
@@ -110,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sighting_says_what_is_wrong() {
+    fn a_snapshot_says_what_is_wrong() {
         let device = |device_id, health| GpuDevice {
             device_id,
             health,

@@ -301,7 +301,10 @@ fn health_of(error: &NvmlError) -> GpuHealth {
 
 fn no_library(error: &NvmlError) -> String {
     match error {
-        NvmlError::LibloadingError(error) => format!("NVML cannot be loaded: {error}"),
+        NvmlError::LibloadingError(error) => format!(
+            "NVML cannot be loaded: {error}. Install the NVIDIA driver, or let the container runtime mount it \
+             (NVIDIA_DRIVER_CAPABILITIES=utility); without a GPU try --gpu 'simulated:up 1h'"
+        ),
         NvmlError::DriverNotLoaded => "the NVIDIA driver is not loaded".to_owned(),
         other => format!("NVML cannot be started: {other}"),
     }

@@ -18,8 +18,8 @@ use tokio::time::{Instant, sleep};
 
 use super::protocol::{ChildLine, MAX_LINE_BYTES};
 
-/// What the driver's library must not see.
-const SECRETS: [&str; 2] = ["AGENT_TOKEN", "AGENT_REGISTER_TOKEN"];
+/// What the driver's library must not see, nor answer in the agent's place.
+const SECRETS: [&str; 3] = ["AGENT_TOKEN", "AGENT_REGISTER_TOKEN", "NOTIFY_SOCKET"];
 /// Between the polite signal and the other.
 const TERM_PATIENCE: Duration = Duration::from_secs(1);
 /// The longest wait for the status of a child whose pipe has ended.
