@@ -135,7 +135,7 @@ async fn uptime(
                 format!("{} are", known.join(", "))
             };
             Finding::Fails(format!(
-                "{agent_id}: not registered, {known}. Register it: curl {url}/register \
+                "{agent_id}: not registered, {known}. Start it with --register-at, or register it: curl {url}/register \
                  -d '{{\"agent_id\": \"{agent_id}\", \"agent_url\": \"http://…:8001\"}}'"
             ))
         }
