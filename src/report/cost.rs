@@ -128,7 +128,7 @@ mod tests {
     use super::super::tally::{Charged, JobRecord, RunTerms};
     use super::*;
     use crate::units::JobsPerMinute;
-    use crate::wire::gateway::Outcome;
+    use crate::wire::outcome::Outcome;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -139,7 +139,7 @@ mod tests {
     fn tally(jobs: &[(u64, bool)], price: Option<u64>) -> Tally {
         let mut tally = Tally::default();
         let price = price.map(|price| price.to_string().parse().unwrap());
-        let mut terms = RunTerms::new(price, None);
+        let terms = RunTerms::new(price, false);
         for &(millis, good) in jobs {
             let job = JobRecord {
                 sent_at: 0,
@@ -148,6 +148,7 @@ mod tests {
                 } else {
                     Outcome::Timeout
                 },
+                status: None,
                 latency: Duration::from_millis(millis + 3),
                 send_lag: Duration::from_millis(3),
                 uptime: 99.0,
@@ -158,7 +159,7 @@ mod tests {
             tally.job(
                 &job,
                 (1, &name),
-                &mut terms,
+                &terms,
                 &mut super::super::balance::OrchestratorBalances::default(),
             );
         }

@@ -13,7 +13,7 @@ use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 
 /// All runs of a file.
 #[derive(Debug, Default)]
@@ -257,10 +257,9 @@ fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), RunTerms>, Histo
             })
         });
         let orchestrators: Option<String> = row.get(3)?;
-        let own = orchestrators.map(|own| own.lines().map(str::to_owned).collect());
         all.insert(
             (row.get(0)?, row.get(1)?),
-            RunTerms::new(price.transpose()?, own),
+            RunTerms::new(price.transpose()?, orchestrators.is_some()),
         );
     }
     Ok(all)
@@ -278,7 +277,7 @@ fn read_jobs(
     // In the order in which they were answered.
     let mut statement = connection.prepare(
         "SELECT run, sent_at, agent, capability, outcome, latency_us, send_lag_us, uptime_percent, \
-         orchestrator, balance_wei FROM jobs ORDER BY rowid",
+         orchestrator, balance_wei, status FROM jobs ORDER BY rowid",
     )?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
@@ -319,6 +318,7 @@ fn job<'a>(row: &'a Row<'_>, sent_at: Micros) -> Result<JobRecord<'a>, HistoryEr
             column: "jobs.outcome",
             value: outcome.to_owned(),
         })?,
+        status: row.get(10)?,
         latency: span(5)?,
         send_lag: span(6)?,
         uptime: row.get(7)?,

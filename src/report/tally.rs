@@ -1,6 +1,6 @@
 //! The sums of an agent's jobs. Their size does not depend on the number of jobs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -11,7 +11,7 @@ use super::timeline::Micros;
 use crate::money::{Wei, WeiPerSecond, charged_seconds};
 use crate::runner::events::event::Evidence;
 use crate::runner::rate::claims::job_says;
-use crate::wire::gateway::{Outcome, same_orchestrator_form};
+use crate::wire::outcome::Outcome;
 
 /// The longest latency that is told apart from longer ones.
 const HOUR_MICROS: u64 = 3_600_000_000;
@@ -24,6 +24,8 @@ pub struct JobRecord<'a> {
     pub sent_at: Micros,
     /// What came of it.
     pub outcome: Outcome,
+    /// The HTTP status, if there was an answer.
+    pub status: Option<u16>,
     /// From its slot to its end.
     pub latency: Duration,
     /// From its slot to its sending.
@@ -40,33 +42,20 @@ pub struct JobRecord<'a> {
 #[derive(Debug, Default)]
 pub struct RunTerms {
     price: Option<WeiPerSecond>,
-    own_orchestrators: Option<Vec<String>>,
-    /// Whether an address, as answers name it, is one of its own.
-    is_own: HashMap<String, bool>,
+    /// Whether it was tied to orchestrators that did only its jobs.
+    is_tied: bool,
 }
 
 impl RunTerms {
-    /// With a price, and tied to orchestrators, where there are such.
+    /// With a price, where there is one.
     #[must_use]
-    pub fn new(price: Option<WeiPerSecond>, own_orchestrators: Option<Vec<String>>) -> Self {
-        Self {
-            price,
-            own_orchestrators,
-            is_own: HashMap::new(),
-        }
+    pub fn new(price: Option<WeiPerSecond>, is_tied: bool) -> Self {
+        Self { price, is_tied }
     }
 
     /// What a job says of the agent, as the runner judges it.
-    fn says(&mut self, job: &JobRecord<'_>) -> Option<bool> {
-        let own = self.own_orchestrators.as_ref()?;
-        job_says(job.outcome, job.orchestrator, |by| {
-            if let Some(&known) = self.is_own.get(by) {
-                return known;
-            }
-            let is_own = own.contains(&same_orchestrator_form(by));
-            self.is_own.insert(by.to_owned(), is_own);
-            is_own
-        })
+    fn says(&self, job: &JobRecord<'_>) -> Option<bool> {
+        job_says(job.outcome).filter(|_| self.is_tied)
     }
 }
 
@@ -165,7 +154,7 @@ impl Tally {
         &mut self,
         job: &JobRecord<'_>,
         (capability, name): (i64, &dyn Fn() -> String),
-        terms: &mut RunTerms,
+        terms: &RunTerms,
         balances: &mut OrchestratorBalances,
     ) {
         let good = job.outcome == Outcome::Success;
@@ -181,7 +170,11 @@ impl Tally {
         let _ = jobs.latencies.record(micros.min(HOUR_MICROS));
 
         if let Some(price) = &terms.price {
-            let seconds = charged_seconds(job.latency, job.send_lag);
+            let seconds = if job.outcome.is_charged(job.status) {
+                charged_seconds(job.latency, job.send_lag)
+            } else {
+                0
+            };
             match self.charged.iter_mut().find(|known| known.price == *price) {
                 Some(known) => {
                     known.jobs += 1;

@@ -21,7 +21,7 @@ use crate::runner::send::gateway::{Job, SendJob};
 use crate::runner::uptime::client::{PingEvents, PollError, StreamMessage, UptimeSource};
 use crate::runner::uptime::estimate::{AgentSnapshot, ServerTime};
 use crate::units::{JobsPerMinute, Percent};
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 use crate::wire::ping_system::{HistoryPing, ListedAgent};
 
 pub(crate) fn percent(value: f64) -> Percent {

@@ -13,7 +13,7 @@ use anyhow::anyhow;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Path, Request, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -280,8 +280,7 @@ async fn job(
 ) -> Response {
     let header = match read_header(&headers) {
         Ok(header) => header,
-        // As plain text, like a gateway.
-        Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
+        Err(wrong) => return gateways_error(StatusCode::BAD_REQUEST, &wrong),
     };
     let (latency, failure) = playing.draw();
     // Even a timer of zero length would wait for the next millisecond.
@@ -290,7 +289,7 @@ async fn job(
     }
     match failure {
         None => success(&playing, &header, &route, body.len()),
-        Some(failure) => fail(failure).await,
+        Some(failure) => fail(failure, &header).await,
     }
 }
 
@@ -326,16 +325,32 @@ fn success(playing: &Playing, header: &JobHeader<'_>, route: &str, body_bytes: u
     (headers, Json(body)).into_response()
 }
 
-async fn fail(failure: Failure) -> Response {
-    let bad_request = |text: &'static str| (StatusCode::BAD_REQUEST, text).into_response();
+/// As go-livepeer's `http.Error` writes it.
+fn gateways_error(status: StatusCode, text: &str) -> Response {
+    let headers = [
+        (CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (status, headers, format!("{text}\n")).into_response()
+}
+
+async fn fail(failure: Failure, header: &JobHeader<'_>) -> Response {
     match failure {
         Failure::Status(status) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (status, "the mock fails this job on purpose").into_response()
+            gateways_error(status, "the mock fails this job on purpose")
         }
         Failure::Empty => StatusCode::OK.into_response(),
-        Failure::NoSupply => bad_request("No orchestrators found for capability"),
-        Failure::Unpaid => bad_request("Insufficient balance for job"),
+        Failure::NoSupply => {
+            let text = format!(
+                "No orchestrators found for capability {}",
+                header.capability
+            );
+            gateways_error(StatusCode::BAD_REQUEST, &text)
+        }
+        Failure::Unpaid => {
+            gateways_error(StatusCode::BAD_REQUEST, "Insufficient balance for request")
+        }
         Failure::Hang => std::future::pending().await,
         Failure::Reset => Body::new(Cut { begun: false }).into_response(),
     }

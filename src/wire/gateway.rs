@@ -84,99 +84,6 @@ impl JobHeader<'_> {
     }
 }
 
-/// How a job ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// Status 200 with a body or an orchestrator's name.
-    Success,
-    /// Status 200, no body, no orchestrator: every orchestrator failed (go-livepeer,
-    /// byoc/job_gateway.go: its loop ends without writing).
-    NoOrchestrator,
-    /// No orchestrator offers the capability.
-    NoSupply,
-    /// The gateway's balance does not cover the job.
-    Unpaid,
-    /// The gateway could not parse the job: a fault of the runner or its configuration.
-    Rejected,
-    /// Done, but by an orchestrator that does not belong to the agent.
-    Misrouted,
-    /// Any other status.
-    HttpError,
-    /// No complete answer in time.
-    Timeout,
-    Connect,
-    /// The connection was lost before the answer was complete.
-    Transport,
-}
-
-impl Outcome {
-    /// All outcomes, in the order of their declaration.
-    pub const ALL: [Self; 10] = [
-        Self::Success,
-        Self::NoOrchestrator,
-        Self::NoSupply,
-        Self::Unpaid,
-        Self::Rejected,
-        Self::Misrouted,
-        Self::HttpError,
-        Self::Timeout,
-        Self::Connect,
-        Self::Transport,
-    ];
-
-    /// The name that JSON, metrics and text use.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Success => "success",
-            Self::NoOrchestrator => "no_orchestrator",
-            Self::NoSupply => "no_supply",
-            Self::Unpaid => "unpaid",
-            Self::Rejected => "rejected",
-            Self::Misrouted => "misrouted",
-            Self::HttpError => "http_error",
-            Self::Timeout => "timeout",
-            Self::Connect => "connect",
-            Self::Transport => "transport",
-        }
-    }
-
-    /// The outcome of this name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|outcome| outcome.name() == name)
-    }
-
-    /// Classifies a complete answer. `body_start` is enough of the body to hold an error's text.
-    #[must_use]
-    pub fn of_answer(status: u16, body_start: &[u8], orchestrator: Option<&str>) -> Self {
-        match status {
-            200 if body_start.is_empty() && orchestrator.is_none() => Self::NoOrchestrator,
-            200 => Self::Success,
-            400 => Self::of_bad_request(&String::from_utf8_lossy(body_start).to_ascii_lowercase()),
-            _ => Self::HttpError,
-        }
-    }
-
-    fn of_bad_request(text: &str) -> Self {
-        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        if says(&["no orchestrators found"]) {
-            Self::NoSupply
-        } else if says(&["insufficient balance"]) {
-            Self::Unpaid
-        } else if says(&[
-            "unable to parse",
-            "unable to unmarshal",
-            "no timeout_seconds",
-        ]) {
-            Self::Rejected
-        } else {
-            Self::HttpError
-        }
-    }
-}
-
 /// Normalizes an orchestrator's address so that equal addresses compare equal: `HTTPS://Orch:443` is
 /// `https://orch/`.
 #[must_use]
@@ -195,32 +102,6 @@ pub fn balance_wei(header: &str) -> Option<&str> {
     let digits = header.strip_prefix('-').unwrap_or(header);
     let fits = (1..=78).contains(&digits.len());
     (fits && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(header)
-}
-
-/// Finds the end mark of an event stream, even if it is split across two pieces of the body.
-#[derive(Debug, Default)]
-pub struct DoneMark {
-    matched: usize,
-}
-
-impl DoneMark {
-    const MARK: &'static [u8] = b"[DONE]";
-
-    /// Reads the next piece; true once the mark has been seen.
-    pub fn seen_in(&mut self, piece: &[u8]) -> bool {
-        for &byte in piece {
-            if self.matched == Self::MARK.len() {
-                break;
-            }
-            // The mark's first byte occurs in it only once, so a mismatch starts over.
-            self.matched = if byte == Self::MARK[self.matched] {
-                self.matched + 1
-            } else {
-                usize::from(byte == Self::MARK[0])
-            };
-        }
-        self.matched == Self::MARK.len()
-    }
 }
 
 #[cfg(test)]
@@ -277,54 +158,6 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_the_meaning_that_the_contract_gives_it() {
-        for (status, body, orchestrator, outcome) in [
-            (200, "{}", None, Outcome::Success),
-            (200, "", Some("https://orch-1:8935"), Outcome::Success),
-            (200, "", None, Outcome::NoOrchestrator),
-            (201, "{}", None, Outcome::HttpError),
-            (204, "", None, Outcome::HttpError),
-            (301, "", None, Outcome::HttpError),
-            (
-                400,
-                "No orchestrators found for capability x",
-                None,
-                Outcome::NoSupply,
-            ),
-            (
-                400,
-                r#"{"detail":"Insufficient balance for job"}"#,
-                None,
-                Outcome::Unpaid,
-            ),
-            (400, "Unable to parse job request", None, Outcome::Rejected),
-            (
-                400,
-                "Unable to unmarshal job parameters",
-                None,
-                Outcome::Rejected,
-            ),
-            (400, "no timeout_seconds set", None, Outcome::Rejected),
-            (400, "bad", None, Outcome::HttpError),
-            (500, "No orchestrators found", None, Outcome::HttpError),
-        ] {
-            assert_eq!(
-                Outcome::of_answer(status, body.as_bytes(), orchestrator),
-                outcome,
-                "{status} {body}"
-            );
-        }
-    }
-
-    #[test]
-    fn outcomes_are_listed_by_their_own_index_and_named_as_serde_does() {
-        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
-            assert_eq!(outcome as usize, index);
-            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.name());
-        }
-    }
-
-    #[test]
     fn equal_orchestrators_compare_equal() {
         for same in ["https://orch:443/", "HTTPS://ORCH", "https://orch"] {
             assert_eq!(same_orchestrator_form(same), "https://orch", "{same}");
@@ -357,21 +190,6 @@ mod tests {
             r#"{"id":"4f33dcc5-f472-4147-97f4-5909909de4f0","request":"{\"run\": \"agent-net\"}","parameters":"{}","capability":"agent-net","timeout_seconds":30}"#,
         ])) {
             let _ = JobHeader::decode(STANDARD.encode(json).as_bytes());
-        }
-
-        #[test]
-        fn the_end_mark_is_found_however_the_body_is_cut(
-            text in "[\\[DONE\\]x]{0,24}", cuts in prop::collection::vec(0..24_usize, 0..6),
-        ) {
-            let mut mark = DoneMark::default();
-            let mut seen = false;
-            let mut cuts: Vec<usize> = cuts.into_iter().filter(|&cut| cut <= text.len()).collect();
-            cuts.extend([0, text.len()]);
-            cuts.sort_unstable();
-            for pair in cuts.windows(2) {
-                seen = mark.seen_in(&text.as_bytes()[pair[0]..pair[1]]);
-            }
-            prop_assert_eq!(seen, text.contains("[DONE]"));
         }
     }
 }

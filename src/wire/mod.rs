@@ -4,4 +4,6 @@ pub mod agent;
 pub(crate) mod coverage;
 pub(crate) mod event_stream;
 pub mod gateway;
+pub mod job_stream;
+pub mod outcome;
 pub mod ping_system;

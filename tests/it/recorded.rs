@@ -1,5 +1,6 @@
 //! The real binary against answers that real servers gave.
 
+use std::io::Write;
 use std::process::Command;
 
 use serde_json::Value;
@@ -8,7 +9,7 @@ use wiremock::{Mock, MockServer};
 
 use crate::support::ping_system::PingSystemProcess;
 use crate::support::recorded::Recorded;
-use crate::support::{PingSystem, Runner, binary, instant};
+use crate::support::{PingSystem, RawServer, Runner, binary, instant};
 
 /// Recorded pings are old by now.
 const FOR_EVER: &str = "36500d";
@@ -20,38 +21,72 @@ async fn serving(matched: wiremock::MockBuilder, recorded: &Recorded) -> MockSer
     server
 }
 
-/// A job for each answer of a gateway that an HTTP server can give: it is counted once, and keeps the
-/// answer's status, orchestrator and balance.
+/// A job for each answer of a gateway: it is counted once, means what the answer means, and keeps its status, orchestrator
+/// and balance.
 #[tokio::test]
 async fn each_answer_of_a_gateway_makes_one_job() {
     let pings = PingSystem::start(99.5);
     for (name, recorded) in Recorded::all("gateway") {
-        if recorded.then.is_some() {
-            continue;
-        }
-        let route = path("/gateway/process/request/agent-net");
-        let gateway = serving(Mock::given(method("POST")).and(route), &recorded).await;
         let arguments = ["--rate", "6000", "--max-jobs", "1", "--timeout", "20s"];
-        let finished = Runner::start(&pings.url(), &gateway.uri(), &arguments).finish();
+        let run = |gateway: &str| Runner::start(&pings.url(), gateway, &arguments).finish();
+        let finished = if recorded.then.is_some() {
+            run(&flooding(&recorded).url())
+        } else {
+            let route = path("/gateway/process/request/agent-net");
+            let gateway = serving(Mock::given(method("POST")).and(route), &recorded).await;
+            let finished = run(&gateway.uri());
+            let requests = gateway.received_requests().await.unwrap();
+            assert_eq!(requests.len(), 1, "{name}");
+            finished
+        };
         assert!(finished.status.success(), "{name}: {}", finished.stderr);
         let jobs = finished.of_kind("job");
         let [job] = jobs[..] else {
             panic!("{name}: {jobs:?}")
         };
-        let requests = gateway.received_requests().await.unwrap();
-        assert_eq!(requests.len(), 1, "{name}");
+        assert_eq!(job["outcome"], recorded.outcome, "{name}: {job}");
+        assert_eq!(
+            job["error"].is_null(),
+            recorded.outcome == "success",
+            "{name}"
+        );
         assert_eq!(job["status"], recorded.status, "{name}");
-        let text = |header| match recorded.header(header) {
-            Some("") | None => Value::Null,
-            Some(value) => value.into(),
-        };
-        assert_eq!(job["orchestrator"], text("X-Orchestrator-Url"), "{name}");
-        assert_eq!(job["balance_wei"], text("Livepeer-Balance"), "{name}");
+        let text = |value: Option<&str>| value.filter(|value| !value.is_empty()).map(Value::from);
+        let orchestrator = text(recorded.header("X-Orchestrator-Url"));
+        assert_eq!(
+            job["orchestrator"],
+            orchestrator.unwrap_or_default(),
+            "{name}"
+        );
+        // A stream tells it before its end.
+        let told = recorded.body.split_once("{\"balance\": ").map(|(_, rest)| {
+            let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+            Value::from(digits)
+        });
+        let balance = told.or(text(recorded.header("Livepeer-Balance")));
+        assert_eq!(job["balance_wei"], balance.unwrap_or_default(), "{name}");
         let gpu_check = &finished.summary()["capabilities"]["gpu-check"];
         assert_eq!(gpu_check["attempts"], 1, "{name}");
         let status = recorded.status.to_string();
         assert_eq!(gpu_check["status_codes"][&status], 1, "{name}");
+        assert_eq!(gpu_check["outcomes"][&recorded.outcome], 1, "{name}");
     }
+}
+
+/// A gateway that never ends its answer: its body, then the same bytes until the client goes.
+fn flooding(recorded: &Recorded) -> RawServer {
+    let headers = recorded.headers.iter();
+    let lines: Vec<String> = headers
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let (status, lines, body) = (recorded.status, lines.concat(), &recorded.body);
+    let head = format!("HTTP/1.1 {status} X\r\n{lines}\r\n{body}");
+    let then = recorded.then.as_ref().expect("what follows");
+    let flood = then["repeat"].as_str().unwrap().repeat(64);
+    RawServer::start(move |stream, _| {
+        let _ = stream.write_all(head.as_bytes());
+        while stream.write_all(flood.as_bytes()).is_ok() {}
+    })
 }
 
 /// What the orchestrators of live runners answer is kept for the runner that will ask them; here it is

@@ -16,7 +16,7 @@ use crate::runner::events::database::AgentTerms;
 use crate::runner::rate::controller::RateController;
 use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
-use crate::runner::send::capability::{self, JobPicker};
+use crate::runner::send::capability::{self, Capability, JobPicker};
 use crate::runner::send::gateway::Gateway;
 use crate::runner::send::timer::PreciseTimer;
 use crate::runner::uptime::client::PingSystem;
@@ -129,13 +129,7 @@ impl Fleet {
             budgets.open(index, agent.budget.clone());
         }
         let agent_id: Arc<str> = agent.id.as_str().into();
-        let orchestrators: Vec<String> = agent
-            .orchestrators
-            .iter()
-            .map(|address| same_orchestrator_form(address))
-            .collect();
-        let own = own_orchestrators(agent);
-        let job_stats = Arc::new(JobStats::new(own, self.config.ping.window));
+        let job_stats = Arc::new(JobStats::new(agent.is_tied, self.config.ping.window));
         let base_rate = self.config.base_rate(agent);
         let target = self
             .shared
@@ -149,7 +143,6 @@ impl Fleet {
                 0.0
             }
         });
-        let parameters = capability::parameters(&agent.orchestrators);
         let submitter = Submitter {
             agent: index,
             agent_id: Arc::clone(&agent_id),
@@ -158,9 +151,10 @@ impl Fleet {
                 .gateway
                 .capabilities
                 .iter()
-                .map(|capability| capability.prepare(&parameters))
+                .map(Capability::prepare)
                 .collect(),
-            orchestrators: orchestrators.into(),
+            parameters: capability::parameters(&agent.orchestrators),
+            turns: 0,
             price: self.config.price(agent).cloned(),
             job_stats: Arc::clone(&job_stats),
             stop: stop.clone(),

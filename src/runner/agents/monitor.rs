@@ -303,7 +303,7 @@ mod tests {
     use crate::runner::rate::policy::Policy;
     use crate::runner::testing::{PollResult, ScriptedPings, ToldPing, percent, recorder};
     use crate::units::JobsPerMinute;
-    use crate::wire::gateway::Outcome;
+    use crate::wire::outcome::Outcome;
 
     const INTERVAL: Duration = Duration::from_secs(10);
     const STALE_AFTER: Duration = Duration::from_secs(25);
@@ -331,7 +331,7 @@ mod tests {
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         let (recorder, sink) = recorder(60);
         let rates = RateController::new(policy.clone(), Sharing::Own);
-        let job_stats = Arc::new(JobStats::new(None, INTERVAL));
+        let job_stats = Arc::new(JobStats::new(false, INTERVAL));
         let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), job_stats);
         let stop = CancellationToken::new();
         let monitor = monitor(&recorder, &rates);
@@ -581,7 +581,7 @@ mod tests {
         ] {
             let (recorder, sink) = recorder(60);
             let window = Duration::from_hours(1);
-            let job_stats = Arc::new(JobStats::new(Some(Vec::new()), window));
+            let job_stats = Arc::new(JobStats::new(true, window));
             for n in 0..100 {
                 let outcome = if n % 12 == 0 {
                     Outcome::Timeout

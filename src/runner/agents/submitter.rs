@@ -83,8 +83,10 @@ pub(crate) struct Submitter<G> {
     pub agent_id: Arc<str>,
     /// By capability.
     pub templates: Vec<JobTemplate>,
-    /// The orchestrators that may do the jobs; any if this is empty.
-    pub orchestrators: Arc<[String]>,
+    /// Which orchestrators may do a job; the jobs take turns.
+    pub parameters: Vec<String>,
+    /// The number of jobs so far, for their turns.
+    pub turns: usize,
     /// The price of a second of compute, if it is known.
     pub price: Option<WeiPerSecond>,
     pub job_stats: Arc<JobStats>,
@@ -296,12 +298,13 @@ impl<G: SendJob> Submitter<G> {
             timestamp: unix_seconds(Utc::now()),
         });
         let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
+        let parameters = &self.parameters[self.turns % self.parameters.len()];
+        self.turns = self.turns.wrapping_add(1);
         let job = Job {
             capability: index,
-            header: template.header(job_id, granted),
+            header: template.header(job_id, granted, parameters),
             body,
             timeout: shared.timeouts[index.0].min(paid),
-            orchestrators: Arc::clone(&self.orchestrators),
         };
         shared.events.record(&Event::Sent);
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
@@ -311,7 +314,11 @@ impl<G: SendJob> Submitter<G> {
             let ts = Utc::now();
             let answer = shared.gateway.send(job).await;
             let latency = slot.elapsed();
-            let charged = charged_seconds(latency, send_lag);
+            let charged = if answer.outcome.is_charged(answer.status) {
+                charged_seconds(latency, send_lag)
+            } else {
+                0
+            };
             if let (Some(budgets), Some(price)) = (&shared.budgets, &price) {
                 budgets.settle(agent, price, granted, charged);
             }
@@ -386,7 +393,7 @@ mod tests {
             let (recorder, sink) = recorder(rate);
             let gateway = SlowGateway::new(latency);
             let rates = Arc::new(RateController::new(Policy::default(), Sharing::Own));
-            let job_stats = Arc::new(JobStats::new(None, SECOND));
+            let job_stats = Arc::new(JobStats::new(false, SECOND));
             let base = JobsPerMinute::new(rate);
             let target = rates.add(AgentIndex(0), base, Arc::clone(&job_stats));
             let shared = Arc::new(SubmitterContext {
@@ -403,8 +410,9 @@ mod tests {
             let submitter = Submitter {
                 agent: AgentIndex(0),
                 agent_id: "agent-001".into(),
-                templates: vec![Capability::built_in()[0].prepare("{}")],
-                orchestrators: Arc::new([]),
+                templates: vec![Capability::built_in()[0].prepare()],
+                parameters: vec!["{}".to_owned()],
+                turns: 0,
                 price: "1".parse().ok(),
                 job_stats,
                 stop: shared.stop.clone(),

@@ -15,7 +15,7 @@ use crate::money::Wei;
 use crate::runner::events::event::PingStats;
 use crate::runner::roster::{AgentIndex, Roster};
 use crate::units::{JobsPerMinute, Percent, milliseconds};
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 
 /// What a run has done so far.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use crate::runner::events::output::text::TextOutput;
 use crate::runner::events::output::writer::Writer;
 use crate::runner::roster::{AgentIndex, Roster};
 use crate::units::Percent;
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 
 /// Receives the events of all tasks of a run.
 #[derive(Debug)]

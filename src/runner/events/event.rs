@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::money::Wei;
 use crate::runner::roster::{AgentIndex, CapabilityIndex};
 use crate::units::{JobsPerMinute, Percent};
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 
 /// Something that happened in a run.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use prometheus::{
 
 use super::event::Event;
 use crate::runner::roster::{AgentIndex, Roster};
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 
 /// In seconds: from a busy GPU's shortest answers to the longest usual timeout.
 const DURATION_BUCKETS: [f64; 14] = [

@@ -9,7 +9,7 @@
 use super::policy::Policy;
 use crate::runner::events::event::{Contradiction, Evidence};
 use crate::units::Percent;
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::{Outcome, Testimony};
 
 /// Fewer jobs than this prove nothing.
 pub(crate) const LEAST_JOBS: u64 = 50;
@@ -18,29 +18,15 @@ pub(crate) const LARGEST_CHANCE: f64 = 1e-4;
 /// One job in a thousand may fail on any GPU, even where an uptime of 100 % is claimed.
 const HIGHEST_CLAIM: f64 = 0.999;
 
-fn says_of_agent(outcome: Outcome) -> Option<bool> {
-    match outcome {
-        Outcome::Success => Some(true),
-        Outcome::NoOrchestrator | Outcome::HttpError | Outcome::Timeout | Outcome::Transport => {
-            Some(false)
-        }
-        Outcome::NoSupply
-        | Outcome::Unpaid
-        | Outcome::Rejected
-        | Outcome::Misrouted
-        | Outcome::Connect => None,
-    }
-}
-
 /// What a job says of an agent that is tied to orchestrators of its own: whether it did it or failed it,
-/// `None` where it says nothing. `by` is the orchestrator that the answer names.
+/// `None` where it says nothing. Its jobs can go nowhere else, whatever the orchestrators call themselves.
 #[must_use]
-pub(crate) fn job_says(
-    outcome: Outcome,
-    by: Option<&str>,
-    is_one_of_its_own: impl FnOnce(&str) -> bool,
-) -> Option<bool> {
-    says_of_agent(outcome).filter(|_| by.is_none_or(is_one_of_its_own))
+pub(crate) fn job_says(outcome: Outcome) -> Option<bool> {
+    match outcome.testimony() {
+        Testimony::For => Some(true),
+        Testimony::Against => Some(false),
+        Testimony::Nothing => None,
+    }
 }
 
 /// Whether the evidence contradicts the tier that an uptime claims; under the last one nothing is
@@ -119,28 +105,6 @@ mod tests {
         assert!(of(TIERS, 100.0, 50, 0).is_some());
         assert_eq!(of("proportional:1", 100.0, 1000, 997), None);
         assert!(of("linear:90..100", 97.0, 1000, 900).is_some());
-    }
-
-    #[test]
-    fn outcomes_of_others_making_say_nothing() {
-        let says = |outcome, by| job_says(outcome, by, |by| by == "https://mine");
-        let mine = Some("https://mine");
-        for (outcome, by, expected) in [
-            (Outcome::Success, mine, Some(true)),
-            (Outcome::HttpError, mine, Some(false)),
-            (Outcome::HttpError, None, Some(false)),
-            (Outcome::HttpError, Some("https://other"), None),
-            (Outcome::NoOrchestrator, None, Some(false)),
-            (Outcome::Timeout, None, Some(false)),
-            (Outcome::Transport, mine, Some(false)),
-            (Outcome::Misrouted, Some("https://other"), None),
-            (Outcome::NoSupply, None, None),
-            (Outcome::Unpaid, None, None),
-            (Outcome::Rejected, None, None),
-            (Outcome::Connect, None, None),
-        ] {
-            assert_eq!(says(outcome, by), expected, "{outcome:?} {by:?}");
-        }
     }
 
     /// P(at most `good` of `jobs`), exactly, term by term.

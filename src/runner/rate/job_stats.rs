@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::allocation::Performance;
 use super::claims::job_says;
 use crate::runner::events::event::{Evidence, JobAnswer};
-use crate::wire::gateway::{Outcome, same_orchestrator_form};
+use crate::wire::outcome::Outcome;
 
 /// Jobs from which the performance is computed.
 const RECENT_JOBS: usize = 128;
@@ -20,8 +20,8 @@ const PARTS: u32 = 60;
 /// One agent's statistics.
 #[derive(Debug)]
 pub(crate) struct JobStats {
-    /// The orchestrators that do only this agent's jobs: their answers are evidence about it.
-    orchestrators: Option<Vec<String>>,
+    /// Whether it is tied to orchestrators that do only its jobs: what becomes of them is evidence about it.
+    is_tied: bool,
     window: Duration,
     jobs: Mutex<RecentJobs>,
 }
@@ -34,12 +34,11 @@ struct RecentJobs {
 }
 
 impl JobStats {
-    /// Of an agent that is tied to `orchestrators`, in the form of [`same_orchestrator_form`], alone;
-    /// evidence counts for `window`.
+    /// Of an agent that may be tied to orchestrators alone; evidence counts for `window`.
     #[must_use]
-    pub(crate) fn new(orchestrators: Option<Vec<String>>, window: Duration) -> Self {
+    pub(crate) fn new(is_tied: bool, window: Duration) -> Self {
         Self {
-            orchestrators,
+            is_tied,
             window,
             jobs: Mutex::default(),
         }
@@ -53,11 +52,10 @@ impl JobStats {
         }
         let success = answer.outcome == Outcome::Success;
         jobs.recent.push_back((success, latency));
-        let Some(own) = &self.orchestrators else {
+        if !self.is_tied {
             return;
-        };
-        let is_own = |by: &str| own.contains(&same_orchestrator_form(by));
-        let Some(good) = job_says(answer.outcome, answer.orchestrator.as_deref(), is_own) else {
+        }
+        let Some(good) = job_says(answer.outcome) else {
             return;
         };
         let part = self.window / PARTS;
@@ -133,10 +131,7 @@ mod tests {
 
     #[test]
     fn evidence_leaves_with_the_window() {
-        let record = JobStats::new(
-            Some(vec!["https://mine".to_owned()]),
-            Duration::from_mins(1),
-        );
+        let record = JobStats::new(true, Duration::from_mins(1));
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         for second in 0..10 {
@@ -161,7 +156,7 @@ mod tests {
 
     #[test]
     fn without_orchestrators_of_its_own_nothing_is_evidence() {
-        let record = JobStats::new(None, Duration::from_mins(1));
+        let record = JobStats::new(false, Duration::from_mins(1));
         let now = Instant::now();
         record.job(&answer(Outcome::Success), Duration::from_secs(1), now);
         assert_eq!(record.evidence(now), Evidence::default());
@@ -169,7 +164,7 @@ mod tests {
 
     #[test]
     fn performance_is_that_of_the_last_jobs() {
-        let record = JobStats::new(None, Duration::from_mins(1));
+        let record = JobStats::new(false, Duration::from_mins(1));
         let job = |outcome, millis| {
             record.job(
                 &answer(outcome),

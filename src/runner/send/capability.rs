@@ -91,14 +91,14 @@ impl Capability {
         Duration::from_secs(self.timeout_seconds.into()) + TIMEOUT_MARGIN
     }
 
-    /// The parts that all jobs of an agent have in common, with its `parameters`.
+    /// The parts that all jobs have in common.
     #[must_use]
-    pub fn prepare(&self, parameters: &str) -> JobTemplate {
+    pub fn prepare(&self) -> JobTemplate {
         JobTemplate {
             header: JobHeader {
                 id: Uuid::nil(),
                 request: json!({ "run": self.run }).to_string().into(),
-                parameters: parameters.to_owned().into(),
+                parameters: "{}".into(),
                 capability: self.capability.clone().into(),
                 timeout_seconds: self.timeout_seconds,
             },
@@ -115,13 +115,12 @@ pub struct JobTemplate {
 }
 
 impl JobTemplate {
-    /// The value of the job header of a job that may run for `seconds` at most, and never longer than
-    /// its capability says.
+    /// The value of the job header of a job with these `parameters` that may run for `seconds` at most, and never longer
+    /// than its capability says.
     #[must_use]
-    pub fn header(&self, job_id: Uuid, seconds: u64) -> String {
+    pub fn header(&self, job_id: Uuid, seconds: u64, parameters: &str) -> String {
         let JobHeader {
             request,
-            parameters,
             capability,
             timeout_seconds,
             ..
@@ -144,13 +143,16 @@ impl JobTemplate {
     }
 }
 
-/// The job header's `parameters` of an agent that is tied to orchestrators.
+/// The job header's `parameters` of an agent's jobs, which take turns: each names exactly one of its orchestrators, byte for
+/// byte as the operator wrote it, since the gateway compares bytes. One that may choose goes on to the next orchestrator
+/// after each failure, and after each stream.
 #[must_use]
-pub(crate) fn parameters(orchestrators: &[String]) -> String {
+pub(crate) fn parameters(orchestrators: &[String]) -> Vec<String> {
     if orchestrators.is_empty() {
-        return "{}".to_owned();
+        return vec!["{}".to_owned()];
     }
-    json!({ "orchestrators": { "include": orchestrators } }).to_string()
+    let one = |address| json!({ "orchestrators": { "include": [address] } }).to_string();
+    orchestrators.iter().map(one).collect()
 }
 
 /// The repeatable random choice of an agent's capabilities and payloads.
@@ -232,11 +234,15 @@ mod tests {
     }
 
     #[test]
-    fn an_agents_orchestrators_are_all_that_the_gateway_may_use() {
-        assert_eq!(parameters(&[]), "{}");
+    fn each_job_may_go_to_one_of_an_agents_orchestrators() {
+        assert_eq!(parameters(&[]), ["{}"]);
+        let addresses = ["https://orch-1.example:8935/", "HTTPS://orch-2"].map(str::to_owned);
         assert_eq!(
-            parameters(&["https://orch-1.example:8935".to_owned()]),
-            r#"{"orchestrators":{"include":["https://orch-1.example:8935"]}}"#
+            parameters(&addresses),
+            [
+                r#"{"orchestrators":{"include":["https://orch-1.example:8935/"]}}"#,
+                r#"{"orchestrators":{"include":["HTTPS://orch-2"]}}"#,
+            ]
         );
     }
 

@@ -1,19 +1,22 @@
 //! Sends one job to the gateway and tells what came of it.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use reqwest::{Client, Response, StatusCode, Url};
 
 use crate::net::client::root_cause;
 use crate::runner::events::event::JobAnswer;
 use crate::runner::roster::CapabilityIndex;
 use crate::wire::gateway::{
-    BALANCE_HEADER, DoneMark, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, Outcome,
-    balance_wei, same_orchestrator_form,
+    BALANCE_HEADER, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, balance_wei,
 };
+use crate::wire::job_stream::{JobStream, StreamState};
+use crate::wire::outcome::{self, AnswerHead, Outcome};
 
 /// The longest answer that is read to its end.
 const MAX_BODY_BYTES: u64 = 256 << 20;
@@ -32,8 +35,6 @@ pub(crate) struct Job {
     pub body: Vec<u8>,
     /// The longest wait for the whole answer.
     pub timeout: Duration,
-    /// Who may do it, in [`same_orchestrator_form`]; empty for anybody.
-    pub orchestrators: Arc<[String]>,
 }
 
 /// Where jobs go: the gateway, or a test's stand-in.
@@ -66,7 +67,12 @@ impl Gateway {
         }
     }
 
-    async fn exchange(&self, job: Job) -> Result<JobAnswer, JobAnswer> {
+    /// Sends a job and reads its answer. What a stream has said is kept in `stream`, also where this is cancelled.
+    async fn exchange(
+        &self,
+        job: Job,
+        stream: &mut Option<JobStream>,
+    ) -> Result<JobAnswer, JobAnswer> {
         let header = HeaderValue::try_from(job.header)
             .expect("base64 has only characters that a header may have");
         let mut request = self
@@ -85,13 +91,16 @@ impl Gateway {
         answer.orchestrator = kept.orchestrator;
         answer.balance_wei = kept.balance_wei;
         answer.metadata = kept.metadata;
-        match read_body(response).await {
-            Ok(start) => classify(&mut answer, &start, &job.orchestrators),
-            Err(Unread { outcome, error }) => {
-                answer.outcome = outcome;
-                answer.error = Some(error);
-            }
-        }
+        let result = if is_stream(&response) {
+            read_stream(response, stream.insert(JobStream::default())).await
+        } else {
+            let has_orchestrator = answer.orchestrator.is_some();
+            read_whole(response, has_orchestrator).await
+        };
+        (answer.outcome, answer.error) = match result {
+            Ok(result) => result,
+            Err(Unread { outcome, error }) => (outcome, Some(error)),
+        };
         Ok(answer)
     }
 }
@@ -99,13 +108,27 @@ impl Gateway {
 impl SendJob for Gateway {
     async fn send(&self, job: Job) -> JobAnswer {
         let timeout = job.timeout;
-        match tokio::time::timeout(timeout, self.exchange(job)).await {
+        let mut stream = None;
+        let exchange = tokio::time::timeout(timeout, self.exchange(job, &mut stream)).await;
+        let mut answer = match exchange {
             Ok(Ok(answer) | Err(answer)) => answer,
             Err(_) => JobAnswer::failure(
                 Outcome::Timeout,
                 format!("no whole answer in {}s", timeout.as_secs_f64()),
             ),
+        };
+        let Some(stream) = stream else {
+            return answer;
+        };
+        // Whatever follows: the first thing that went wrong is what it was.
+        if let Some((outcome, reason)) = stream.verdict() {
+            answer.outcome = outcome;
+            answer.error = Some(shown(&reason));
         }
+        if let Some(balance_wei) = stream.balance_wei() {
+            answer.balance_wei = Some(balance_wei.to_owned());
+        }
+        answer
     }
 }
 
@@ -130,42 +153,44 @@ impl KeptHeaders {
     }
 }
 
-/// Tells the outcome of a whole answer.
-fn classify(answer: &mut JobAnswer, body_start: &[u8], orchestrators: &[String]) {
-    let status = answer.status.unwrap_or_default();
-    answer.outcome = Outcome::of_answer(status, body_start, answer.orchestrator.as_deref());
-    answer.error = match answer.outcome {
-        Outcome::Success => misrouted(answer.orchestrator.as_deref(), orchestrators),
-        Outcome::NoOrchestrator => Some("empty answer: all orchestrators failed".to_owned()),
-        _ => Some(said(status, body_start)),
+/// The outcome of an answer, and why it is none of the good ones.
+type Judged = (Outcome, Option<String>);
+
+/// Tells the outcome of a whole answer that is no stream.
+fn judge(head: AnswerHead<'_>, body: &[u8]) -> Judged {
+    let outcome = outcome::of_answer(head, body);
+    let said = || said(head.status, body);
+    let error = match outcome {
+        Outcome::Success => None,
+        Outcome::NoOrchestrator => Some(
+            "empty answer: all orchestrators failed, or the gateway could not pay them".to_owned(),
+        ),
+        Outcome::BadGateway if outcome::is_wrong_path(head.status, body) => Some(
+            "404 page not found: --gateway-prefix, the port or the address is wrong".to_owned(),
+        ),
+        Outcome::BadGateway => Some(format!("not the gateway's answer: {}", said())),
+        _ => Some(said()),
     };
-    if answer.outcome == Outcome::Success && answer.error.is_some() {
-        answer.outcome = Outcome::Misrouted;
-    }
+    (outcome, error)
 }
 
-fn misrouted(by: Option<&str>, orchestrators: &[String]) -> Option<String> {
-    let by = by?;
-    let elsewhere =
-        !orchestrators.is_empty() && !orchestrators.contains(&same_orchestrator_form(by));
-    elsewhere.then(|| format!("done by {by}, expected {}", orchestrators.join(" or ")))
-}
-
-/// An error's text for one line of a log or terminal.
-fn said(status: u16, body_start: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body_start);
+/// A text of another program for one line of a log or terminal.
+fn shown(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control());
-    let line = words
-        .filter(|word| !word.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    words.join(" ").chars().take(SHOWN_CHARS).collect()
+}
+
+/// What an answer says, or its status means, for one line.
+fn said(status: u16, body_start: &[u8]) -> String {
+    let line = shown(&String::from_utf8_lossy(body_start));
     if line.is_empty() {
         let reason = StatusCode::from_u16(status)
             .ok()
             .and_then(|s| s.canonical_reason());
         reason.unwrap_or("no text").to_owned()
     } else {
-        line.chars().take(SHOWN_CHARS).collect()
+        line
     }
 }
 
@@ -174,53 +199,89 @@ struct Unread {
     error: String,
 }
 
-/// Reads the body to its end, or to the end mark of an event stream, and throws it away but for its
-/// start: all that is needed of an error's text, one byte of a success.
-async fn read_body(mut response: Response) -> Result<Vec<u8>, Unread> {
-    let kept_bytes = if response.status() == StatusCode::OK {
-        1
-    } else {
-        KEPT_BYTES
-    };
-    let content_type = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .map(HeaderValue::as_bytes);
-    let is_stream = response.status() == StatusCode::OK
-        && content_type.is_some_and(|t| t.to_ascii_lowercase().starts_with(b"text/event-stream"));
-    let lost = |error: String| Unread {
-        outcome: Outcome::Transport,
-        error,
-    };
-    let mut mark = DoneMark::default();
-    let mut start = Vec::new();
+fn is_stream(response: &Response) -> bool {
+    let content_type = response.headers().get(CONTENT_TYPE);
+    let content_type = content_type.map(|kind| kind.as_bytes().to_ascii_lowercase());
+    response.status() == StatusCode::OK
+        && content_type.is_some_and(|kind| kind.starts_with(b"text/event-stream"))
+}
+
+/// Reads pieces until `take` says that these were enough.
+async fn read_pieces(
+    response: &mut Response,
+    mut take: impl FnMut(&[u8]) -> bool,
+) -> Result<(), Unread> {
     let mut read: u64 = 0;
-    loop {
-        let piece = response.chunk().await.map_err(|error| Unread {
-            outcome: if error.is_timeout() {
-                Outcome::Timeout
-            } else {
-                Outcome::Transport
-            },
-            error: root_cause(&error),
-        })?;
-        let Some(piece) = piece else { break };
+    while let Some(piece) = response.chunk().await.map_err(|error| Unread {
+        outcome: if error.is_timeout() {
+            Outcome::Timeout
+        } else {
+            Outcome::Transport
+        },
+        error: root_cause(&error),
+    })? {
         read += piece.len() as u64;
         if read > MAX_BODY_BYTES {
             return Err(lost(format!("answer over {} MiB", MAX_BODY_BYTES >> 20)));
         }
-        let wanted = kept_bytes.saturating_sub(start.len()).min(piece.len());
-        start.extend_from_slice(&piece[..wanted]);
-        // A gateway goes on with the next orchestrator, or with empty lines without end: dropping
-        // the response closes the connection.
-        if is_stream && mark.seen_in(&piece) {
-            return Ok(start);
+        if take(&piece) {
+            return Ok(());
         }
     }
-    if is_stream {
-        return Err(lost("event stream ended before [DONE]".to_owned()));
+    Ok(())
+}
+
+fn lost(error: String) -> Unread {
+    Unread {
+        outcome: Outcome::Transport,
+        error,
     }
-    Ok(start)
+}
+
+/// Reads the body to its end and throws it away but for its start: all that is needed of an error's text, one byte of a
+/// success.
+async fn read_whole(mut response: Response, has_orchestrator: bool) -> Result<Judged, Unread> {
+    let headers = response.headers();
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::to_owned);
+    let content_type = text(CONTENT_TYPE);
+    let has_nosniff =
+        text(X_CONTENT_TYPE_OPTIONS).is_some_and(|kind| kind.eq_ignore_ascii_case("nosniff"));
+    let has_retry_after = headers.contains_key(RETRY_AFTER);
+    let status = response.status().as_u16();
+    let kept_bytes = if status == 200 { 1 } else { KEPT_BYTES };
+    let mut start: Vec<u8> = Vec::new();
+    read_pieces(&mut response, |piece| {
+        let wanted = kept_bytes.saturating_sub(start.len()).min(piece.len());
+        start.extend_from_slice(&piece[..wanted]);
+        false
+    })
+    .await?;
+    let head = AnswerHead {
+        status,
+        content_type: content_type.as_deref(),
+        has_nosniff,
+        has_retry_after,
+        has_orchestrator,
+    };
+    Ok(judge(head, &start))
+}
+
+/// Reads a stream to its end mark. A gateway goes on with the next orchestrator, or with empty lines without end: dropping
+/// the response closes the connection.
+async fn read_stream(mut response: Response, stream: &mut JobStream) -> Result<Judged, Unread> {
+    let mut state = StreamState::GoesOn;
+    read_pieces(&mut response, |piece| {
+        state = stream.push(piece);
+        state != StreamState::GoesOn
+    })
+    .await?;
+    match state {
+        StreamState::Done => Ok((Outcome::Success, None)),
+        StreamState::Cut => Err(lost(
+            "event stream was cut: only empty lines came".to_owned(),
+        )),
+        StreamState::GoesOn => Err(lost("event stream ended before [DONE]".to_owned())),
+    }
 }
 
 fn failure(error: &reqwest::Error) -> JobAnswer {
@@ -247,24 +308,5 @@ mod tests {
         assert_eq!(said(502, b" \n"), "Bad Gateway");
         assert_eq!(said(599, b""), "no text");
         assert!(said(500, &vec![b'x'; 8192]).len() <= SHOWN_CHARS);
-    }
-
-    #[test]
-    fn another_orchestrator_than_the_agents_is_misrouted() {
-        let own = vec![same_orchestrator_form("https://orch-1:8935/")];
-        let outcome = |by: Option<&str>, orchestrators: &[String]| {
-            let mut answer = JobAnswer::failure(Outcome::Transport, String::new());
-            answer.status = Some(200);
-            answer.orchestrator = by.map(str::to_owned);
-            classify(&mut answer, b"{", orchestrators);
-            answer.outcome
-        };
-        assert_eq!(outcome(Some("https://orch-1:8935"), &own), Outcome::Success);
-        assert_eq!(
-            outcome(Some("https://orch-2:8935"), &own),
-            Outcome::Misrouted
-        );
-        assert_eq!(outcome(Some("https://orch-2:8935"), &[]), Outcome::Success);
-        assert_eq!(outcome(None, &own), Outcome::Success);
     }
 }

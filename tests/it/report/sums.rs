@@ -10,7 +10,7 @@ use uptime_runner::report::history::{ReadOptions, RecordedRuns};
 use uptime_runner::report::period::Period;
 use uptime_runner::report::statement::{Statement, statements};
 use uptime_runner::report::summary::{Queries, Report};
-use uptime_runner::wire::gateway::Outcome;
+use uptime_runner::wire::outcome::Outcome;
 
 /// The length of a run in seconds; everything happens at whole seconds.
 const LENGTH: i64 = 400;
@@ -189,6 +189,7 @@ fn check(
     }
     let charged: u64 = jobs
         .iter()
+        .filter(|(_, outcome, ..)| outcome.is_charged(Some(200)))
         .map(|(_, _, latency, _)| {
             let latency = Duration::from_millis(latency.unsigned_abs());
             latency.as_millis().div_ceil(1000)

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::support::{RawServer, Runner, free_port, get, good_gateway, respond, wait_until};
+use crate::support::{OWN, RawServer, Runner, free_port, get, good_gateway, respond, wait_until};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
@@ -249,7 +249,7 @@ fn half_good_gateway() -> RawServer {
     RawServer::start(|stream: &mut TcpStream, head| {
         let second = tied_to_the_second(head);
         let by = if second { 2 } else { 1 };
-        let header = format!("X-Orchestrator-Url: https://orch-{by}.example:8935\r\n");
+        let header = format!("{OWN}X-Orchestrator-Url: https://orch-{by}.example:8935\r\n");
         respond(stream, if second { 500 } else { 200 }, &header, "{}");
     })
 }

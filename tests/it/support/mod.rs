@@ -390,6 +390,10 @@ pub(crate) fn get(url: &str) -> String {
 }
 
 /// Writes a whole answer.
+/// The headers that tell a gateway's own errors from a proxy's.
+pub(crate) const OWN: &str =
+    "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n";
+
 pub(crate) fn respond(stream: &mut TcpStream, status: u16, headers: &str, body: &str) {
     let length = body.len();
     let answer = format!("HTTP/1.1 {status} X\r\n{headers}content-length: {length}\r\n\r\n{body}");

@@ -12,6 +12,9 @@ use wiremock::ResponseTemplate;
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Recorded {
+    /// What a gateway's answer means.
+    #[serde(default)]
+    pub outcome: String,
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     pub body: String,

@@ -15,7 +15,7 @@ use crate::runner::events::event::{
 };
 use crate::runner::roster::Roster;
 use crate::units::{JobsPerMinute, Percent, milliseconds, serialize_timestamp};
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

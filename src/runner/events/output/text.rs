@@ -12,7 +12,7 @@ use crate::runner::events::accounts::{AgentStatistics, CapabilityStatistics, Sta
 use crate::runner::events::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason};
 use crate::runner::roster::Roster;
 use crate::text;
-use crate::wire::gateway::Outcome;
+use crate::wire::outcome::Outcome;
 
 const WRITABLE: &str = "a buffer takes whatever is written";
 

@@ -1,0 +1,265 @@
+//! How a job ended, and what follows from that (`.github/docs/protocol.md` section 3.2). Seen at go-livepeer 0.9.1, with and
+//! without a proxy in front.
+
+use serde::Serialize;
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Status 200 with a body or an orchestrator's name; of a stream, up to its end.
+    Success,
+    /// Status 200, but an event of the stream is an error of the worker.
+    WorkerError,
+    /// Status 200, no body, no orchestrator: every orchestrator failed, or the gateway could not pay them
+    /// (go-livepeer, byoc/job_gateway.go: its loop ends without writing).
+    NoOrchestrator,
+    /// Any other status that comes from the gateway: most are the worker's own.
+    HttpError,
+    /// No complete answer in time.
+    Timeout,
+    /// The connection was lost before the answer was complete.
+    Transport,
+    /// A proxy spoke in the gateway's place, or the address is wrong.
+    BadGateway,
+    /// No orchestrator offers the capability.
+    NoSupply,
+    /// The gateway's balance does not cover the job.
+    Unpaid,
+    /// The gateway could not parse the job: a fault of the runner or its configuration.
+    Rejected,
+    /// A proxy asks for patience.
+    Throttled,
+    /// No connection.
+    Connect,
+    /// In records of releases up to 0.1.0: done by another orchestrator than the agent's.
+    Misrouted,
+}
+
+/// What a job says of an agent whose orchestrators nobody else uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Testimony {
+    For,
+    Against,
+    Nothing,
+}
+
+impl Outcome {
+    /// All outcomes, in the order of their declaration.
+    pub const ALL: [Self; 13] = [
+        Self::Success,
+        Self::WorkerError,
+        Self::NoOrchestrator,
+        Self::HttpError,
+        Self::Timeout,
+        Self::Transport,
+        Self::BadGateway,
+        Self::NoSupply,
+        Self::Unpaid,
+        Self::Rejected,
+        Self::Throttled,
+        Self::Connect,
+        Self::Misrouted,
+    ];
+
+    /// The name that JSON, metrics and text use, whether such a job is charged, and what it says of its agent.
+    const fn properties(self) -> (&'static str, bool, Testimony) {
+        use Testimony::{Against, For, Nothing};
+        match self {
+            Self::Success => ("success", true, For),
+            Self::WorkerError => ("worker_error", true, Against),
+            Self::NoOrchestrator => ("no_orchestrator", true, Against),
+            Self::HttpError => ("http_error", true, Against),
+            Self::Timeout => ("timeout", true, Against),
+            Self::Transport => ("transport", true, Against),
+            Self::BadGateway => ("bad_gateway", false, Nothing),
+            Self::NoSupply => ("no_supply", false, Nothing),
+            Self::Unpaid => ("unpaid", false, Nothing),
+            Self::Rejected => ("rejected", false, Nothing),
+            Self::Throttled => ("throttled", false, Nothing),
+            Self::Connect => ("connect", false, Nothing),
+            Self::Misrouted => ("misrouted", true, Nothing),
+        }
+    }
+
+    /// The name that JSON, metrics and text use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.properties().0
+    }
+
+    /// Whether somebody was paid for a job that ended so with this `status`: also for a stream until the balance was used up.
+    #[must_use]
+    pub fn is_charged(self, status: Option<u16>) -> bool {
+        self.properties().1 || (self == Self::Unpaid && status == Some(200))
+    }
+
+    #[must_use]
+    pub const fn testimony(self) -> Testimony {
+        self.properties().2
+    }
+
+    /// The outcome of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.name() == name)
+    }
+}
+
+/// The head of a whole answer that is no event stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerHead<'a> {
+    pub status: u16,
+    pub content_type: Option<&'a str>,
+    /// Whether there is `X-Content-Type-Options: nosniff`.
+    pub has_nosniff: bool,
+    pub has_retry_after: bool,
+    /// Whether an orchestrator is named.
+    pub has_orchestrator: bool,
+}
+
+/// All that a node says where it has no such path. A worker's own 404 gains a second newline.
+const NO_SUCH_PATH: &[u8] = b"404 page not found\n";
+const NO_SUPPLY: &[u8] = b"No orchestrators found for capability ";
+const UNPAID: &[u8] = b"Insufficient balance for request";
+const REJECTED: [&[u8]; 3] = [
+    b"Unable to parse job request, err=",
+    b"Unable to unmarshal job request err=",
+    b"Unable to unmarshal job parameters err=",
+];
+
+/// The outcome of a whole answer that is no event stream. `body` is the whole body, or enough of its beginning to hold an
+/// error's text.
+#[must_use]
+pub fn of_answer(head: AnswerHead<'_>, body: &[u8]) -> Outcome {
+    let status = head.status;
+    if status == 200 {
+        return if body.is_empty() && !head.has_orchestrator {
+            Outcome::NoOrchestrator
+        } else {
+            Outcome::Success
+        };
+    }
+    if matches!(status, 429 | 503) && head.has_retry_after {
+        return Outcome::Throttled;
+    }
+    // The gateway never passes these on, and sets both headers on all others.
+    let is_a_proxys = matches!(status, 401 | 407 | 501..=599);
+    let is_plain = head
+        .content_type
+        .is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/plain"));
+    if is_a_proxys || !is_plain || !head.has_nosniff {
+        return Outcome::BadGateway;
+    }
+    match status {
+        404 if body == NO_SUCH_PATH => Outcome::BadGateway,
+        400 if body.starts_with(NO_SUPPLY) => Outcome::NoSupply,
+        400 if body.starts_with(UNPAID) => Outcome::Unpaid,
+        400 if REJECTED.iter().any(|text| body.starts_with(text)) => Outcome::Rejected,
+        _ => Outcome::HttpError,
+    }
+}
+
+/// Whether a node answered that it has no such path: a wrong prefix, port or address.
+#[must_use]
+pub fn is_wrong_path(status: u16, body: &[u8]) -> bool {
+    status == 404 && body == NO_SUCH_PATH
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gateways(status: u16) -> AnswerHead<'static> {
+        AnswerHead {
+            status,
+            content_type: Some("text/plain; charset=utf-8"),
+            has_nosniff: true,
+            ..AnswerHead::default()
+        }
+    }
+
+    fn proxys(status: u16) -> AnswerHead<'static> {
+        AnswerHead {
+            status,
+            ..AnswerHead::default()
+        }
+    }
+
+    #[test]
+    fn outcomes_are_listed_by_their_own_index_and_named_as_serde_does() {
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.name());
+            assert_eq!(Outcome::named(outcome.name()), Some(outcome));
+            // What nobody was paid for says nothing of an agent.
+            assert!(outcome.is_charged(None) || outcome.testimony() == Testimony::Nothing);
+        }
+    }
+
+    #[test]
+    fn an_answer_has_the_meaning_that_the_contract_gives_it() {
+        use Outcome::{BadGateway, HttpError, NoOrchestrator, NoSupply, Rejected, Success, Unpaid};
+        let named = AnswerHead {
+            has_orchestrator: true,
+            ..proxys(200)
+        };
+        for (head, body, outcome) in [
+            (proxys(200), "{}", Success),
+            (named, "", Success),
+            (proxys(200), "", NoOrchestrator),
+            (gateways(201), "{}", HttpError),
+            (proxys(204), "", BadGateway),
+            (proxys(301), "", BadGateway),
+            (
+                gateways(400),
+                "No orchestrators found for capability x\n",
+                NoSupply,
+            ),
+            (
+                gateways(400),
+                "no orchestrators found for capability x\n",
+                HttpError,
+            ),
+            (gateways(400), "No orchestrators found", HttpError),
+            (
+                proxys(400),
+                "No orchestrators found for capability x\n",
+                BadGateway,
+            ),
+            (gateways(400), "Insufficient balance for request\n", Unpaid),
+            (gateways(400), "insufficient balance of credits", HttpError),
+            (
+                gateways(400),
+                "Unable to parse job request, err=x",
+                Rejected,
+            ),
+            (gateways(400), "Unable to parse the image", HttpError),
+            (
+                gateways(400),
+                "Unable to unmarshal job parameters err=x",
+                Rejected,
+            ),
+            (gateways(401), "no", BadGateway),
+            (gateways(404), "404 page not found\n", BadGateway),
+            (gateways(404), "404 page not found\n\n", HttpError),
+            (gateways(429), "slow down", HttpError),
+            (
+                gateways(500),
+                "No orchestrators found for capability x",
+                HttpError,
+            ),
+            (gateways(502), "", BadGateway),
+            (proxys(500), "", BadGateway),
+        ] {
+            assert_eq!(of_answer(head, body.as_bytes()), outcome, "{head:?} {body}");
+        }
+        for status in [429, 503] {
+            let head = AnswerHead {
+                has_retry_after: true,
+                ..gateways(status)
+            };
+            assert_eq!(of_answer(head, b""), Outcome::Throttled);
+        }
+    }
+}
