@@ -133,6 +133,20 @@ impl FromStr for HttpUrl {
     }
 }
 
+/// An orchestrator's address as it was written, which is an http or https URL: a gateway compares it byte for byte with its
+/// own list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OrchestratorAddress(pub(crate) String);
+
+impl FromStr for OrchestratorAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let HttpUrl(_) = text.parse()?;
+        Ok(Self(text.trim().to_owned()))
+    }
+}
+
 /// An address to listen at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ListenAddress(pub SocketAddr);

@@ -16,8 +16,9 @@ use crate::runner::events::database::AgentTerms;
 use crate::runner::rate::controller::RateController;
 use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
-use crate::runner::send::capability::{self, Capability, JobPicker};
+use crate::runner::send::capability::{Capability, JobPicker};
 use crate::runner::send::gateway::Gateway;
+use crate::runner::send::orchestrators::OrchestratorTurns;
 use crate::runner::send::timer::PreciseTimer;
 use crate::runner::uptime::client::PingSystem;
 use crate::wire::agent::is_agent_id;
@@ -143,18 +144,16 @@ impl Fleet {
                 0.0
             }
         });
+        let capabilities = &self.config.gateway.capabilities;
+        let timeouts = capabilities
+            .iter()
+            .map(|capability| self.config.timeout(agent, capability));
         let submitter = Submitter {
             agent: index,
             agent_id: Arc::clone(&agent_id),
-            templates: self
-                .config
-                .gateway
-                .capabilities
-                .iter()
-                .map(Capability::prepare)
-                .collect(),
-            parameters: capability::parameters(&agent.orchestrators),
-            turns: 0,
+            templates: capabilities.iter().map(Capability::prepare).collect(),
+            timeouts: timeouts.collect(),
+            orchestrators: OrchestratorTurns::new(&agent.orchestrators),
             price: self.config.price(agent).cloned(),
             job_stats: Arc::clone(&job_stats),
             stop: stop.clone(),

@@ -67,17 +67,6 @@ pub(crate) fn shared(
 ) -> SubmitterContext<Gateway> {
     SubmitterContext {
         gateway: gateway(config, client),
-        timeouts: config
-            .gateway
-            .capabilities
-            .iter()
-            .map(|capability| {
-                config
-                    .gateway
-                    .timeout
-                    .unwrap_or(capability.default_timeout())
-            })
-            .collect(),
         in_flight: Arc::new(InFlightLimit::new(config.limits.max_in_flight)),
         job_count: JobCount::new(config.limits.max_jobs),
         budgets: config

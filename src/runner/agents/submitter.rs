@@ -21,6 +21,7 @@ use crate::runner::send::budget::{Budgets, Grant};
 use crate::runner::send::capability::{JobPicker, JobTemplate};
 use crate::runner::send::gateway::{Job, SendJob};
 use crate::runner::send::in_flight::{InFlightLimit, Permit};
+use crate::runner::send::orchestrators::{OrchestratorTurns, OwnOrchestrator};
 use crate::runner::send::pacer::{Due, Pacer};
 use crate::runner::send::template::PlaceholderValues;
 use crate::runner::send::timer::PreciseTimer;
@@ -40,8 +41,6 @@ const TIMER_GRAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct SubmitterContext<G> {
     pub gateway: G,
-    /// By capability: the timeout of a job.
-    pub timeouts: Vec<Duration>,
     pub in_flight: Arc<InFlightLimit>,
     /// The jobs left of `--max-jobs`.
     pub job_count: JobCount,
@@ -83,10 +82,9 @@ pub(crate) struct Submitter<G> {
     pub agent_id: Arc<str>,
     /// By capability.
     pub templates: Vec<JobTemplate>,
-    /// Which orchestrators may do a job; the jobs take turns.
-    pub parameters: Vec<String>,
-    /// The number of jobs so far, for their turns.
-    pub turns: usize,
+    /// By capability: the timeout of a job.
+    pub timeouts: Vec<Duration>,
+    pub orchestrators: OrchestratorTurns,
     /// The price of a second of compute, if it is known.
     pub price: Option<WeiPerSecond>,
     pub job_stats: Arc<JobStats>,
@@ -254,7 +252,7 @@ impl<G: SendJob> Submitter<G> {
     fn reserve_money(&self) -> Grant {
         match (&self.shared.budgets, &self.price) {
             (Some(budgets), Some(price)) => {
-                let longest = self.shared.timeouts.iter().max();
+                let longest = self.timeouts.iter().max();
                 let longest = longest.copied().unwrap_or_default();
                 let wanted = charged_seconds(longest, Duration::ZERO) + TIMER_SLACK_SECONDS;
                 budgets.reserve(self.agent, price, wanted)
@@ -298,22 +296,27 @@ impl<G: SendJob> Submitter<G> {
             timestamp: unix_seconds(Utc::now()),
         });
         let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
-        let parameters = &self.parameters[self.turns % self.parameters.len()];
-        self.turns = self.turns.wrapping_add(1);
+        let orchestrator = self.orchestrators.next();
+        let parameters = OwnOrchestrator::parameters(orchestrator.as_deref());
         let job = Job {
             capability: index,
             header: template.header(job_id, granted, parameters),
             body,
-            timeout: shared.timeouts[index.0].min(paid),
+            is_tied: orchestrator.is_some(),
+            timeout: self.timeouts[index.0].min(paid),
         };
         shared.events.record(&Event::Sent);
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
+        let agent_id = Arc::clone(&self.agent_id);
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {
             let send_lag = slot.elapsed();
             let ts = Utc::now();
             let answer = shared.gateway.send(job).await;
             let latency = slot.elapsed();
+            if let (Some(own), Some(name)) = (&orchestrator, &answer.orchestrator) {
+                own.answered_as(name, &agent_id);
+            }
             let charged = if answer.outcome.is_charged(answer.status) {
                 charged_seconds(latency, send_lag)
             } else {
@@ -398,7 +401,6 @@ mod tests {
             let target = rates.add(AgentIndex(0), base, Arc::clone(&job_stats));
             let shared = Arc::new(SubmitterContext {
                 gateway: gateway.clone(),
-                timeouts: vec![SECOND, 9 * SECOND],
                 in_flight: Arc::new(InFlightLimit::new(in_flight)),
                 job_count: JobCount::new(max_jobs),
                 budgets,
@@ -411,8 +413,8 @@ mod tests {
                 agent: AgentIndex(0),
                 agent_id: "agent-001".into(),
                 templates: vec![Capability::built_in()[0].prepare()],
-                parameters: vec!["{}".to_owned()],
-                turns: 0,
+                timeouts: vec![SECOND, 9 * SECOND],
+                orchestrators: OrchestratorTurns::new(&[]),
                 price: "1".parse().ok(),
                 job_stats,
                 stop: shared.stop.clone(),

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use super::file::{AgentTable, CapabilityEntry, FileCapabilities, FileText};
 use super::options::RateOptions;
 use super::{AgentSettings, RunnerConfig};
-use crate::option_values::{BaseRate, Budget, HttpUrl, Weight};
+use crate::option_values::{BaseRate, Budget, OrchestratorAddress, Weight};
 use crate::runner::rate::controller::Sharing;
 use crate::runner::send::capability::{self, Capability};
 use crate::wire::agent::AgentId;
@@ -62,9 +62,8 @@ fn agent(entry: &AgentTable) -> AgentSettings {
     let orchestrators = entry.orchestrators.iter().flatten();
     AgentSettings {
         id,
-        // Without the slash that parsing adds, as operators write it and nodes announce it.
         orchestrators: orchestrators
-            .map(|HttpUrl(url)| url.as_str().trim_end_matches('/').to_owned())
+            .map(|OrchestratorAddress(address)| address.clone())
             .collect(),
         base_rate: entry.rate.map(|BaseRate(rate)| rate),
         capabilities: entry.capabilities.clone(),

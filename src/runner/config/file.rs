@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use toml::Spanned;
 
 use crate::money::WeiPerSecond;
-use crate::option_values::{BaseRate, Budget, HttpUrl, Weight};
+use crate::option_values::{BaseRate, Budget, OrchestratorAddress, Weight};
 use crate::wire::agent::AgentId;
 
 /// `[[agents]]` in the file.
@@ -21,7 +21,7 @@ pub(super) struct AgentTable {
     #[serde(deserialize_with = "required_scalar")]
     pub(super) id: AgentId,
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(super) orchestrators: Option<Vec<HttpUrl>>,
+    pub(super) orchestrators: Option<Vec<OrchestratorAddress>>,
     #[serde(default, deserialize_with = "scalar")]
     pub(super) rate: Option<BaseRate>,
     pub(super) capabilities: Option<Vec<String>>,

@@ -164,11 +164,27 @@ impl RunnerConfig {
         agent.base_rate.unwrap_or(self.rate.base)
     }
 
+    /// The longest wait for the answer to an agent's job.
+    #[must_use]
+    pub fn timeout(&self, agent: &AgentSettings, capability: &Capability) -> Duration {
+        self.gateway
+            .timeout
+            .unwrap_or_else(|| capability.default_timeout(agent.orchestrators_tried()))
+    }
+
     /// Whether spending is bounded.
     #[must_use]
     pub fn has_budgets(&self) -> bool {
         let mut agents = self.agents.configured.iter();
         self.limits.budget.is_some() || agents.any(|agent| agent.budget.is_some())
+    }
+}
+
+impl AgentSettings {
+    /// How many orchestrators a gateway is expected to try at most for one of its jobs: a tied job names one.
+    #[must_use]
+    pub fn orchestrators_tried(&self) -> u32 {
+        if self.orchestrators.is_empty() { 2 } else { 1 }
     }
 }
 

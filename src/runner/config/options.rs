@@ -91,7 +91,7 @@ pub(super) struct JobsOptions {
     #[arg(long, value_name = "C", num_args = 1..)]
     pub(super) capabilities: Option<Vec<String>>,
 
-    /// Longest wait for one job's answer [default: the job's timeout_seconds + 10 s]
+    /// Longest wait for one job's answer [default: as long as a gateway may take for the job]
     #[arg(long, value_name = "T")]
     pub(super) timeout: Option<Span>,
 

@@ -459,7 +459,7 @@ fn an_agent_is_tied_where_no_other_shares_its_orchestrators() {
     let file = "
         [[agents]]
         id = 'alone'
-        orchestrators = ['https://one.example:8935', 'https://two.example:8935']
+        orchestrators = ['HTTPS://One.example:8935/', 'https://two.example:8935']
         [[agents]]
         id = 'shares'
         orchestrators = ['https://three.example:8935', 'https://four.example:8935']
@@ -470,6 +470,11 @@ fn an_agent_is_tied_where_no_other_shares_its_orchestrators() {
         id = 'free'
     ";
     let config = resolved(&[], &[], file).unwrap();
+    // A gateway compares bytes.
+    assert_eq!(
+        config.agents.configured[0].orchestrators,
+        ["HTTPS://One.example:8935/", "https://two.example:8935"]
+    );
     let tied = config.agents.configured.iter().map(|agent| agent.is_tied);
     assert_eq!(tied.collect::<Vec<_>>(), [true, false, false, false]);
 }

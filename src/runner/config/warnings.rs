@@ -2,16 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use super::RunnerConfig;
+use super::{AgentSettings, RunnerConfig};
 use crate::runner::rate::allocation;
 use crate::runner::rate::controller::Sharing;
 use crate::units::JobsPerMinute;
 use crate::wire::agent::is_agent_id;
 
+/// What an orchestrator wants to be paid ahead.
+const TICKET_SECONDS: u32 = 60;
+
 impl RunnerConfig {
     /// Logs all of them.
     pub fn warn(&self) {
         warn_of_short_timeouts(self);
+        warn_of_short_tickets(self);
         warn_of_empty_tiers(self);
         for agent in self.agents.at_start() {
             if !is_agent_id(&agent.id) {
@@ -28,16 +32,31 @@ fn warn_of_short_timeouts(config: &RunnerConfig) {
     let Some(timeout) = config.gateway.timeout else {
         return;
     };
-    for capability in config
-        .gateway
-        .capabilities
-        .iter()
-        .filter(|c| timeout < c.default_timeout())
-    {
+    let listed_later = config.agents.agent("");
+    let agents = config.agents.configured.iter();
+    let agents = agents.chain(config.agents.all.then_some(&listed_later));
+    let tried = agents.map(AgentSettings::orchestrators_tried).max();
+    for capability in &config.gateway.capabilities {
+        let enough = capability.default_timeout(tried.unwrap_or(1));
+        if timeout < enough {
+            tracing::warn!(
+                capability = capability.name,
+                "--timeout {timeout:?} is shorter than the gateway may take ({enough:?}): a job given up early never frees its place at the orchestrator",
+            );
+        }
+    }
+}
+
+/// A gateway buys tickets for `timeout_seconds`, an orchestrator asks for those of 60 s.
+fn warn_of_short_tickets(config: &RunnerConfig) {
+    let mut agents = config.agents.configured.iter();
+    let is_paid = config.limits.price.is_some() || agents.any(|agent| agent.price.is_some());
+    let capabilities = config.gateway.capabilities.iter();
+    for capability in capabilities.filter(|each| is_paid && each.timeout_seconds < TICKET_SECONDS) {
         tracing::warn!(
             capability = capability.name,
-            "--timeout {timeout:?} is shorter than the job's timeout_seconds + 10 s ({:?}): a job given up early never frees its place at the orchestrator",
-            capability.default_timeout(),
+            "timeout_seconds {} is less than the {TICKET_SECONDS} s for which an orchestrator wants to be paid ahead: its first jobs, and those after 10 idle minutes, will be unpaid",
+            capability.timeout_seconds,
         );
     }
 }

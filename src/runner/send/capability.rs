@@ -14,8 +14,10 @@ use crate::wire::gateway::JobHeader;
 /// The default capability.
 pub(crate) const DEFAULT: &str = "gpu-check";
 
-/// How much longer the runner waits than a job may run, so that the orchestrator gives up first.
-const TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
+/// What a gateway may take for each orchestrator beyond `timeout_seconds` (go-livepeer, byoc/job_gateway.go).
+const ORCHESTRATOR_OVERHEAD: Duration = Duration::from_secs(5);
+/// What it may take beside them: a stream goes on for 10 s, the rest is a second's margin on each side.
+const GATEWAY_OVERHEAD: Duration = Duration::from_secs(12);
 
 /// A kind of job.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +47,7 @@ impl Capability {
             route: name.to_owned(),
             capability: name.to_owned(),
             run: name.to_owned(),
-            timeout_seconds: 30,
+            timeout_seconds: 60,
             weight: 1.0,
             payload: Map::new(),
         }
@@ -85,10 +87,11 @@ impl Capability {
         ]
     }
 
-    /// The timeout of a job if none is set: an orchestrator gives up first.
+    /// The timeout of a job if none is set: how long a gateway may take with so many orchestrators, for a stream too.
     #[must_use]
-    pub fn default_timeout(&self) -> Duration {
-        Duration::from_secs(self.timeout_seconds.into()) + TIMEOUT_MARGIN
+    pub fn default_timeout(&self, orchestrators: u32) -> Duration {
+        let each = Duration::from_secs(self.timeout_seconds.into()) + ORCHESTRATOR_OVERHEAD;
+        each * orchestrators + GATEWAY_OVERHEAD
     }
 
     /// The parts that all jobs have in common.
@@ -141,18 +144,6 @@ impl JobTemplate {
     pub fn body(&self, values: &PlaceholderValues) -> Vec<u8> {
         self.payload.fill(values)
     }
-}
-
-/// The job header's `parameters` of an agent's jobs, which take turns: each names exactly one of its orchestrators, byte for
-/// byte as the operator wrote it, since the gateway compares bytes. One that may choose goes on to the next orchestrator
-/// after each failure, and after each stream.
-#[must_use]
-pub(crate) fn parameters(orchestrators: &[String]) -> Vec<String> {
-    if orchestrators.is_empty() {
-        return vec!["{}".to_owned()];
-    }
-    let one = |address| json!({ "orchestrators": { "include": [address] } }).to_string();
-    orchestrators.iter().map(one).collect()
 }
 
 /// The repeatable random choice of an agent's capabilities and payloads.
@@ -230,20 +221,8 @@ mod tests {
         );
         assert_eq!(keys(text_to_image), "agent_id prompt seed timestamp");
         assert_eq!(keys(prompt_enhance), "agent_id prompt timestamp");
-        assert_eq!(gpu_check.default_timeout(), Duration::from_secs(40));
-    }
-
-    #[test]
-    fn each_job_may_go_to_one_of_an_agents_orchestrators() {
-        assert_eq!(parameters(&[]), ["{}"]);
-        let addresses = ["https://orch-1.example:8935/", "HTTPS://orch-2"].map(str::to_owned);
-        assert_eq!(
-            parameters(&addresses),
-            [
-                r#"{"orchestrators":{"include":["https://orch-1.example:8935/"]}}"#,
-                r#"{"orchestrators":{"include":["HTTPS://orch-2"]}}"#,
-            ]
-        );
+        assert_eq!(gpu_check.default_timeout(1), Duration::from_secs(77));
+        assert_eq!(gpu_check.default_timeout(2), Duration::from_secs(142));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Sends one job to the gateway and tells what came of it.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::header::{
@@ -33,6 +34,8 @@ pub(crate) struct Job {
     /// The job header's value.
     pub header: String,
     pub body: Vec<u8>,
+    /// Whether it names the one orchestrator that may do it.
+    pub is_tied: bool,
     /// The longest wait for the whole answer.
     pub timeout: Duration,
 }
@@ -47,8 +50,16 @@ pub(crate) trait SendJob: Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct Gateway {
     client: Client,
-    routes: Vec<Url>,
+    routes: Vec<Route>,
     authorization: Option<HeaderValue>,
+}
+
+/// Where the jobs of a capability go.
+#[derive(Debug)]
+struct Route {
+    url: Url,
+    /// Whether the user knows that its streams should be tied.
+    is_warned: AtomicBool,
 }
 
 impl Gateway {
@@ -60,9 +71,13 @@ impl Gateway {
         routes: Vec<Url>,
         authorization: Option<HeaderValue>,
     ) -> Self {
+        let routes = routes.into_iter().map(|url| Route {
+            url,
+            is_warned: AtomicBool::new(false),
+        });
         Self {
             client,
-            routes,
+            routes: routes.collect(),
             authorization,
         }
     }
@@ -75,9 +90,10 @@ impl Gateway {
     ) -> Result<JobAnswer, JobAnswer> {
         let header = HeaderValue::try_from(job.header)
             .expect("base64 has only characters that a header may have");
+        let route = &self.routes[job.capability.0];
         let mut request = self
             .client
-            .post(self.routes[job.capability.0].clone())
+            .post(route.url.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .header(HeaderName::from_static(JOB_HEADER), header)
             .body(job.body);
@@ -92,6 +108,9 @@ impl Gateway {
         answer.balance_wei = kept.balance_wei;
         answer.metadata = kept.metadata;
         let result = if is_stream(&response) {
+            if !job.is_tied {
+                route.warn_of_stream();
+            }
             read_stream(response, stream.insert(JobStream::default())).await
         } else {
             let has_orchestrator = answer.orchestrator.is_some();
@@ -102,6 +121,18 @@ impl Gateway {
             Err(Unread { outcome, error }) => (outcome, Some(error)),
         };
         Ok(answer)
+    }
+}
+
+impl Route {
+    fn warn_of_stream(&self) {
+        if !self.is_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{} answers with event streams, and the agent has no orchestrators in the file: a gateway that knows several \
+                 has a stream done again by the next one, or loses a place there for good; give each agent its orchestrators",
+                self.url
+            );
+        }
     }
 }
 

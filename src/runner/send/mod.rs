@@ -5,6 +5,7 @@ pub(crate) mod budget;
 pub(crate) mod capability;
 pub(crate) mod gateway;
 pub(crate) mod in_flight;
+pub(crate) mod orchestrators;
 pub(crate) mod pacer;
 pub(crate) mod template;
 pub(crate) mod timer;

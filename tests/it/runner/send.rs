@@ -105,6 +105,18 @@ means! {
 }
 
 #[test]
+fn streams_that_are_not_tied_draw_one_warning() {
+    let finished = means("success", Some(200), &[], |s, _| {
+        respond(s, 200, STREAM, "data: [DONE]\n");
+    });
+    let warnings = finished
+        .stderr
+        .matches("answers with event streams")
+        .count();
+    assert_eq!(warnings, 1, "{}", finished.stderr);
+}
+
+#[test]
 fn a_rejected_job_is_our_own_fault_and_logged_as_an_error() {
     let finished = means("rejected", Some(400), &[], |s, _| {
         respond(s, 400, OWN, "Unable to unmarshal job parameters err=x");
@@ -233,7 +245,7 @@ fn jobs_look_as_the_contract_says() {
     for request in gateway.requests.lock().unwrap().iter() {
         let (path, header, body) = job_of(request);
         assert!(ids.contains(&header["id"]));
-        assert_eq!(header["timeout_seconds"], 30);
+        assert_eq!(header["timeout_seconds"], 60);
         assert_eq!(header["parameters"], json!({}));
         assert_eq!(header["request"], json!({ "run": header["capability"] }));
         assert_eq!(body["agent_id"], "agent-001");
@@ -341,6 +353,10 @@ fn the_file_defines_agents_and_capabilities() {
     for job in finished.of_kind("job") {
         assert_eq!(job["outcome"], "success");
     }
+    let told = finished.stderr.matches("calls itself").count();
+    assert_eq!(told, 1, "{}", finished.stderr);
+    let alias = r#"https://orch-2.example:8935 calls itself "https://orch-1.example:8935""#;
+    assert!(finished.stderr.contains(alias), "{}", finished.stderr);
 }
 
 #[test]
