@@ -1,11 +1,11 @@
-//! A ping system and a gateway on one port, driven by scripts. As a gateway it is strict about the
-//! job header, as `.github/docs/protocol.md` section 3.1 describes it.
+//! A ping system and a gateway on one port, driven by scripts. As a gateway it takes and
+//! refuses jobs as go-livepeer does, in its words.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -27,19 +27,21 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::job_request::{self, JobRequest};
 use super::script::{Failure, FailureShare, Latency, UptimeScript};
 use crate::net;
 use crate::option_values::ListenAddress;
 use crate::runner::Exit;
 use crate::shutdown::Shutdown;
 use crate::units::Percent;
-use crate::wire::gateway::{BALANCE_HEADER, JOB_HEADER, JobHeader, ORCHESTRATOR_HEADER};
+use crate::wire::gateway::{BALANCE_HEADER, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER};
 
 const PING_INTERVAL_MINUTES: u32 = 15;
 /// How many pings of the last hour the mock's agents have.
 const PINGS: i32 = 4;
 const ORCHESTRATOR: &str = "https://orchestrator.mock.example:8935";
 const BALANCE_WEI: i64 = 1_000_000_000_000_000_000;
+const MAX_BOOKS: usize = 10_000;
 const PRICE_WEI: i64 = 1_000_000_000_000;
 
 /// `uptime-runner mock`.
@@ -163,7 +165,7 @@ impl MockServer {
     pub async fn serve(self, stop: CancellationToken) -> io::Result<()> {
         let state = Arc::new(Playing {
             started: Instant::now(),
-            balance_wei: AtomicI64::new(BALANCE_WEI),
+            balances_wei: Mutex::default(),
             rng: Mutex::new(Rng::new()),
             mock: self.mock,
         });
@@ -172,7 +174,10 @@ impl MockServer {
             .route("/ping-system/agents/{agent_id}/history", get(history))
             .route("/process/request/{*route}", post(job))
             .route("/gateway/process/request/{*route}", post(job))
-            .fallback(async || error(StatusCode::NOT_FOUND, "the mock has no such path"))
+            .fallback(async || gateways_error(StatusCode::NOT_FOUND, "404 page not found"))
+            .method_not_allowed_fallback(async || {
+                gateways_error(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed")
+            })
             .layer(middleware::from_fn(redirect_double_slashes))
             .with_state(state);
         let listener = self.listener.tap_io(|connection| {
@@ -189,11 +194,24 @@ impl MockServer {
 struct Playing {
     mock: Mock,
     started: Instant,
-    balance_wei: AtomicI64,
+    /// By orchestrator and capability.
+    balances_wei: Mutex<HashMap<(String, String), i64>>,
     rng: Mutex<Rng>,
 }
 
 impl Playing {
+    /// Takes the price of a job from a book, and tells what is left.
+    fn pay(&self, book: (String, String)) -> i64 {
+        let mut balances = self.balances_wei.lock();
+        // What clients make up must not fill the memory.
+        if balances.len() >= MAX_BOOKS {
+            balances.clear();
+        }
+        let balance = balances.entry(book).or_insert(BALANCE_WEI);
+        *balance -= PRICE_WEI;
+        *balance
+    }
+
     fn uptime(&self) -> Percent {
         self.mock.uptime.at(self.started.elapsed())
     }
@@ -278,8 +296,12 @@ async fn job(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let header = match read_header(&headers) {
-        Ok(header) => header,
+    // Of several the gateway reads the first, and an empty one where there is none.
+    let header = headers
+        .get(JOB_HEADER)
+        .map_or(&b""[..], |value| value.as_bytes());
+    let job = match job_request::read(header) {
+        Ok(job) => job,
         Err(wrong) => return gateways_error(StatusCode::BAD_REQUEST, &wrong),
     };
     let (latency, failure) = playing.draw();
@@ -288,41 +310,24 @@ async fn job(
         tokio::time::sleep(latency).await;
     }
     match failure {
-        None => success(&playing, &header, &route, body.len()),
-        Some(failure) => fail(failure, &header).await,
+        None => success(&playing, job, &route, body.len()),
+        Some(failure) => fail(failure, &job).await,
     }
 }
 
-fn read_header(headers: &HeaderMap) -> Result<JobHeader<'static>, String> {
-    let mut values = headers.get_all(JOB_HEADER).iter();
-    let (Some(value), None) = (values.next(), values.next()) else {
-        return Err("Unable to parse job request: expected one Livepeer header".to_owned());
-    };
-    if headers
-        .get(CONTENT_TYPE)
-        .is_none_or(|content_type| content_type != "application/json")
-    {
-        return Err(
-            "Unable to parse job request: expected Content-Type application/json".to_owned(),
-        );
-    }
-    JobHeader::decode(value.as_bytes()).map_err(|error| error.to_string())
-}
-
-fn success(playing: &Playing, header: &JobHeader<'_>, route: &str, body_bytes: usize) -> Response {
-    let parameters: Value = serde_json::from_str(&header.parameters).unwrap_or_default();
-    let orchestrator = parameters["orchestrators"]["include"][0]
-        .as_str()
-        .unwrap_or(ORCHESTRATOR);
-    let balance = playing.balance_wei.fetch_sub(PRICE_WEI, Ordering::Relaxed) - PRICE_WEI;
-    let headers = [
-        (ORCHESTRATOR_HEADER, orchestrator.to_owned()),
-        (BALANCE_HEADER, balance.to_string()),
-    ];
+fn success(playing: &Playing, job: JobRequest, route: &str, body_bytes: usize) -> Response {
     let body = json!({
-        "status": "success", "job_id": header.id, "route": route, "body_bytes": body_bytes,
+        "status": "success", "job_id": job.id, "route": route, "body_bytes": body_bytes,
     });
-    (headers, Json(body)).into_response()
+    let orchestrator = job.orchestrator.unwrap_or_else(|| ORCHESTRATOR.to_owned());
+    let book = (orchestrator.clone(), job.capability);
+    let headers = [
+        (ORCHESTRATOR_HEADER, orchestrator),
+        (BALANCE_HEADER, playing.pay(book).to_string()),
+        (METADATA_HEADER, String::new()),
+    ];
+    // As text, whatever the worker called it.
+    (headers, body.to_string()).into_response()
 }
 
 /// As go-livepeer's `http.Error` writes it.
@@ -334,7 +339,7 @@ fn gateways_error(status: StatusCode, text: &str) -> Response {
     (status, headers, format!("{text}\n")).into_response()
 }
 
-async fn fail(failure: Failure, header: &JobHeader<'_>) -> Response {
+async fn fail(failure: Failure, job: &JobRequest) -> Response {
     match failure {
         Failure::Status(status) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -342,10 +347,7 @@ async fn fail(failure: Failure, header: &JobHeader<'_>) -> Response {
         }
         Failure::Empty => StatusCode::OK.into_response(),
         Failure::NoSupply => {
-            let text = format!(
-                "No orchestrators found for capability {}",
-                header.capability
-            );
+            let text = format!("No orchestrators found for capability {}", job.capability);
             gateways_error(StatusCode::BAD_REQUEST, &text)
         }
         Failure::Unpaid => {

@@ -3,5 +3,6 @@
 pub mod demo;
 #[cfg(test)]
 mod honesty;
+mod job_request;
 pub mod mock;
 pub(crate) mod script;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use url::Url;
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ pub const BALANCE_HEADER: &str = "livepeer-balance";
 pub const METADATA_HEADER: &str = "x-metadata";
 
 /// The job as the `Livepeer` header carries it: base64 of this as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JobHeader<'a> {
     /// The only key by which a job is found in both nodes' logs.
     pub id: Uuid,
@@ -33,23 +33,6 @@ pub struct JobHeader<'a> {
     pub timeout_seconds: u32,
 }
 
-/// Why a gateway refuses a job header, in the gateway's words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidJobHeader {
-    /// Not base64 with padding.
-    #[error("Unable to decode job request: {0}")]
-    Base64(String),
-    /// Not JSON of the agreed form.
-    #[error("Unable to unmarshal job request: {0}")]
-    Json(String),
-    /// A field that holds a JSON object as text does not.
-    #[error("Unable to parse {0}: expected a JSON object as a string")]
-    NotAnObject(&'static str),
-    /// `timeout_seconds` is 0.
-    #[error("no timeout_seconds set in job request")]
-    NoTimeout,
-}
-
 impl JobHeader<'_> {
     /// The header's value.
     #[must_use]
@@ -57,30 +40,6 @@ impl JobHeader<'_> {
         let json = serde_json::to_vec(self)
             .expect("a struct of text and numbers can always be written as JSON");
         STANDARD.encode(json)
-    }
-
-    /// Reads a header's value as strictly as a gateway would.
-    ///
-    /// # Errors
-    /// What deviates from `.github/docs/protocol.md` section 3.1.
-    pub fn decode(value: &[u8]) -> Result<JobHeader<'static>, InvalidJobHeader> {
-        let json = STANDARD
-            .decode(value)
-            .map_err(|error| InvalidJobHeader::Base64(error.to_string()))?;
-        let header: JobHeader<'static> = serde_json::from_slice(&json)
-            .map_err(|error| InvalidJobHeader::Json(error.to_string()))?;
-        for (name, text) in [
-            ("request", &header.request),
-            ("parameters", &header.parameters),
-        ] {
-            if serde_json::from_str::<serde_json::Map<_, _>>(text).is_err() {
-                return Err(InvalidJobHeader::NotAnObject(name));
-            }
-        }
-        if header.timeout_seconds == 0 {
-            return Err(InvalidJobHeader::NoTimeout);
-        }
-        Ok(header)
     }
 }
 
@@ -107,8 +66,6 @@ pub fn balance_wei(header: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mutation::mutated;
-    use proptest::prelude::*;
 
     fn header() -> JobHeader<'static> {
         JobHeader {
@@ -127,34 +84,6 @@ mod tests {
             String::from_utf8(json).unwrap(),
             r#"{"id":"00000000-0000-0000-0000-000000000007","request":"{\"run\":\"agent-net\"}","parameters":"{}","capability":"agent-net","timeout_seconds":30}"#
         );
-        assert_eq!(
-            JobHeader::decode(header().encode().as_bytes()),
-            Ok(header())
-        );
-    }
-
-    #[test]
-    fn a_wrong_job_header_is_refused_in_the_words_of_a_gateway() {
-        let with = |change: fn(&mut JobHeader)| {
-            let mut wrong = header();
-            change(&mut wrong);
-            JobHeader::decode(wrong.encode().as_bytes())
-                .unwrap_err()
-                .to_string()
-        };
-        assert!(with(|h| h.timeout_seconds = 0).contains("no timeout_seconds"));
-        assert!(with(|h| h.request = "run".into()).contains("Unable to parse request"));
-        assert!(with(|h| h.parameters = "[]".into()).contains("Unable to parse parameters"));
-        let unpadded = header().encode().trim_end_matches('=').to_owned();
-        for wrong in [
-            unpadded.as_str(),
-            "%%%",
-            "",
-            &STANDARD.encode("{}"),
-            &STANDARD.encode("[]"),
-        ] {
-            assert!(JobHeader::decode(wrong.as_bytes()).is_err(), "{wrong}");
-        }
     }
 
     #[test]
@@ -176,20 +105,6 @@ mod tests {
         }
         for bad in ["", "-", "1.5", "1e18", "0x10", "+1"] {
             assert_eq!(balance_wei(bad), None, "{bad}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_header_is_read_or_refused(value in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = JobHeader::decode(&value);
-        }
-
-        #[test]
-        fn nearly_right_headers_are_read_or_refused(json in mutated(&[
-            r#"{"id":"4f33dcc5-f472-4147-97f4-5909909de4f0","request":"{\"run\": \"agent-net\"}","parameters":"{}","capability":"agent-net","timeout_seconds":30}"#,
-        ])) {
-            let _ = JobHeader::decode(STANDARD.encode(json).as_bytes());
         }
     }
 }

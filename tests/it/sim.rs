@@ -3,7 +3,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
+use crate::support::recorded::Recorded;
 use crate::support::{Runner, binary};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A mock on a free port, and where it is.
@@ -60,6 +63,7 @@ fn the_mock_is_a_ping_system_and_a_strict_gateway() {
 fn the_mock_fails_as_it_is_told() {
     for (failure, outcome) in [
         ("500:100%", "http_error"),
+        ("502:100%", "bad_gateway"),
         ("empty:100%", "no_orchestrator"),
         ("no-supply:100%", "no_supply"),
         ("unpaid:100%", "unpaid"),
@@ -75,6 +79,61 @@ fn the_mock_fails_as_it_is_told() {
         let _ = child.kill();
         let _ = child.wait();
     }
+}
+
+/// Each answer of the mock's gateway is one that was recorded, to the byte.
+#[tokio::test]
+async fn the_mock_answers_in_a_gateways_words() {
+    let (mut child, url) = mock(&["--latency", "0"]);
+    let client = uptime_runner::net::client::new(false, Vec::new()).unwrap();
+    let process = format!("{url}/process/request/agent-net");
+    let job = |parameters: &str, seconds: &str| {
+        let job = format!(
+            r#"{{"request": "{{}}", "parameters": "{parameters}", "capability": "agent-net"{seconds}}}"#
+        );
+        client
+            .post(&process)
+            .header("Livepeer", STANDARD.encode(job))
+    };
+    let seconds = r#", "timeout_seconds": 30"#;
+    for (request, expected) in [
+        (client.post(&process), "no-livepeer-header"),
+        (
+            client.post(&process).header("Livepeer", "%"),
+            "header-not-base64",
+        ),
+        (job("{}", ""), "timeout-missing"),
+        (job("{}", r#", "timeout_seconds": 5.5"#), "timeout-fraction"),
+        (job("[]", seconds), "parameters-not-object"),
+        (client.get(&process), "method-not-allowed"),
+        (
+            client.post(format!("{url}/elsewhere")),
+            "wrong-path-at-the-node",
+        ),
+    ] {
+        let recorded = Recorded::read(&format!("gateway/{expected}.json"));
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), recorded.status, "{expected}");
+        for header in recorded.headers.keys() {
+            let got = answer.headers()[header.as_str()].to_str().unwrap();
+            assert_eq!(Some(got), recorded.header(header), "{expected}");
+        }
+        assert_eq!(answer.text().await.unwrap(), recorded.body, "{expected}");
+    }
+    // A book for each orchestrator and capability, no id, no type of the body.
+    let to = |name: &str| format!(r#"{{\"orchestrators\": {{\"include\": [\"{name}\"]}}}}"#);
+    for (name, balance) in [("a", "999999"), ("a", "999998"), ("b", "999999")] {
+        let answer = job(&to(name), seconds).send().await.unwrap();
+        let headers = answer.headers();
+        assert_eq!(headers["X-Orchestrator-Url"], name);
+        assert_eq!(
+            headers["Livepeer-Balance"],
+            format!("{balance}000000000000")
+        );
+        assert_eq!(headers["Content-Type"], "text/plain; charset=utf-8");
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 #[test]

@@ -176,11 +176,11 @@ impl JobPicker {
         }
     }
 
-    /// The next job's capability, and the seed of its payload.
+    /// The next job's capability, and the seed of its payload, which fits the signed 32 bits of image models.
     pub(crate) fn next_sent(&mut self) -> (CapabilityIndex, u32) {
         (
             draw(&self.cumulated_weights, &mut self.sent),
-            self.sent.u32(..),
+            self.sent.u32(..=i32::MAX.unsigned_abs()),
         )
     }
 
