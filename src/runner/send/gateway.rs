@@ -21,6 +21,8 @@ use crate::wire::outcome::{self, AnswerHead, Outcome};
 
 /// The longest answer that is read to its end.
 const MAX_BODY_BYTES: u64 = 256 << 20;
+/// How much of an answer's header is kept.
+const MAX_HEADER_BYTES: usize = 4 << 10;
 /// How much of an answer that is no success is kept to tell why.
 const KEPT_BYTES: usize = 8 << 10;
 /// How much of it is shown.
@@ -173,7 +175,9 @@ impl KeptHeaders {
     fn of(headers: &HeaderMap) -> Self {
         let text = |name: &str| {
             let value = headers.get(name)?.to_str().ok()?.trim();
-            (!value.is_empty()).then(|| value.to_owned())
+            // Only ASCII is text here, so that it can be cut anywhere.
+            let kept = value.get(..MAX_HEADER_BYTES).unwrap_or(value);
+            (!kept.is_empty()).then(|| kept.to_owned())
         };
         let balance = text(BALANCE_HEADER);
         Self {

@@ -105,6 +105,16 @@ means! {
 }
 
 #[test]
+fn only_the_beginning_of_a_long_header_is_kept() {
+    let finished = means("success", Some(200), &[], |s, _| {
+        let header = format!("X-Orchestrator-Url: {}\r\n", "x".repeat(5000));
+        respond(s, 200, &header, "{}");
+    });
+    let job = finished.of_kind("job")[0];
+    assert_eq!(job["orchestrator"].as_str().unwrap().len(), 4096);
+}
+
+#[test]
 fn streams_that_are_not_tied_draw_one_warning() {
     let finished = means("success", Some(200), &[], |s, _| {
         respond(s, 200, STREAM, "data: [DONE]\n");
