@@ -141,10 +141,18 @@ impl NvmlProber {
     }
 }
 
+/// Whether a child of this age, by whose last snapshot all devices were healthy or not, is to be replaced.
+fn is_worn(age: Duration, is_healthy: bool) -> bool {
+    age >= if is_healthy {
+        MAX_AGE
+    } else {
+        MIN_AGE_OF_UNHEALTHY
+    }
+}
+
 impl Current {
     fn is_worn(&self) -> bool {
-        let age = self.process.born.elapsed();
-        age >= MAX_AGE || (!self.is_healthy && age >= MIN_AGE_OF_UNHEALTHY)
+        is_worn(self.process.born.elapsed(), self.is_healthy)
     }
 
     /// Cancel-safe: the answer to a request that took too long is that to the next one.
@@ -168,6 +176,21 @@ impl Current {
                     return Ok(cleaned(snapshot));
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_replaced_after_ten_minutes_or_one_if_a_device_is_not_healthy() {
+        let second = Duration::from_secs(1);
+        for (is_healthy, minutes) in [(true, 10), (false, 1)] {
+            let age = Duration::from_mins(minutes);
+            assert!(is_worn(age, is_healthy));
+            assert!(!is_worn(age - second, is_healthy));
         }
     }
 }
