@@ -39,7 +39,7 @@ pub fn start_log() -> anyhow::Result<()> {
 /// Lines that wait for standard error.
 const QUEUE_LINES: usize = 4096;
 
-/// Hands lines to a thread of its own: whoever reads standard error may stop, and no task may wait for that.
+/// Hands lines to a thread of its own: the reader of standard error may stop, and no task may wait for that.
 struct LogQueue {
     lines: SyncSender<Message>,
     lost: AtomicU64,

@@ -152,7 +152,7 @@ impl CheckpointFile {
         let file = Self::new(default_name(&agent_id).into(), agent_id);
         let legacy = Self::new(legacy_name(&file.agent_id).into(), file.agent_id.clone());
         if legacy.path != file.path && !file.path.exists() && legacy.is_own() {
-            // If that fails, the history begins anew, which the log says.
+            // If that fails, the history begins again, which the log says.
             let _ = fs::rename(&legacy.path, &file.path);
             let _ = fs::rename(legacy.watermark_path(), file.watermark_path());
         }

@@ -117,7 +117,7 @@ impl UptimeTracker {
                 .booted
                 .is_some_and(|then| then.boot_id != booted_at.boot_id)
             {
-                // The driver was loaded anew.
+                // The driver was reloaded.
                 gpus.xids = HeldXids::default();
             }
             let away = watermark.until(wall, booted_at);

@@ -120,7 +120,7 @@ mod tests {
             )[5..],
             [240, 120, 15]
         );
-        // A poor one in between begins anew.
+        // A poor one in between begins again.
         assert_eq!(
             minutes(
                 &IntervalRules::default(),

@@ -51,7 +51,7 @@ impl fmt::Display for Obstacle {
 
 /// What a failed attempt says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Judgment {
     /// The agent failed.
     Observed,
     Unobserved {
@@ -129,8 +129,8 @@ impl Observer {
         known: &AgentRecord,
         failure: &AttemptFailure,
         began: Duration,
-    ) -> Verdict {
-        let unobserved = |obstacle, also_earlier| Verdict::Unobserved {
+    ) -> Judgment {
+        let unobserved = |obstacle, also_earlier| Judgment::Unobserved {
             obstacle,
             also_earlier,
         };
@@ -141,12 +141,12 @@ impl Observer {
                 if self.others_refuse(known.key) {
                     unobserved(Obstacle::TokenRefused, true)
                 } else {
-                    Verdict::Observed
+                    Judgment::Observed
                 }
             }
             FailureKind::InvalidAnswer => {
                 self.reached(known);
-                Verdict::Observed
+                Judgment::Observed
             }
             FailureKind::NoAnswer if self.stall.stood_still(began, since_boot()) => {
                 unobserved(Obstacle::ProcessStopped, false)
@@ -154,7 +154,7 @@ impl Observer {
             FailureKind::NoAnswer => match self.references.any_answers().await {
                 Some(true) => {
                     self.mass.lock().clear(since_boot());
-                    Verdict::Observed
+                    Judgment::Observed
                 }
                 Some(false) => unobserved(Obstacle::ReferenceUnreachable, false),
                 None => {
@@ -165,7 +165,7 @@ impl Observer {
                         began,
                         since_boot(),
                     ) {
-                        Blame::Agent => Verdict::Observed,
+                        Blame::Agent => Judgment::Observed,
                         Blame::Network { begins } => unobserved(Obstacle::MassFailure, begins),
                     }
                 }
@@ -342,9 +342,9 @@ mod tests {
             let agent = agent(key, Status::Active);
             observer.judge(&agent, &refused, since_boot()).await
         };
-        assert_eq!(judge(1).await, Verdict::Observed);
-        assert_eq!(judge(1).await, Verdict::Observed);
-        let own = Verdict::Unobserved {
+        assert_eq!(judge(1).await, Judgment::Observed);
+        assert_eq!(judge(1).await, Judgment::Observed);
+        let own = Judgment::Unobserved {
             obstacle: Obstacle::TokenRefused,
             also_earlier: true,
         };
@@ -360,16 +360,16 @@ mod tests {
         let lost = failure(FailureKind::NoAnswer);
         for key in 0..10 {
             let agent = agent(key, Status::Active);
-            let verdict = observer.judge(&agent, &lost, since_boot()).await;
-            assert_eq!(verdict, Verdict::Observed);
+            let judgment = observer.judge(&agent, &lost, since_boot()).await;
+            assert_eq!(judgment, Judgment::Observed);
         }
         let observer = Observer::new(vec!["127.0.0.1:1".to_owned()]);
         let agent = agent(1, Status::Active);
-        let verdict = observer.judge(&agent, &lost, since_boot()).await;
+        let judgment = observer.judge(&agent, &lost, since_boot()).await;
         let obstacle = Obstacle::ReferenceUnreachable;
         assert_eq!(
-            verdict,
-            Verdict::Unobserved {
+            judgment,
+            Judgment::Unobserved {
                 obstacle,
                 also_earlier: false
             }

@@ -18,7 +18,7 @@ use super::feed::{Feed, FeedEvent, Topic};
 use super::gpu_owners::GpuOwners;
 use super::mass_failure;
 use super::metrics::PingMetrics;
-use super::observer::{Observer, Verdict};
+use super::observer::{Judgment, Observer};
 use super::store::{AgentPage, AgentRecord, Claim, Claimed, Lease, Store, StoreError};
 use super::void_queue::{VOIDED_PINGS, VoidEntry, VoidQueue};
 use super::warnings;
@@ -344,11 +344,11 @@ impl Pinger {
                 }
             }
             Err(failure) => match self.observer.judge(known, &failure, began.since_boot).await {
-                Verdict::Observed => {
+                Judgment::Observed => {
                     self.voiding.failed(&known.agent.agent_id, failure.kind);
                     PingOutcome::Failed(failure.reason)
                 }
-                Verdict::Unobserved {
+                Judgment::Unobserved {
                     obstacle,
                     also_earlier,
                 } => {

@@ -145,19 +145,19 @@ fn weighted_mean(pings: &[(Percent, Option<f64>)]) -> Option<Percent> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn at(seconds: i64) -> DateTime<Utc> {
+    pub(crate) fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_000_000_000 + seconds, 0).unwrap()
     }
 
-    fn percent(value: f64) -> Percent {
+    pub(crate) fn percent(value: f64) -> Percent {
         Percent::new(value).unwrap()
     }
 
-    fn ping(seconds: i64, uptime: f64, window_seconds: Option<f64>) -> HistoryPing {
+    pub(crate) fn ping(seconds: i64, uptime: f64, window_seconds: Option<f64>) -> HistoryPing {
         HistoryPing {
             timestamp: at(seconds),
             success: true,

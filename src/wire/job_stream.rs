@@ -32,7 +32,7 @@ pub struct JobStream {
     /// The kind of the event that is being read.
     kind: String,
     empty_lines: u32,
-    verdict: Option<(Outcome, String)>,
+    failure: Option<(Outcome, String)>,
     /// The wei left, as the stream tells it before its end.
     balance_wei: Option<String>,
 }
@@ -111,8 +111,8 @@ impl JobStream {
 
     /// The first thing that goes wrong decides. What an error event says is told by its data, which follows.
     fn decide(&mut self, outcome: Outcome, reason: &str) {
-        match &mut self.verdict {
-            None => self.verdict = Some((outcome, reason.to_owned())),
+        match &mut self.failure {
+            None => self.failure = Some((outcome, reason.to_owned())),
             Some((Outcome::WorkerError, known)) if known == "an error event" => {
                 reason.clone_into(known);
             }
@@ -122,8 +122,8 @@ impl JobStream {
 
     /// What went wrong so far, with the reason.
     #[must_use]
-    pub fn verdict(&self) -> Option<(Outcome, String)> {
-        self.verdict.clone()
+    pub fn failure(&self) -> Option<(Outcome, String)> {
+        self.failure.clone()
     }
 
     #[must_use]
@@ -152,7 +152,7 @@ mod tests {
     fn read(text: &str) -> (StreamState, Option<Outcome>, Option<String>) {
         let mut stream = JobStream::default();
         let state = stream.push(text.as_bytes());
-        let outcome = stream.verdict().map(|(outcome, _)| outcome);
+        let outcome = stream.failure().map(|(outcome, _)| outcome);
         (state, outcome, stream.balance_wei().map(str::to_owned))
     }
 
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(read("data: error\n\n").1, None);
         let mut stream = JobStream::default();
         stream.push(error.as_bytes());
-        assert_eq!(stream.verdict().unwrap().1, "out of memory");
+        assert_eq!(stream.failure().unwrap().1, "out of memory");
     }
 
     #[test]
@@ -231,7 +231,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(state, whole.0);
-            prop_assert_eq!(stream.verdict().map(|(outcome, _)| outcome), whole.1);
+            prop_assert_eq!(stream.failure().map(|(outcome, _)| outcome), whole.1);
         }
 
         #[test]

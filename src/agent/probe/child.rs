@@ -35,7 +35,7 @@ impl ProbeOptions {
         match self.serve() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                // Standard error leads nowhere; whoever starts this by hand may look there.
+                // Standard error leads nowhere; a person who starts this by hand may look there.
                 eprintln!("error: {error}");
                 ExitCode::FAILURE
             }

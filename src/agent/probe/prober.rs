@@ -16,7 +16,7 @@ use super::source::GpuSource;
 
 /// A child is replaced after so long: a library that was upgraded is loaded, and leaks are bounded.
 const MAX_AGE: Duration = Duration::from_mins(10);
-/// While a device is not healthy, the driver is initialised anew, but no more often.
+/// While a device is not healthy, the driver is initialised again, but no more often.
 const MIN_AGE_OF_UNHEALTHY: Duration = Duration::from_mins(1);
 /// How long the driver may take to start.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
@@ -92,7 +92,7 @@ impl NvmlProber {
                 if snapshot.problem.is_none() {
                     self.current = Some(current);
                 } else {
-                    // Drivers get loaded and unloaded while we run: the next probe starts anew.
+                    // Drivers get loaded and unloaded while we run: the next probe starts again.
                     current.process.give_up(&self.unreaped);
                 }
                 snapshot

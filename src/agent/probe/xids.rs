@@ -1,4 +1,4 @@
-//! Critical Xids hold until their GPU was reset or the driver loaded anew: a GPU that answers again is not well by that.
+//! Critical Xids hold until their GPU was reset or the driver reloaded: a GPU that answers again is not well by that.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(crate) struct HeldXids {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct HeldXid {
     xid: u64,
-    /// Whether the GPU, or the driver, was away since: then it was reset, or loaded anew.
+    /// Whether the GPU, or the driver, was away since: then it was reset, or reloaded.
     was_away: bool,
 }
 

@@ -36,7 +36,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn register(&self, new: &Registration) -> Result<AgentRecord, StoreError>;
 
     /// Removes an agent at `at`; `false` if there is none of that name. What is known of it is kept for the retention, and
-    /// for whoever is registered under the same name, unless it is to be forgotten. Its pings are deleted later by
+    /// for an agent that is registered under the same name, unless it is to be forgotten. Its pings are deleted later by
     /// [`prune`](Self::prune).
     async fn remove(
         &self,

@@ -154,7 +154,7 @@ impl SendJob for Gateway {
             return answer;
         };
         // Whatever follows: the first thing that went wrong is what it was.
-        if let Some((outcome, reason)) = stream.verdict() {
+        if let Some((outcome, reason)) = stream.failure() {
             answer.outcome = outcome;
             answer.error = Some(shown(&reason));
         }

@@ -221,29 +221,9 @@ impl UptimeFreshness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::coverage::tests::{at, percent, ping};
 
     const HOUR: Duration = Duration::from_secs(3600);
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_000_000_000 + seconds, 0).unwrap()
-    }
-
-    fn percent(value: f64) -> Percent {
-        Percent::new(value).unwrap()
-    }
-
-    fn ping(seconds: i64, uptime: f64, window_seconds: Option<f64>) -> HistoryPing {
-        HistoryPing {
-            timestamp: at(seconds),
-            success: true,
-            uptime_percent: Some(percent(uptime)),
-            window_seconds,
-            gpu_available: Some(true),
-            first_ping: false,
-            covers_from: None,
-            is_void: false,
-        }
-    }
 
     fn snapshot(history: Vec<HistoryPing>) -> AgentSnapshot {
         let agent = ListedAgent {
