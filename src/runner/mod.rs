@@ -23,10 +23,10 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use self::agents::fleet::{Fleet, terms};
 use self::agents::setup;
+use self::agents::submitter::SubmitterContext;
 use self::config::RunnerConfig;
 use self::events::database::{RunDescription, RunRecorder};
 use self::events::dispatcher::EventDispatcher;
@@ -36,6 +36,7 @@ use self::events::output::text::TextOutput;
 use self::events::output::writer::Writer;
 use self::events::require::Missed;
 use self::rate::controller::Sharing;
+use self::send::gateway::Gateway;
 use crate::option_values::OutputFormat;
 use crate::runner::roster::Roster;
 use crate::shutdown::Shutdown;
@@ -88,16 +89,22 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
 
     if shutdown.gently.is_cancelled() {
         tracing::info!(
-            jobs_under_way = run.tracker.len(),
+            jobs_under_way = run.shared.jobs.len(),
             "stopping: no new job is sent, answers are waited for; a second signal ends at once"
         );
     }
-    run.tracker.close();
+    run.shared.jobs.close();
     let mut at_once = false;
-    tokio::select! {
-        () = run.finished() => {}
-        () = output_failed.cancelled() => {}
-        () = shutdown.at_once.cancelled() => at_once = true,
+    let is_finished = tokio::select! {
+        () = run.finished() => true,
+        () = output_failed.cancelled() => false,
+        () = shutdown.at_once.cancelled() => {
+            at_once = true;
+            false
+        }
+    };
+    if !is_finished {
+        run.abandon_jobs().await;
     }
     let total = tokio::select! {
         closed = run.events.close() => closed.context("standard output cannot be written")?,
@@ -122,8 +129,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
 struct Run {
     config: Arc<RunnerConfig>,
     events: Arc<EventDispatcher>,
-    /// Jobs under way.
-    tracker: TaskTracker,
+    shared: Arc<SubmitterContext<Gateway>>,
     fleet: Fleet,
     /// Who is to be followed, where that is not known from the start.
     listed: mpsc::Receiver<agents::fleet::Listed>,
@@ -178,13 +184,12 @@ impl Run {
             let ping_system = Arc::clone(&ping_system);
             helpers.spawn(agents::fleet::watch_list(ping_system, interval, sender));
         }
-        let tracker = shared.jobs.clone();
-        let mut fleet = Fleet::new(Arc::clone(&config), shared, ping_system);
+        let mut fleet = Fleet::new(Arc::clone(&config), Arc::clone(&shared), ping_system);
         fleet.follow_configured();
         Ok(Self {
             config,
             events,
-            tracker,
+            shared,
             fleet,
             listed,
             ends_at,
@@ -195,7 +200,21 @@ impl Run {
     /// Waits for the submitters, then for the jobs that they have sent, each at most its timeout.
     async fn finished(&mut self) {
         while self.fleet.tasks.join_next().await.is_some() {}
-        self.tracker.wait().await;
+        self.shared.jobs.wait().await;
+    }
+
+    /// Ends the jobs under way without their answers, and waits until that is recorded. What has no capacity to print it
+    /// is not waited for.
+    async fn abandon_jobs(&mut self) {
+        let jobs = self.shared.jobs.len();
+        self.shared.abandon.cancel();
+        if jobs > 0 {
+            tracing::warn!(
+                "{jobs} jobs are abandoned: they are charged, and the place that each has at its orchestrator stays taken \
+                 until its capability is registered again"
+            );
+        }
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.finished()).await;
     }
 }
 

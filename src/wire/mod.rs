@@ -3,7 +3,10 @@
 pub mod agent;
 pub(crate) mod coverage;
 pub(crate) mod event_stream;
+pub mod expectation;
 pub mod gateway;
 pub mod job_stream;
 pub mod outcome;
 pub mod ping_system;
+#[cfg(test)]
+mod recorded;

@@ -11,6 +11,8 @@ pub enum Outcome {
     Success,
     /// Status 200, but an event of the stream is an error of the worker.
     WorkerError,
+    /// Status 200, but not what the capability requires of an answer.
+    Unexpected,
     /// Status 200, no body, no orchestrator: every orchestrator failed, or the gateway could not pay them
     /// (go-livepeer, byoc/job_gateway.go: its loop ends without writing).
     NoOrchestrator,
@@ -32,6 +34,8 @@ pub enum Outcome {
     Throttled,
     /// No connection.
     Connect,
+    /// Abandoned by the runner at the second signal.
+    CutShort,
     /// In records of releases up to 0.1.0: done by another orchestrator than the agent's.
     Misrouted,
 }
@@ -46,9 +50,10 @@ pub enum Testimony {
 
 impl Outcome {
     /// All outcomes, in the order of their declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Success,
         Self::WorkerError,
+        Self::Unexpected,
         Self::NoOrchestrator,
         Self::HttpError,
         Self::Timeout,
@@ -59,6 +64,7 @@ impl Outcome {
         Self::Rejected,
         Self::Throttled,
         Self::Connect,
+        Self::CutShort,
         Self::Misrouted,
     ];
 
@@ -68,6 +74,7 @@ impl Outcome {
         match self {
             Self::Success => ("success", true, For),
             Self::WorkerError => ("worker_error", true, Against),
+            Self::Unexpected => ("unexpected", true, Against),
             Self::NoOrchestrator => ("no_orchestrator", true, Against),
             Self::HttpError => ("http_error", true, Against),
             Self::Timeout => ("timeout", true, Against),
@@ -78,6 +85,7 @@ impl Outcome {
             Self::Rejected => ("rejected", false, Nothing),
             Self::Throttled => ("throttled", false, Nothing),
             Self::Connect => ("connect", false, Nothing),
+            Self::CutShort => ("cut_short", true, Nothing),
             Self::Misrouted => ("misrouted", true, Nothing),
         }
     }

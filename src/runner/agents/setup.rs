@@ -18,7 +18,7 @@ use crate::runner::config::RunnerConfig;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::send::budget::Budgets;
-use crate::runner::send::gateway::Gateway;
+use crate::runner::send::gateway::{Gateway, Route};
 use crate::runner::send::in_flight::InFlightLimit;
 use crate::runner::uptime::client::PingSystem;
 use crate::runner::uptime::outage::OutageLog;
@@ -79,15 +79,18 @@ pub(crate) fn shared(
         )),
         jobs: TaskTracker::new(),
         stop,
+        abandon: CancellationToken::new(),
     }
 }
 
 fn gateway(config: &RunnerConfig, client: Client) -> Gateway {
     let routes = config.gateway.capabilities.iter().map(|capability| {
         let route = capability.route.trim_start_matches('/');
-        with_path(
-            &config.gateway.endpoint.url,
-            &format!("process/request/{route}"),
+        let path = format!("process/request/{route}");
+        Route::new(
+            with_path(&config.gateway.endpoint.url, &path),
+            capability.headers.clone(),
+            capability.expect.clone(),
         )
     });
     Gateway::new(

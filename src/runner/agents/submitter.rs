@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::money::{WeiPerSecond, charged_seconds};
 use crate::runner::events::dispatcher::EventDispatcher;
-use crate::runner::events::event::{Event, JobDone, RateChanged, RateReason};
+use crate::runner::events::event::{Event, JobAnswer, JobDone, RateChanged, RateReason};
 use crate::runner::rate::controller::{RateController, TargetRate};
 use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
@@ -26,6 +26,7 @@ use crate::runner::send::pacer::{Due, Pacer};
 use crate::runner::send::template::PlaceholderValues;
 use crate::runner::send::timer::PreciseTimer;
 use crate::units::{JobsPerMinute, Percent, Share};
+use crate::wire::outcome::Outcome;
 
 /// Slots that are closer than this are sent together: above 2000 jobs per second, a wake-up for each would
 /// cost more than it is worth, and starve the other tasks.
@@ -52,6 +53,8 @@ pub(crate) struct SubmitterContext<G> {
     pub jobs: TaskTracker,
     /// No job is sent after this is cancelled.
     pub stop: CancellationToken,
+    /// No answer is waited for after this is cancelled.
+    pub abandon: CancellationToken,
 }
 
 /// The number of jobs that may still be sent, if that is bounded.
@@ -312,7 +315,14 @@ impl<G: SendJob> Submitter<G> {
         jobs.spawn(async move {
             let send_lag = slot.elapsed();
             let ts = Utc::now();
-            let answer = shared.gateway.send(job).await;
+            let answer = tokio::select! {
+                biased;
+                answer = shared.gateway.send(job) => answer,
+                () = shared.abandon.cancelled() => JobAnswer::failure(
+                    Outcome::CutShort,
+                    "abandoned: its place at the orchestrator stays taken".to_owned(),
+                ),
+            };
             let latency = slot.elapsed();
             if let (Some(own), Some(name)) = (&orchestrator, &answer.orchestrator) {
                 own.answered_as(name, &agent_id);
@@ -408,6 +418,7 @@ mod tests {
                 rates: Arc::clone(&rates),
                 jobs: TaskTracker::new(),
                 stop: CancellationToken::new(),
+                abandon: CancellationToken::new(),
             });
             let submitter = Submitter {
                 agent: AgentIndex(0),

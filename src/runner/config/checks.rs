@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
+use reqwest::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    TRANSFER_ENCODING,
+};
 
 use super::file::{AgentTable, CapabilityEntry, FileCapabilities, FileText};
 use super::options::RateOptions;
@@ -11,7 +15,8 @@ use crate::option_values::{BaseRate, Budget, OrchestratorAddress, Weight};
 use crate::runner::rate::controller::Sharing;
 use crate::runner::send::capability::{self, Capability};
 use crate::wire::agent::AgentId;
-use crate::wire::gateway::same_orchestrator_form;
+use crate::wire::expectation::Expectation;
+use crate::wire::gateway::{JOB_HEADER, same_orchestrator_form};
 
 pub(super) fn agents(
     flags: Option<Vec<String>>,
@@ -253,8 +258,51 @@ fn define(known: &mut Vec<Capability>, name: &str, entry: CapabilityEntry) -> an
     if let Some(Weight(weight)) = entry.weight {
         capability.weight = weight;
     }
+    if let Some(new) = entry.headers {
+        capability.headers = headers(&new)?;
+    }
     if let Some(payload) = entry.payload {
         capability.payload = payload;
     }
+    if let Some(expect) = entry.expect {
+        capability.expect = Expectation::new(expect);
+    }
     Ok(())
+}
+
+/// Additional headers of a request. Their values may be secret.
+fn headers(entries: &BTreeMap<String, String>) -> anyhow::Result<HeaderMap> {
+    const SET_BY_THE_RUNNER: [HeaderName; 6] = [
+        HeaderName::from_static(JOB_HEADER),
+        CONTENT_TYPE,
+        AUTHORIZATION,
+        CONTENT_LENGTH,
+        TRANSFER_ENCODING,
+        CONNECTION,
+    ];
+    let mut headers = HeaderMap::new();
+    for (name, value) in entries {
+        let Ok(header) = HeaderName::try_from(name) else {
+            bail!(
+                "headers has '{}': expected a header's name, such as X-Tenant",
+                name.escape_debug()
+            );
+        };
+        ensure!(
+            !SET_BY_THE_RUNNER.contains(&header),
+            "headers has '{name}', which the runner sets itself: expected another header, such as X-Tenant \
+             (--gateway-token-file sets Authorization)"
+        );
+        let Ok(mut value) = HeaderValue::try_from(value) else {
+            bail!(
+                "headers: the value of '{name}' has line breaks or other control characters: expected printable text"
+            );
+        };
+        value.set_sensitive(true);
+        ensure!(
+            headers.insert(header, value).is_none(),
+            "headers has '{name}' twice, in different case: expected each once"
+        );
+    }
+    Ok(headers)
 }

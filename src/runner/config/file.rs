@@ -13,6 +13,7 @@ use toml::Spanned;
 use crate::money::WeiPerSecond;
 use crate::option_values::{BaseRate, Budget, OrchestratorAddress, Weight};
 use crate::wire::agent::AgentId;
+use crate::wire::expectation::JsonPointer;
 
 /// `[[agents]]` in the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,7 +51,9 @@ pub(super) struct CapabilityEntry {
     pub(super) timeout_seconds: Option<NonZeroU32>,
     #[serde(deserialize_with = "scalar")]
     pub(super) weight: Option<Weight>,
+    pub(super) headers: Option<BTreeMap<String, String>>,
     pub(super) payload: Option<Map<String, Value>>,
+    pub(super) expect: Option<BTreeMap<JsonPointer, Value>>,
 }
 
 /// The tables of a file; its other keys are options ([`super::layers`]).

@@ -20,7 +20,9 @@ orchestrators = ["https://orch-1.example:8935"]
 route = "upscale"
 timeout_seconds = 60
 weight = 2
+headers = { X-Tenant = "a" }
 payload = { image_url = "https://img.example/1.png", seed = "{seed}", at = "{timestamp}" }
+expect = { "/status" = "success" }
 "#;
 
 /// What most options need beside them.
@@ -434,6 +436,44 @@ fn what_is_wrong_with_variable_or_file_is_told_with_its_place() {
         ),
     ] {
         let error = error(&[], file);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn headers_and_expectations_are_checked_at_the_start() {
+    let define = |lines: &str| {
+        let file = format!("[capabilities.upscale]\n{lines}");
+        let flags = ["--agent=a".to_owned(), "--capabilities=upscale".to_owned()];
+        resolved(&flags, &[], &file)
+    };
+    let config =
+        define("headers = { x-tenant = 'secret' }\nexpect = { '/n' = 1, '' = {} }").unwrap();
+    let capability = &config.gateway.capabilities[0];
+    assert_eq!(capability.headers["X-Tenant"], "secret");
+    assert!(!capability.expect.is_empty());
+    assert!(!debug(&config).contains("secret"));
+    for (lines, expected) in [
+        (
+            "headers = { Livepeer = 'x' }",
+            "headers has 'Livepeer', which the runner sets itself",
+        ),
+        ("headers = { authorization = 'x' }", "--gateway-token-file"),
+        (
+            "headers = { 'a b' = 'x' }",
+            "headers has 'a b': expected a header's name",
+        ),
+        (
+            r#"headers = { a = "x\ny" }"#,
+            "the value of 'a' has line breaks",
+        ),
+        ("headers = { x-a = 'x', X-A = 'y' }", "twice"),
+        (
+            "expect = { status = 'ok' }",
+            "'status': expected a JSON pointer such as /status",
+        ),
+    ] {
+        let error = format!("{:#}", define(lines).unwrap_err());
         assert!(error.contains(expected), "{error}");
     }
 }

@@ -4,11 +4,13 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use fastrand::Rng;
+use reqwest::header::HeaderMap;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::template::{PlaceholderValues, Template};
 use crate::runner::roster::CapabilityIndex;
+use crate::wire::expectation::Expectation;
 use crate::wire::gateway::JobHeader;
 
 /// The default capability.
@@ -34,8 +36,12 @@ pub struct Capability {
     pub timeout_seconds: u32,
     /// Its weight in the random choice, greater than 0.
     pub weight: f64,
+    /// Additional headers of its requests.
+    pub headers: HeaderMap,
     /// The body, with placeholders.
     pub payload: Map<String, Value>,
+    /// What its answers must hold; those of streams are exempt.
+    pub expect: Expectation,
 }
 
 impl Capability {
@@ -49,7 +55,9 @@ impl Capability {
             run: name.to_owned(),
             timeout_seconds: 60,
             weight: 1.0,
+            headers: HeaderMap::new(),
             payload: Map::new(),
+            expect: Expectation::default(),
         }
     }
 

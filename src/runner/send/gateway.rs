@@ -13,6 +13,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use crate::net::client::root_cause;
 use crate::runner::events::event::JobAnswer;
 use crate::runner::roster::CapabilityIndex;
+use crate::wire::expectation::{Expectation, ExpectedBody, MAX_EXPECTED_BYTES};
 use crate::wire::gateway::{
     BALANCE_HEADER, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, balance_wei,
 };
@@ -56,46 +57,41 @@ pub(crate) struct Gateway {
     authorization: Option<HeaderValue>,
 }
 
-/// Where the jobs of a capability go.
+/// Where the jobs of a capability go, and what it requires of their answers.
 #[derive(Debug)]
-struct Route {
+pub(crate) struct Route {
     url: Url,
+    headers: HeaderMap,
+    expect: Expectation,
     /// Whether the user knows that its streams should be tied.
     is_warned: AtomicBool,
 }
 
 impl Gateway {
-    /// A gateway that is reached by `client`, which must not follow redirects, at one address for
+    /// A gateway that is reached by `client`, which must not follow redirects, with one route for
     /// each capability.
     #[must_use]
     pub(crate) fn new(
         client: Client,
-        routes: Vec<Url>,
+        routes: Vec<Route>,
         authorization: Option<HeaderValue>,
     ) -> Self {
-        let routes = routes.into_iter().map(|url| Route {
-            url,
-            is_warned: AtomicBool::new(false),
-        });
         Self {
             client,
-            routes: routes.collect(),
+            routes,
             authorization,
         }
     }
 
-    /// Sends a job and reads its answer. What a stream has said is kept in `stream`, also where this is cancelled.
-    async fn exchange(
-        &self,
-        job: Job,
-        stream: &mut Option<JobStream>,
-    ) -> Result<JobAnswer, JobAnswer> {
+    /// Sends a job and reads its answer. What it has said so far is in `partial`, also where this is cancelled.
+    async fn exchange(&self, job: Job, partial: &mut PartialAnswer) -> Result<Judged, Unread> {
         let header = HeaderValue::try_from(job.header)
             .expect("base64 has only characters that a header may have");
         let route = &self.routes[job.capability.0];
         let mut request = self
             .client
             .post(route.url.clone())
+            .headers(route.headers.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .header(HeaderName::from_static(JOB_HEADER), header)
             .body(job.body);
@@ -103,30 +99,40 @@ impl Gateway {
             request = request.header(AUTHORIZATION, authorization.clone());
         }
         let response = request.send().await.map_err(|error| failure(&error))?;
-        let mut answer = JobAnswer::failure(Outcome::Transport, String::new());
-        answer.status = Some(response.status().as_u16());
-        let kept = KeptHeaders::of(response.headers());
-        answer.orchestrator = kept.orchestrator;
-        answer.balance_wei = kept.balance_wei;
-        answer.metadata = kept.metadata;
-        let result = if is_stream(&response) {
+        partial.status = Some(response.status().as_u16());
+        partial.headers = KeptHeaders::of(response.headers());
+        if is_stream(&response) {
             if !job.is_tied {
                 route.warn_of_stream();
             }
-            read_stream(response, stream.insert(JobStream::default())).await
+            read_stream(response, &mut partial.stream).await
         } else {
-            let has_orchestrator = answer.orchestrator.is_some();
-            read_whole(response, has_orchestrator).await
-        };
-        (answer.outcome, answer.error) = match result {
-            Ok(result) => result,
-            Err(Unread { outcome, error }) => (outcome, Some(error)),
-        };
-        Ok(answer)
+            let has_orchestrator = partial.headers.orchestrator.is_some();
+            read_whole(response, has_orchestrator, &route.expect).await
+        }
     }
 }
 
+/// What an answer has said so far.
+#[derive(Debug, Default)]
+struct PartialAnswer {
+    status: Option<u16>,
+    headers: KeptHeaders,
+    /// Its events, if it is a stream.
+    stream: JobStream,
+}
+
 impl Route {
+    #[must_use]
+    pub(crate) fn new(url: Url, headers: HeaderMap, expect: Expectation) -> Self {
+        Self {
+            url,
+            headers,
+            expect,
+            is_warned: AtomicBool::new(false),
+        }
+    }
+
     fn warn_of_stream(&self) {
         if !self.is_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -141,30 +147,40 @@ impl Route {
 impl SendJob for Gateway {
     async fn send(&self, job: Job) -> JobAnswer {
         let timeout = job.timeout;
-        let mut stream = None;
-        let exchange = tokio::time::timeout(timeout, self.exchange(job, &mut stream)).await;
-        let mut answer = match exchange {
-            Ok(Ok(answer) | Err(answer)) => answer,
-            Err(_) => JobAnswer::failure(
-                Outcome::Timeout,
-                format!("no whole answer in {}s", timeout.as_secs_f64()),
-            ),
+        let mut partial = PartialAnswer::default();
+        let exchange = tokio::time::timeout(timeout, self.exchange(job, &mut partial)).await;
+        let (outcome, error) = match exchange {
+            Ok(Ok(judged)) => judged,
+            Ok(Err(Unread { outcome, error })) => (outcome, Some(error)),
+            Err(_) => {
+                let error = format!("no whole answer in {}s", timeout.as_secs_f64());
+                (Outcome::Timeout, Some(error))
+            }
         };
-        let Some(stream) = stream else {
-            return answer;
-        };
+        let PartialAnswer {
+            status,
+            headers,
+            stream,
+        } = partial;
+        let balance_wei = stream.balance_wei().map(str::to_owned);
         // Whatever follows: the first thing that went wrong is what it was.
-        if let Some((outcome, reason)) = stream.failure() {
-            answer.outcome = outcome;
-            answer.error = Some(shown(&reason));
+        let (outcome, error) = stream
+            .failure()
+            .map_or((outcome, error), |(outcome, reason)| {
+                (outcome, Some(shown(&reason)))
+            });
+        JobAnswer {
+            outcome,
+            status,
+            orchestrator: headers.orchestrator,
+            balance_wei: balance_wei.or(headers.balance_wei),
+            metadata: headers.metadata,
+            error,
         }
-        if let Some(balance_wei) = stream.balance_wei() {
-            answer.balance_wei = Some(balance_wei.to_owned());
-        }
-        answer
     }
 }
 
+#[derive(Debug, Default)]
 struct KeptHeaders {
     orchestrator: Option<String>,
     balance_wei: Option<String>,
@@ -192,11 +208,14 @@ impl KeptHeaders {
 type Judged = (Outcome, Option<String>);
 
 /// Tells the outcome of a whole answer that is no stream.
-fn judge(head: AnswerHead<'_>, body: &[u8]) -> Judged {
+fn judge(head: AnswerHead<'_>, body: &[u8], expect: &Expectation) -> Judged {
     let outcome = outcome::of_answer(head, body);
     let said = || said(head.status, body);
     let error = match outcome {
-        Outcome::Success => None,
+        Outcome::Success => match expect.check(ExpectedBody::cut(body)) {
+            Ok(()) => None,
+            Err(difference) => return (Outcome::Unexpected, Some(shown(&difference))),
+        },
         Outcome::NoOrchestrator => Some(
             "empty answer: all orchestrators failed, or the gateway could not pay them".to_owned(),
         ),
@@ -274,8 +293,12 @@ fn lost(error: String) -> Unread {
 }
 
 /// Reads the body to its end and throws it away but for its start: all that is needed of an error's text, one byte of a
-/// success.
-async fn read_whole(mut response: Response, has_orchestrator: bool) -> Result<Judged, Unread> {
+/// success of which nothing is expected.
+async fn read_whole(
+    mut response: Response,
+    has_orchestrator: bool,
+    expect: &Expectation,
+) -> Result<Judged, Unread> {
     let headers = response.headers();
     let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::to_owned);
     let content_type = text(CONTENT_TYPE);
@@ -283,7 +306,12 @@ async fn read_whole(mut response: Response, has_orchestrator: bool) -> Result<Ju
         text(X_CONTENT_TYPE_OPTIONS).is_some_and(|kind| kind.eq_ignore_ascii_case("nosniff"));
     let has_retry_after = headers.contains_key(RETRY_AFTER);
     let status = response.status().as_u16();
-    let kept_bytes = if status == 200 { 1 } else { KEPT_BYTES };
+    let kept_bytes = match status {
+        200 if expect.is_empty() => 1,
+        // One byte more tells that it is too long.
+        200 => MAX_EXPECTED_BYTES + 1,
+        _ => KEPT_BYTES,
+    };
     let mut start: Vec<u8> = Vec::new();
     read_pieces(&mut response, |piece| {
         let wanted = kept_bytes.saturating_sub(start.len()).min(piece.len());
@@ -298,7 +326,7 @@ async fn read_whole(mut response: Response, has_orchestrator: bool) -> Result<Ju
         has_retry_after,
         has_orchestrator,
     };
-    Ok(judge(head, &start))
+    Ok(judge(head, &start, expect))
 }
 
 /// Reads a stream to its end mark. A gateway goes on with the next orchestrator, or with empty lines without end: dropping
@@ -319,7 +347,7 @@ async fn read_stream(mut response: Response, stream: &mut JobStream) -> Result<J
     }
 }
 
-fn failure(error: &reqwest::Error) -> JobAnswer {
+fn failure(error: &reqwest::Error) -> Unread {
     let outcome = if error.is_connect() {
         Outcome::Connect
     } else if error.is_timeout() {
@@ -327,7 +355,10 @@ fn failure(error: &reqwest::Error) -> JobAnswer {
     } else {
         Outcome::Transport
     };
-    JobAnswer::failure(outcome, root_cause(error))
+    Unread {
+        outcome,
+        error: root_cause(error),
+    }
 }
 
 #[cfg(test)]

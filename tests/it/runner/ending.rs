@@ -68,7 +68,8 @@ fn the_first_signal_waits_no_longer_than_the_timeout() {
 fn the_second_signal_ends_at_once() {
     let pings = PingSystem::start(99.5);
     let (gateway, _open) = held_gateway();
-    let mut runner = Runner::start(&pings.url(), &gateway.url(), &["--rate", "600"]);
+    let arguments = ["--rate", "600", "--price", "1000"];
+    let mut runner = Runner::start(&pings.url(), &gateway.url(), &arguments);
     runner.wait_for_rate(600);
     wait_until("a job", || {
         (!gateway.requests.lock().unwrap().is_empty()).then_some(())
@@ -79,7 +80,17 @@ fn the_second_signal_ends_at_once() {
     runner.signal(Signal::INT);
     let finished = runner.finish();
     assert_eq!(finished.status.code(), Some(130), "{}", finished.stderr);
-    assert!(finished.summary()["jobs_sent"].as_u64().unwrap() > 0);
+    let jobs = finished.of_kind("job");
+    let sent = finished.summary()["jobs_sent"].as_u64().unwrap();
+    assert!(sent > 0 && jobs.len() as u64 == sent, "{jobs:?}");
+    for job in jobs {
+        assert_eq!(job["outcome"], "cut_short");
+        // The orchestrator worked for it.
+        assert_ne!(job["cost_wei"], "0");
+        assert!(job["error"].as_str().unwrap().contains("stays taken"));
+    }
+    let told = format!("{sent} jobs are abandoned");
+    assert!(finished.stderr.contains(&told), "{}", finished.stderr);
 }
 
 #[test]

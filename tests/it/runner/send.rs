@@ -104,6 +104,46 @@ means! {
     };
 }
 
+/// The file of a capability that requires something of its answers.
+const EXPECTING: &str = r#"
+[capabilities.gpu-check]
+headers = { X-Tenant = "a" }
+expect = { "/status" = "success" }
+"#;
+
+#[test]
+fn an_answer_must_hold_what_its_capability_expects() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runner.toml");
+    std::fs::write(&file, EXPECTING).unwrap();
+    let with = ["--agent", "agent-001", "--config", file.to_str().unwrap()];
+    let expecting = |outcome, extra: &str, body: &str| {
+        let (extra, body) = (extra.to_owned(), body.to_owned());
+        let finished = means(outcome, Some(200), &with, move |s, head| {
+            assert!(
+                head.to_ascii_lowercase().contains("\r\nx-tenant: a\r\n"),
+                "{head}"
+            );
+            respond(s, 200, &extra, &body);
+        });
+        finished.of_kind("job")[0]["error"].clone()
+    };
+    expecting("success", DONE_BY, r#"{"status": "success"}"#);
+    // A stream is exempt, and what no worker said is no answer of its.
+    expecting("success", STREAM, "data: [DONE]\n");
+    expecting("no_orchestrator", "", "");
+    let error = expecting("unexpected", DONE_BY, r#"{"status": "failed"}"#);
+    assert_eq!(error, r#"/status is "failed": expected "success""#);
+    assert_eq!(expecting("unexpected", DONE_BY, ""), "the answer is empty");
+    let nearly = |bytes: usize| format!(r#"{{"status": "success"{}}}"#, " ".repeat(bytes - 21));
+    expecting("success", DONE_BY, &nearly(1 << 20));
+    let error = expecting("unexpected", DONE_BY, &nearly((1 << 20) + 1));
+    assert!(
+        error.as_str().unwrap().contains("longer than 1 MiB"),
+        "{error}"
+    );
+}
+
 #[test]
 fn only_the_beginning_of_a_long_header_is_kept() {
     let finished = means("success", Some(200), &[], |s, _| {
@@ -153,7 +193,7 @@ fn silence_is_a_timeout() {
 
 #[test]
 fn a_body_without_end_is_a_timeout() {
-    means("timeout", None, &["--timeout", "200ms"], |s, _| {
+    means("timeout", Some(200), &["--timeout", "200ms"], |s, _| {
         let _ = s.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
         while s.write_all(&[b'x'; 100]).is_ok() {
             std::thread::yield_now();
