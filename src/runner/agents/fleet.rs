@@ -130,7 +130,12 @@ impl Fleet {
             budgets.open(index, agent.budget.clone());
         }
         let agent_id: Arc<str> = agent.id.as_str().into();
-        let job_stats = Arc::new(JobStats::new(agent.is_tied, self.config.ping.window));
+        let own_orchestrators = if agent.is_tied {
+            agent.orchestrators.len()
+        } else {
+            0
+        };
+        let job_stats = Arc::new(JobStats::new(own_orchestrators, self.config.ping.window));
         let base_rate = self.config.base_rate(agent);
         let target = self
             .shared

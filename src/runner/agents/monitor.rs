@@ -331,7 +331,7 @@ mod tests {
     ) -> (Vec<(u64, u32, RateReason)>, Vec<String>) {
         let (recorder, sink) = recorder(60);
         let rates = RateController::new(policy.clone(), Sharing::Own);
-        let job_stats = Arc::new(JobStats::new(false, INTERVAL));
+        let job_stats = Arc::new(JobStats::new(0, INTERVAL));
         let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), job_stats);
         let stop = CancellationToken::new();
         let monitor = monitor(&recorder, &rates);
@@ -581,7 +581,7 @@ mod tests {
         ] {
             let (recorder, sink) = recorder(60);
             let window = Duration::from_hours(1);
-            let job_stats = Arc::new(JobStats::new(true, window));
+            let job_stats = Arc::new(JobStats::new(1, window));
             for n in 0..100 {
                 let outcome = if n % 12 == 0 {
                     Outcome::Timeout
@@ -589,7 +589,8 @@ mod tests {
                     Outcome::Success
                 };
                 let answer = JobAnswer::failure(outcome, String::new());
-                job_stats.job(&answer, INTERVAL, Instant::now().into_std());
+                let sent = job_stats.sent(Some(0));
+                job_stats.ended(&sent, &answer, INTERVAL, Instant::now().into_std());
             }
             let rates = RateController::new(policy.parse().unwrap(), Sharing::Own);
             let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), job_stats);

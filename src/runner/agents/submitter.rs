@@ -308,6 +308,9 @@ impl<G: SendJob> Submitter<G> {
             is_tied: orchestrator.is_some(),
             timeout: self.timeouts[index.0].min(paid),
         };
+        let in_flight = self
+            .job_stats
+            .sent(orchestrator.as_ref().map(|own| own.index()));
         shared.events.record(&Event::Sent);
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
         let agent_id = Arc::clone(&self.agent_id);
@@ -335,7 +338,7 @@ impl<G: SendJob> Submitter<G> {
             if let (Some(budgets), Some(price)) = (&shared.budgets, &price) {
                 budgets.settle(agent, price, granted, charged);
             }
-            job_stats.job(&answer, latency, Instant::now().into_std());
+            job_stats.ended(&in_flight, &answer, latency, Instant::now().into_std());
             shared.events.record(&Event::Job(JobDone {
                 ts,
                 agent,
@@ -406,7 +409,7 @@ mod tests {
             let (recorder, sink) = recorder(rate);
             let gateway = SlowGateway::new(latency);
             let rates = Arc::new(RateController::new(Policy::default(), Sharing::Own));
-            let job_stats = Arc::new(JobStats::new(false, SECOND));
+            let job_stats = Arc::new(JobStats::new(0, SECOND));
             let base = JobsPerMinute::new(rate);
             let target = rates.add(AgentIndex(0), base, Arc::clone(&job_stats));
             let shared = Arc::new(SubmitterContext {

@@ -294,7 +294,7 @@ mod tests {
         fn of(agents: usize, sharing: Sharing) -> Self {
             let rates = RateController::new(Policy::default(), sharing);
             let orders = (0..agents).map(|agent| {
-                let job_stats = JobStats::new(false, Duration::from_hours(1));
+                let job_stats = JobStats::new(0, Duration::from_hours(1));
                 rates.add(
                     AgentIndex(agent),
                     JobsPerMinute::new(60),
@@ -363,7 +363,7 @@ mod tests {
     fn agents_that_come_and_go_change_the_shares() {
         let mut fleet = TestFleet::of(2, total(Split::Equal, false));
         fleet.uptime(0, 99.5);
-        let job_stats = Arc::new(JobStats::new(false, Duration::from_hours(1)));
+        let job_stats = Arc::new(JobStats::new(0, Duration::from_hours(1)));
         let joined = fleet
             .rates
             .add(AgentIndex(2), JobsPerMinute::new(60), job_stats);
@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn a_new_performance_counts_by_a_part_of_it_at_once() {
         let rates = RateController::new(Policy::default(), total(Split::Performance, false));
-        let stats = [(); 2].map(|()| Arc::new(JobStats::new(false, Duration::from_hours(1))));
+        let stats = [(); 2].map(|()| Arc::new(JobStats::new(0, Duration::from_hours(1))));
         let targets = [0, 1].map(|agent| {
             let stats = Arc::clone(&stats[agent]);
             rates.add(AgentIndex(agent), JobsPerMinute::new(60), stats)
@@ -440,7 +440,13 @@ mod tests {
         let answer_all = |agent: usize, millis: u64| {
             let success = JobAnswer::failure(Outcome::Success, String::new());
             for _ in 0..128 {
-                stats[agent].job(&success, Duration::from_millis(millis), Instant::now());
+                let sent = stats[agent].sent(None);
+                stats[agent].ended(
+                    &sent,
+                    &success,
+                    Duration::from_millis(millis),
+                    Instant::now(),
+                );
             }
         };
         answer_all(0, 100);

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::allocation::Performance;
 use super::claims::job_says;
+use super::refusals::{Refusals, SentJob};
 use crate::runner::events::event::{Evidence, JobAnswer};
 use crate::wire::outcome::Outcome;
 
@@ -20,44 +21,76 @@ const PARTS: u32 = 60;
 /// One agent's statistics.
 #[derive(Debug)]
 pub(crate) struct JobStats {
-    /// Whether it is tied to orchestrators that do only its jobs: what becomes of them is evidence about it.
-    is_tied: bool,
     window: Duration,
     jobs: Mutex<RecentJobs>,
+}
+
+/// A job in flight, as its agent's statistics know it.
+#[derive(Debug)]
+pub(crate) struct JobInFlight {
+    /// Its orchestrator's index, where the agent is tied.
+    orchestrator: Option<(usize, SentJob)>,
 }
 
 #[derive(Debug, Default)]
 struct RecentJobs {
     recent: VecDeque<(bool, Duration)>,
+    /// By orchestrator that does only this agent's jobs: what becomes of them is evidence about it. Empty if it is not tied.
+    refusals: Vec<Refusals>,
     /// Since when each part of the window counts, oldest first.
     evidence: VecDeque<(Instant, Evidence)>,
 }
 
 impl JobStats {
-    /// Of an agent that may be tied to orchestrators alone; evidence counts for `window`.
+    /// Of an agent that is tied to so many orchestrators, 0 if it is not tied; evidence counts for `window`.
     #[must_use]
-    pub(crate) fn new(is_tied: bool, window: Duration) -> Self {
+    pub(crate) fn new(orchestrators: usize, window: Duration) -> Self {
+        let jobs = RecentJobs {
+            refusals: (0..orchestrators).map(|_| Refusals::default()).collect(),
+            ..RecentJobs::default()
+        };
         Self {
-            is_tied,
             window,
-            jobs: Mutex::default(),
+            jobs: Mutex::new(jobs),
         }
     }
 
+    /// Takes in that a job is sent, to the agent's orchestrator of this index if it has some.
+    pub(crate) fn sent(&self, orchestrator: Option<usize>) -> JobInFlight {
+        let mut jobs = self.jobs.lock();
+        let orchestrator = orchestrator.and_then(|index| {
+            let refusals = jobs.refusals.get_mut(index)?;
+            Some((index, refusals.sent()))
+        });
+        JobInFlight { orchestrator }
+    }
+
     /// Takes in what became of a job.
-    pub(crate) fn job(&self, answer: &JobAnswer, latency: Duration, now: Instant) {
+    pub(crate) fn ended(
+        &self,
+        job: &JobInFlight,
+        answer: &JobAnswer,
+        latency: Duration,
+        now: Instant,
+    ) {
         let mut jobs = self.jobs.lock();
         if jobs.recent.len() == RECENT_JOBS {
             jobs.recent.pop_front();
         }
         let success = answer.outcome == Outcome::Success;
         jobs.recent.push_back((success, latency));
-        if !self.is_tied {
-            return;
-        }
-        let Some(good) = job_says(answer.outcome) else {
+        let Some((index, sent)) = job.orchestrator else {
             return;
         };
+        let refused = jobs.refusals[index].ended(sent, answer.outcome);
+        let says = job_says(answer.outcome);
+        let new = Evidence {
+            jobs: refused + u64::from(says.is_some()),
+            good: u64::from(says == Some(true)),
+        };
+        if new.jobs == 0 {
+            return;
+        }
         let part = self.window / PARTS;
         if jobs
             .evidence
@@ -67,8 +100,8 @@ impl JobStats {
             jobs.evidence.push_back((now, Evidence::default()));
         }
         if let Some((_, evidence)) = jobs.evidence.back_mut() {
-            evidence.jobs += 1;
-            evidence.good += u64::from(good);
+            evidence.jobs += new.jobs;
+            evidence.good += new.good;
         }
         self.forget(&mut jobs, now);
     }
@@ -125,28 +158,31 @@ impl JobStats {
 mod tests {
     use super::*;
 
-    fn answer(outcome: Outcome) -> JobAnswer {
-        JobAnswer::failure(outcome, String::new())
+    fn done(stats: &JobStats, outcome: Outcome, latency: Duration, now: Instant) {
+        let answer = JobAnswer::failure(outcome, String::new());
+        stats.ended(&stats.sent(Some(0)), &answer, latency, now);
     }
 
     #[test]
     fn evidence_leaves_with_the_window() {
-        let record = JobStats::new(true, Duration::from_mins(1));
+        let record = JobStats::new(1, Duration::from_mins(1));
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         for second in 0..10 {
-            record.job(
-                &answer(Outcome::Timeout),
+            done(
+                &record,
+                Outcome::Timeout,
                 Duration::from_secs(1),
                 at(second),
             );
-            record.job(
-                &answer(Outcome::NoSupply),
+            done(
+                &record,
+                Outcome::NoSupply,
                 Duration::from_secs(1),
                 at(second),
             );
         }
-        record.job(&answer(Outcome::Success), Duration::from_secs(1), at(50));
+        done(&record, Outcome::Success, Duration::from_secs(1), at(50));
         let evidence = |seconds| record.evidence(at(seconds));
         assert_eq!(evidence(50), Evidence { jobs: 11, good: 1 });
         assert_eq!(evidence(64), Evidence { jobs: 6, good: 1 });
@@ -156,18 +192,19 @@ mod tests {
 
     #[test]
     fn without_orchestrators_of_its_own_nothing_is_evidence() {
-        let record = JobStats::new(false, Duration::from_mins(1));
+        let record = JobStats::new(0, Duration::from_mins(1));
         let now = Instant::now();
-        record.job(&answer(Outcome::Success), Duration::from_secs(1), now);
+        done(&record, Outcome::Success, Duration::from_secs(1), now);
         assert_eq!(record.evidence(now), Evidence::default());
     }
 
     #[test]
     fn performance_is_that_of_the_last_jobs() {
-        let record = JobStats::new(false, Duration::from_mins(1));
+        let record = JobStats::new(0, Duration::from_mins(1));
         let job = |outcome, millis| {
-            record.job(
-                &answer(outcome),
+            done(
+                &record,
+                outcome,
                 Duration::from_millis(millis),
                 Instant::now(),
             );

@@ -6,3 +6,4 @@ pub(crate) mod controller;
 pub(crate) mod decision;
 pub(crate) mod job_stats;
 pub(crate) mod policy;
+pub(crate) mod refusals;

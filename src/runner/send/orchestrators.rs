@@ -21,6 +21,8 @@ pub(crate) struct OrchestratorTurns {
 /// One that an agent is tied to.
 #[derive(Debug)]
 pub(crate) struct OwnOrchestrator {
+    /// Its place in the agent's list.
+    index: usize,
     address: String,
     /// The job header's `parameters` that name it.
     parameters: String,
@@ -30,7 +32,9 @@ pub(crate) struct OwnOrchestrator {
 impl OrchestratorTurns {
     #[must_use]
     pub(crate) fn new(addresses: &[String]) -> Self {
-        let own = addresses.iter().map(|address| OwnOrchestrator {
+        let own = addresses.iter().enumerate();
+        let own = own.map(|(index, address)| OwnOrchestrator {
+            index,
             address: address.clone(),
             parameters: json!({ "orchestrators": { "include": [address] } }).to_string(),
             is_alias_told: AtomicBool::new(false),
@@ -54,6 +58,11 @@ impl OwnOrchestrator {
     #[must_use]
     pub(crate) fn parameters(this: Option<&Self>) -> &str {
         this.map_or("{}", |own| &own.parameters)
+    }
+
+    #[must_use]
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     /// Tells once that it calls itself by another name than the one by which the gateway knows it.
