@@ -5,4 +5,5 @@ pub mod demo;
 mod honesty;
 mod job_request;
 pub mod mock;
+mod mock_gateway;
 pub(crate) mod script;

@@ -95,18 +95,15 @@ impl Refusals {
         // It was in flight at the sending of each job from its own to the last one.
         self.next_corrections.add(corrections, -1);
         let last = self.first + self.remembered.len() as u64 - 1;
-        match number.checked_sub(self.first) {
-            Some(index) => {
-                let index = usize::try_from(index).expect("at most as many as are remembered");
-                let job = &mut self.remembered[index];
-                job.has_ended = true;
-                job.corrections.add(corrections, 1);
-                job.refused_before = refused.then_some(last);
-            }
-            None => {
-                self.forgotten -= 1;
-                self.corrections.add(corrections, 1);
-            }
+        if let Some(index) = number.checked_sub(self.first) {
+            let index = usize::try_from(index).expect("at most as many as are remembered");
+            let job = &mut self.remembered[index];
+            job.has_ended = true;
+            job.corrections.add(corrections, 1);
+            job.refused_before = refused.then_some(last);
+        } else {
+            self.forgotten -= 1;
+            self.corrections.add(corrections, 1);
         }
         self.look_at_ended()
     }
