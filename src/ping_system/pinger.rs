@@ -166,7 +166,7 @@ impl Pinger {
         };
         let seconds = self.rules.interval.base.as_secs().max(1);
         let enough = (mass_failure::MIN_FAILING * seconds).div_ceil(mass_failure::PERIOD.as_secs());
-        if !self.observer.has_references() && totals.agents < enough {
+        if !self.observer.has_references() && enough > 1 && totals.agents < enough {
             tracing::info!(
                 "with fewer than {enough} agents at this interval an outage of this machine's own network counts as theirs, unless \
                  --reference names something that answers whenever it works"

@@ -1,17 +1,20 @@
-//! The whole system at work on loopback, with nothing else needed: a real agent with a simulated GPU,
+//! The whole system at work on loopback, with nothing else needed: four real agents with simulated GPUs,
 //! a real ping system and the real job runner, against a mock gateway.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use futures_util::future::{Either, try_join_all};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::NoSubscriber;
 use url::Url;
 
 use super::mock::Mock;
-use super::script::UptimeScript;
 use crate::agent::checkpoint::CheckpointFile;
 use crate::agent::probe::simulated::{GpuScript, SimState};
 use crate::agent::probe::source::GpuSource;
@@ -24,17 +27,49 @@ use crate::ping_system::evaluate::PingPolicy;
 use crate::ping_system::interval::IntervalRules;
 use crate::ping_system::store::sqlite::Location;
 use crate::ping_system::{self, Database, PingSystemConfig};
-use crate::runner::config::RunnerConfig;
+use crate::runner::config::{AgentSettings, RunnerConfig};
 use crate::runner::{self, Exit};
 use crate::shutdown::Shutdown;
 use crate::units::{JobsPerMinute, Span};
 
+/// The agent whose story is told.
 const AGENT: &str = "agent-001";
+
+/// The other agents: one in each tier below the first.
+const STEADY: [SteadyAgent; 3] = [
+    SteadyAgent {
+        id: "agent-002",
+        up: 0.98,
+        pings_per_loss: 2.0,
+    },
+    SteadyAgent {
+        id: "agent-003",
+        up: 0.92,
+        pings_per_loss: 1.0,
+    },
+    SteadyAgent {
+        id: "agent-004",
+        up: 0.85,
+        pings_per_loss: 1.0,
+    },
+];
+
+/// An agent whose GPU is lost for a moment again and again, so that its uptime stays the same.
+struct SteadyAgent {
+    id: &'static str,
+    /// The share of the time in which it has its GPU.
+    up: f64,
+    /// How many pings there are for each loss: a short loss is not measured exactly.
+    pings_per_loss: f64,
+}
+
+/// The time between two pings, as a share of the demo.
+const PING_INTERVAL: f64 = 1.0 / 60.0;
 
 /// How much history counts, as a share of the demo.
 const WINDOW: f64 = 16.0 / 60.0;
 
-/// The GPU's script, in shares of the demo. Lost three times within the window, its uptime falls
+/// The first GPU's script, in shares of the demo. Lost three times within the window, its uptime falls
 /// to about 96, 92 and 85 %; then these times leave the window again, one by one.
 const STEPS: [(SimState, f64); 7] = [
     (SimState::Up, 17.0 / 60.0),
@@ -47,7 +82,7 @@ const STEPS: [(SimState, f64); 7] = [
     (SimState::Up, 1000.0),
 ];
 
-/// Jobs that full uptime would earn over the whole demo.
+/// Jobs that full uptime would earn each agent over the whole demo.
 const JOBS: f64 = 120.0;
 
 /// `uptime-runner demo`.
@@ -72,16 +107,26 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     let others = Shutdown::default();
     let mock = Mock {
         listen: ([127, 0, 0, 1], 0).into(),
-        agents: Vec::new(),
-        uptime: UptimeScript::new(Vec::new()),
+        agents: BTreeMap::new(),
+        capacity: None,
         latency: "45ms±10".parse().map_err(anyhow::Error::msg)?,
         failures: vec!["500:2%".parse().map_err(anyhow::Error::msg)?],
     };
     let (gateway, gateway_address) = mock.bind().await?;
-    let (at_agent, agent_url) = listen().await?;
     let (at_ping_system, ping_url) = listen().await?;
+    let mut agents = Vec::new();
+    for (id, script) in scripts(duration) {
+        let (listener, url) = listen().await?;
+        agents.push((
+            listener,
+            url,
+            agent_config(id, script, folder.path(), duration),
+        ));
+    }
 
     let mut config = RunnerConfig::for_agent(AGENT)?;
+    let steady = STEADY.iter().map(|agent| AgentSettings::named(agent.id));
+    config.agents.configured.extend(steady);
     config.ping.endpoint.url = ping_url.clone();
     let gateway_url = format!("http://{gateway_address}").parse();
     config.gateway.endpoint.url = with_path(
@@ -95,15 +140,29 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     config.ping.interval = (duration / 60).max(Duration::from_millis(20));
     writeln!(
         io::stdout(),
-        "demo: {AGENT}'s GPU is lost three times for a moment within {duration:?}; the whole rate is {} jobs/min\n\
+        "demo: four agents, one in each tier; within {duration:?} {AGENT} loses its GPU three times for a moment\n\
+         demo: full uptime earns each of them {} jobs/min\n\
          demo: the ping system's dashboard is at {ping_url} until the end\n",
         config.rate.base
     )
     .context("standard output cannot be written")?;
 
+    let mut urls = Vec::new();
+    let mut running = Vec::new();
+    for (listener, url, agent_config) in agents {
+        let id = agent_config.rules.agent_id.clone();
+        let agent = agent::run_at(listener, agent_config, &others);
+        // What the steady agents lose all the time would fill the log.
+        running.push(if id == AGENT {
+            Either::Left(agent)
+        } else {
+            Either::Right(agent.with_subscriber(NoSubscriber::new()))
+        });
+        urls.push((id, url));
+    }
     let parts = async {
         tokio::try_join!(
-            agent::run_at(at_agent, agent_config(folder.path(), duration), &others),
+            try_join_all(running),
             ping_system::run_at(
                 at_ping_system,
                 ping_system_config(folder.path(), duration),
@@ -113,7 +172,9 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
         )
     };
     let story = async {
-        register(&ping_url, &agent_url).await?;
+        for (id, url) in &urls {
+            register(&ping_url, id, url).await?;
+        }
         let ended = runner::run(config, shutdown).await;
         others.gently.cancel();
         others.at_once.cancel();
@@ -131,27 +192,46 @@ async fn listen() -> anyhow::Result<(TcpListener, Url)> {
     Ok((listener, url.context("an address is a valid host")?))
 }
 
-fn agent_config(folder: &Path, duration: Duration) -> AgentConfig {
+/// What happens to each agent's GPU.
+fn scripts(duration: Duration) -> impl Iterator<Item = (&'static str, GpuScript)> {
     let story = STEPS.map(|(state, share)| (state, duration.mul_f64(share)));
+    let steady = STEADY.iter().map(move |agent| {
+        let cycle = duration.mul_f64(PING_INTERVAL * agent.pings_per_loss);
+        let lost = cycle.mul_f64(1.0 - agent.up);
+        // The first ping, which only asks for a GPU, comes before the first loss.
+        let (before, after) = (cycle.mul_f64(0.3), cycle.mul_f64(agent.up - 0.3));
+        let steps = [
+            (SimState::Up, before),
+            (SimState::Lost, lost),
+            (SimState::Up, after),
+        ];
+        (agent.id, GpuScript::new(steps.into()))
+    });
+    std::iter::once((AGENT, GpuScript::new(story.into()))).chain(steady)
+}
+
+fn agent_config(id: &str, script: GpuScript, folder: &Path, duration: Duration) -> AgentConfig {
     AgentConfig {
         rules: TrackerConfig {
             source: "simulated",
-            agent_id: AGENT.to_owned(),
-            check_interval: (duration / 1200).max(Duration::from_millis(5)),
+            agent_id: id.to_owned(),
+            check_interval: (duration / 6000).max(Duration::from_millis(2)),
             max_transitions: 1000,
             require_gpus: None,
         },
-        gpu: GpuSource::Simulated(GpuScript::new(story.into()), Instant::now()),
+        gpu: GpuSource::Simulated(script, Instant::now()),
         listen: ([127, 0, 0, 1], 0).into(),
         token: None,
         registration: None,
-        checkpoint: CheckpointFile::new(folder.join("agent.json"), AGENT.to_owned()),
-        checkpoint_every: 100,
+        checkpoint: CheckpointFile::new(folder.join(format!("{id}.json")), id.to_owned()),
+        checkpoint_every: 1000,
     }
 }
 
 fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
-    let base = (duration / 60).max(Duration::from_millis(50));
+    let base = duration
+        .mul_f64(PING_INTERVAL)
+        .max(Duration::from_millis(50));
     PingSystemConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         database: Database::Sqlite(Location::File(folder.join("ping-system.db"))),
@@ -175,10 +255,10 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
     }
 }
 
-/// Registers the agent, as its deployer does.
-async fn register(ping_url: &Url, agent_url: &Url) -> anyhow::Result<()> {
+/// Registers an agent, as its deployer does.
+async fn register(ping_url: &Url, id: &str, agent_url: &Url) -> anyhow::Result<()> {
     let form = json!({
-        "agent_id": AGENT,
+        "agent_id": id,
         "agent_url": agent_url.as_str(),
         "capabilities": ["gpu-check"],
         "metadata": { "gpu": "simulated" },

@@ -1,7 +1,9 @@
 //! A ping system and a gateway on one port, driven by scripts.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -19,12 +21,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::mock_gateway::{self, MockGateway};
-use super::script::{FailureShare, Latency, UptimeScript};
+use super::script::{FailureShare, Latency, ScriptedAgent, UptimeScript};
 use crate::net;
 use crate::option_values::ListenAddress;
 use crate::runner::Exit;
 use crate::shutdown::Shutdown;
-use crate::units::Percent;
 
 const PING_INTERVAL_MINUTES: u32 = 15;
 /// How many pings of the last hour the mock's agents have.
@@ -36,17 +37,28 @@ pub struct MockOptions {
     /// Where both are reached
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8888")]
     listen: ListenAddress,
-    /// Agent that the ping system knows; may be repeated
-    #[arg(long = "agent", value_name = "ID", default_value = "agent-001")]
-    agents: Vec<String>,
-    /// Uptime of the agents from given times on, such as 99.5@0s,96.2@30s,85@1m
+    /// Agent that the ping system knows, with its uptime if it has one of its own, such as
+    /// agent-001=99.5@0s,85@30s; may be repeated
+    #[arg(
+        long = "agent",
+        value_name = "ID[=SCRIPT]",
+        default_value = "agent-001"
+    )]
+    agents: Vec<ScriptedAgent>,
+    /// Uptime of the other agents from given times on, such as 99.5@0s,96.2@30s,85@1m
     #[arg(long, value_name = "SCRIPT", default_value = "99.5")]
     uptime: UptimeScript,
     /// How long the gateway takes for a job, such as 45ms±10
     #[arg(long, value_name = "T", default_value = "45ms±10")]
     latency: Latency,
+    /// How many jobs an orchestrator does at once for a capability; more of them find no orchestrator. A job whose
+    /// client goes away keeps its place
+    #[arg(long, value_name = "N")]
+    capacity: Option<NonZeroU32>,
     /// Share of jobs that fail, such as 500:2%; may be repeated. Beside statuses there are empty
-    /// (200 without a body), no-supply, unpaid, hang and reset
+    /// (200 without a body), no-supply, unpaid, hang, reset, worker-gone (one empty 200, then no-supply for ever), and
+    /// what real gateways and proxies answered: the names of the files in tests/fixtures/gateway, such as
+    /// proxy-502 or stream-cut
     #[arg(long = "fail", value_name = "KIND:SHARE")]
     failures: Vec<FailureShare>,
 }
@@ -55,7 +67,7 @@ impl MockOptions {
     /// Checks what depends on several options.
     ///
     /// # Errors
-    /// Shares of failures over 100 %.
+    /// Shares of failures over 100 %, an agent that is named twice.
     pub fn resolve(self) -> anyhow::Result<Mock> {
         let all: f64 = self.failures.iter().map(|each| each.share.get()).sum();
         if all > 100.0 {
@@ -64,19 +76,19 @@ impl MockOptions {
             ));
         }
         let ListenAddress(listen) = self.listen;
-        let Self {
-            agents,
-            uptime,
-            latency,
-            failures,
-            ..
-        } = self;
+        let mut agents = BTreeMap::new();
+        for ScriptedAgent { id, uptime } in self.agents {
+            let uptime = uptime.unwrap_or_else(|| self.uptime.clone());
+            if agents.insert(id.clone(), uptime).is_some() {
+                return Err(anyhow!("--agent: '{id}' is named twice, expected once"));
+            }
+        }
         Ok(Mock {
             listen,
             agents,
-            uptime,
-            latency,
-            failures,
+            latency: self.latency,
+            capacity: self.capacity,
+            failures: self.failures,
         })
     }
 }
@@ -86,12 +98,12 @@ impl MockOptions {
 pub struct Mock {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// The agents that the ping system lists.
-    pub agents: Vec<String>,
-    /// Their uptime.
-    pub uptime: UptimeScript,
+    /// The agents that the ping system lists, and their uptimes.
+    pub agents: BTreeMap<String, UptimeScript>,
     /// The latency of the gateway's answers.
     pub latency: Latency,
+    /// How many jobs each orchestrator does at once for each capability.
+    pub capacity: Option<NonZeroU32>,
     /// How often and how jobs fail.
     pub failures: Vec<FailureShare>,
 }
@@ -109,17 +121,16 @@ pub struct MockServer {
 /// When it cannot listen.
 pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Exit> {
     let (listening, address) = mock.bind().await?;
-    let agent = listening
-        .mock
-        .agents
-        .first()
-        .map_or("agent-001", String::as_str);
+    let agents = match listening.mock.agents.keys().next() {
+        Some(agent) if listening.mock.agents.len() == 1 => format!("--agent {agent}"),
+        _ => "--all-agents".to_owned(),
+    };
     tracing::info!("the mock answers at http://{address}");
     // The mock goes on if standard output is closed.
     let _ = write!(
         io::stdout(),
         "mock ping system and gateway at http://{address}, until Ctrl-C; in another terminal:\n  \
-         uptime-runner --agent {agent} --ping-url http://{address} --gateway-url http://{address}\n",
+         uptime-runner {agents} --ping-url http://{address} --gateway-url http://{address}\n",
     );
     listening.serve(shutdown.gently.clone()).await?;
     Ok(Exit::Completed(Vec::new()))
@@ -150,22 +161,21 @@ impl MockServer {
     /// When the listener fails.
     pub async fn serve(self, stop: CancellationToken) -> io::Result<()> {
         let Mock {
-            agents: ids,
-            uptime,
+            agents: scripts,
             latency,
+            capacity,
             failures,
             ..
         } = self.mock;
         let state = Arc::new(Playing {
-            agents: ids,
-            uptime,
+            agents: scripts,
             started: Instant::now(),
         });
         let router = Router::new()
             .route("/ping-system/agents", get(agents))
             .route("/ping-system/agents/{agent_id}/history", get(history))
             .with_state(state)
-            .merge(MockGateway::new(latency, failures).routes())
+            .merge(MockGateway::new(latency, capacity, failures).routes())
             .layer(middleware::from_fn(mock_gateway::redirect_double_slashes));
         let listener = self.listener.tap_io(|connection| {
             // Without TCP_NODELAY answers are only slower, so a failure is ignored.
@@ -179,15 +189,8 @@ impl MockServer {
 }
 
 struct Playing {
-    agents: Vec<String>,
-    uptime: UptimeScript,
+    agents: BTreeMap<String, UptimeScript>,
     started: Instant,
-}
-
-impl Playing {
-    fn uptime(&self) -> Percent {
-        self.uptime.at(self.started.elapsed())
-    }
 }
 
 fn error(status: StatusCode, text: &str) -> Response {
@@ -199,8 +202,8 @@ fn minutes_ago(minutes: u32) -> String {
 }
 
 async fn agents(State(playing): State<Arc<Playing>>) -> Json<Value> {
-    let uptime = playing.uptime();
-    let agents: Vec<Value> = playing.agents.iter().map(|id| {
+    let agents: Vec<Value> = playing.agents.iter().map(|(id, script)| {
+        let uptime = script.at(playing.started.elapsed());
         json!({
             "agent_id": id,
             "agent_url": "http://127.0.0.1:8001",
@@ -221,16 +224,17 @@ async fn agents(State(playing): State<Arc<Playing>>) -> Json<Value> {
 
 /// All pings of the last hour say what the script says now, so that a new step shows at once.
 async fn history(State(playing): State<Arc<Playing>>, Path(agent_id): Path<String>) -> Response {
-    if !playing.agents.contains(&agent_id) {
+    let Some(script) = playing.agents.get(&agent_id) else {
         return error(StatusCode::NOT_FOUND, "no such agent");
-    }
+    };
+    let uptime = script.at(playing.started.elapsed());
     let pings: Vec<Value> = (0..PINGS.unsigned_abs())
         .rev()
         .map(|back| {
             json!({
                 "timestamp": minutes_ago(back * PING_INTERVAL_MINUTES),
                 "success": true,
-                "uptime_percent": playing.uptime(),
+                "uptime_percent": uptime,
                 "window_seconds": PING_INTERVAL_MINUTES * 60,
                 "gpu_available": true,
                 "first_ping": false,

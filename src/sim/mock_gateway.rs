@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -25,25 +26,52 @@ use crate::wire::gateway::{BALANCE_HEADER, JOB_HEADER, METADATA_HEADER, ORCHESTR
 
 const ORCHESTRATOR: &str = "https://orchestrator.mock.example:8935";
 const BALANCE_WEI: i64 = 1_000_000_000_000_000_000;
-const MAX_BOOKS: usize = 10_000;
+const MAX_WORKERS: usize = 10_000;
 const PRICE_WEI: i64 = 1_000_000_000_000;
 
 /// The mock's gateway.
 #[derive(Debug)]
 pub(super) struct MockGateway {
     latency: Latency,
+    capacity: Option<NonZeroU32>,
     failures: Vec<FailureShare>,
     /// By orchestrator and capability.
-    balances_wei: Mutex<HashMap<(String, String), i64>>,
+    workers: Mutex<HashMap<WorkerKey, Worker>>,
     rng: Mutex<Rng>,
 }
 
+type WorkerKey = (String, String);
+
+/// What an orchestrator knows of a capability.
+#[derive(Debug)]
+struct Worker {
+    balance_wei: i64,
+    /// Jobs under way, and those whose client went away.
+    in_use: u32,
+    is_gone: bool,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            balance_wei: BALANCE_WEI,
+            in_use: 0,
+            is_gone: false,
+        }
+    }
+}
+
 impl MockGateway {
-    pub(super) fn new(latency: Latency, failures: Vec<FailureShare>) -> Self {
+    pub(super) fn new(
+        latency: Latency,
+        capacity: Option<NonZeroU32>,
+        failures: Vec<FailureShare>,
+    ) -> Self {
         Self {
             latency,
+            capacity,
             failures,
-            balances_wei: Mutex::default(),
+            workers: Mutex::default(),
             rng: Mutex::new(Rng::new()),
         }
     }
@@ -60,16 +88,37 @@ impl MockGateway {
             .with_state(Arc::new(self))
     }
 
-    /// Takes the price of a job from a book, and tells what is left.
-    fn pay(&self, book: (String, String)) -> i64 {
-        let mut balances = self.balances_wei.lock();
+    fn worker<T>(&self, key: &WorkerKey, change: impl FnOnce(&mut Worker) -> T) -> T {
+        let mut workers = self.workers.lock();
         // What clients make up must not fill the memory.
-        if balances.len() >= MAX_BOOKS {
-            balances.clear();
+        if workers.len() >= MAX_WORKERS {
+            workers.clear();
         }
-        let balance = balances.entry(book).or_insert(BALANCE_WEI);
-        *balance -= PRICE_WEI;
-        *balance
+        change(workers.entry(key.clone()).or_default())
+    }
+
+    /// Whether an orchestrator takes a job, which then has a place there.
+    fn take_place(&self, key: &WorkerKey) -> bool {
+        self.worker(key, |worker| {
+            let is_full = self.capacity.is_some_and(|n| worker.in_use >= n.get());
+            let is_taken = !worker.is_gone && !is_full;
+            worker.in_use += u32::from(is_taken);
+            is_taken
+        })
+    }
+
+    fn free_place(&self, key: &WorkerKey) {
+        self.worker(key, |worker| {
+            worker.in_use = worker.in_use.saturating_sub(1);
+        });
+    }
+
+    /// Takes the price of a job from a balance, and tells what is left.
+    fn pay(&self, key: &WorkerKey) -> i64 {
+        self.worker(key, |worker| {
+            worker.balance_wei -= PRICE_WEI;
+            worker.balance_wei
+        })
     }
 
     fn draw(&self) -> (Duration, Option<Failure>) {
@@ -107,30 +156,48 @@ async fn job(
         Ok(job) => job,
         Err(wrong) => return gateways_error(StatusCode::BAD_REQUEST, &wrong),
     };
+    let orchestrator = job.orchestrator.as_deref().unwrap_or(ORCHESTRATOR);
+    let worker = (orchestrator.to_owned(), job.capability.clone());
+    if !gateway.take_place(&worker) {
+        return no_supply(&job);
+    }
     let (latency, failure) = gateway.draw();
     // Even a timer of zero length would wait for the next millisecond.
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }
-    match failure {
-        None => success(&gateway, job, &route, body.len()),
-        Some(failure) => fail(failure, &job).await,
-    }
+    let answer = match failure {
+        None => success(&gateway, &job, &worker, &route, body.len()),
+        Some(failure) => fail(failure, &gateway, &job, &worker).await,
+    };
+    // Not on drop: as at an orchestrator, a job whose client goes away keeps its place.
+    gateway.free_place(&worker);
+    answer
 }
 
-fn success(gateway: &MockGateway, job: JobRequest, route: &str, body_bytes: usize) -> Response {
+fn success(
+    gateway: &MockGateway,
+    job: &JobRequest,
+    worker: &WorkerKey,
+    route: &str,
+    body_bytes: usize,
+) -> Response {
     let body = json!({
         "status": "success", "job_id": job.id, "route": route, "body_bytes": body_bytes,
     });
-    let orchestrator = job.orchestrator.unwrap_or_else(|| ORCHESTRATOR.to_owned());
-    let book = (orchestrator.clone(), job.capability);
+    let (orchestrator, _) = worker;
     let headers = [
-        (ORCHESTRATOR_HEADER, orchestrator),
-        (BALANCE_HEADER, gateway.pay(book).to_string()),
+        (ORCHESTRATOR_HEADER, orchestrator.clone()),
+        (BALANCE_HEADER, gateway.pay(worker).to_string()),
         (METADATA_HEADER, String::new()),
     ];
     // As text, whatever the worker called it.
     (headers, body.to_string()).into_response()
+}
+
+fn no_supply(job: &JobRequest) -> Response {
+    let text = format!("No orchestrators found for capability {}", job.capability);
+    gateways_error(StatusCode::BAD_REQUEST, &text)
 }
 
 /// As go-livepeer's `http.Error` writes it.
@@ -142,21 +209,28 @@ fn gateways_error(status: StatusCode, text: &str) -> Response {
     (status, headers, format!("{text}\n")).into_response()
 }
 
-async fn fail(failure: Failure, job: &JobRequest) -> Response {
+async fn fail(
+    failure: Failure,
+    gateway: &MockGateway,
+    job: &JobRequest,
+    worker: &WorkerKey,
+) -> Response {
     match failure {
         Failure::Status(status) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             gateways_error(status, "the mock fails this job on purpose")
         }
         Failure::Empty => StatusCode::OK.into_response(),
-        Failure::NoSupply => {
-            let text = format!("No orchestrators found for capability {}", job.capability);
-            gateways_error(StatusCode::BAD_REQUEST, &text)
-        }
+        Failure::NoSupply => no_supply(job),
         Failure::Unpaid => {
             gateways_error(StatusCode::BAD_REQUEST, "Insufficient balance for request")
         }
         Failure::Hang => std::future::pending().await,
+        Failure::WorkerGone => {
+            gateway.worker(worker, |worker| worker.is_gone = true);
+            StatusCode::OK.into_response()
+        }
+        Failure::Recorded(recorded) => recorded.answer().into_response(),
         Failure::Reset => Body::new(Cut { begun: false }).into_response(),
     }
 }

@@ -6,4 +6,5 @@ mod honesty;
 mod job_request;
 pub mod mock;
 mod mock_gateway;
+pub(crate) mod recorded_answers;
 pub(crate) mod script;

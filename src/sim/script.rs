@@ -1,11 +1,13 @@
-//! The small languages that script the mock: uptime over time, latency, shares of failures.
+//! The small languages that script the mock: agents, uptime over time, latency, shares of failures.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::recorded_answers::RecordedIndex;
 use crate::units::{Percent, Span};
+use crate::wire::agent::AgentId;
 
 /// Uptimes from given times on: `99.5@0s,96.2@30s`.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +44,27 @@ impl FromStr for UptimeScript {
             .map(|text| step(text).ok_or_else(|| format!("'{text}': expected UPTIME@TIME with an uptime from 0 to 100, such as 99.5@0s,96.2@30s")))
             .collect::<Result<_, _>>()
             .map(Self::new)
+    }
+}
+
+/// An agent, with or without an uptime of its own: `agent-001=99.5@0s,85@30s`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ScriptedAgent {
+    pub id: String,
+    /// Instead of the common one.
+    pub uptime: Option<UptimeScript>,
+}
+
+impl FromStr for ScriptedAgent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (id, uptime) = match text.rsplit_once('=') {
+            None => (text, None),
+            Some((id, script)) => (id, Some(script.parse()?)),
+        };
+        let AgentId(id) = id.parse().map_err(|error| format!("'{id}': {error}"))?;
+        Ok(Self { id, uptime })
     }
 }
 
@@ -108,6 +131,10 @@ pub enum Failure {
     Hang,
     /// The connection ends before the answer is complete.
     Reset,
+    /// The worker is gone: this job gets an empty 200, and no later one finds an orchestrator.
+    WorkerGone,
+    /// As a real gateway or proxy answered.
+    Recorded(RecordedIndex),
 }
 
 /// The share of jobs that fail in one way: `500:2%`.
@@ -130,7 +157,7 @@ impl FailureShare {
 }
 
 impl FromStr for FailureShare {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
@@ -141,7 +168,11 @@ impl FromStr for FailureShare {
                 "unpaid" => Failure::Unpaid,
                 "hang" => Failure::Hang,
                 "reset" => Failure::Reset,
-                status => Failure::Status(status.parse().ok().filter(|s| (300..600).contains(s))?),
+                "worker-gone" => Failure::WorkerGone,
+                other => match RecordedIndex::named(other) {
+                    Some(recorded) => Failure::Recorded(recorded),
+                    None => Failure::Status(other.parse().ok().filter(|s| (300..600).contains(s))?),
+                },
             };
             let share = share
                 .trim()
@@ -155,7 +186,14 @@ impl FromStr for FailureShare {
                 share: Percent::new(share).ok()?,
             })
         };
-        parse().ok_or("expected KIND:SHARE% with a status from 300 to 599, empty, no-supply, unpaid, hang or reset, such as 500:2%")
+        parse().ok_or_else(|| {
+            let recorded: Vec<&str> = RecordedIndex::names().collect();
+            format!(
+                "expected KIND:SHARE%, such as 500:2%: a status from 300 to 599, empty, no-supply, unpaid, hang, reset, \
+                 worker-gone, or a recorded answer: {}",
+                recorded.join(", ")
+            )
+        })
     }
 }
 
@@ -190,6 +228,19 @@ mod tests {
         );
         for bad in ["", "101@0s", "x@0s", "99@", "99@soon", "99@1s,"] {
             assert!(bad.parse::<UptimeScript>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_agent_is_read_with_its_uptime() {
+        let agent = |text: &str| text.parse::<ScriptedAgent>();
+        let plain = agent("agent-001").unwrap();
+        assert_eq!((&*plain.id, plain.uptime), ("agent-001", None));
+        let scripted = agent("a=b=99.5@0s,85@30s").unwrap();
+        assert_eq!(scripted.id, "a=b");
+        assert_eq!(scripted.uptime, "99.5@0s,85@30s".parse().ok());
+        for bad in ["", "=99", "a=", "a=101"] {
+            assert!(agent(bad).is_err(), "{bad}");
         }
     }
 

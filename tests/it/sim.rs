@@ -1,5 +1,6 @@
 //! What a newcomer tries first.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
@@ -8,6 +9,7 @@ use crate::support::{Runner, binary};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 /// A mock on a free port, and where it is.
 fn mock(arguments: &[&str]) -> (std::process::Child, String) {
@@ -75,6 +77,95 @@ fn the_mock_fails_as_it_is_told() {
         let finished = Runner::start(&url, &url, &arguments).finish();
         for job in finished.of_kind("job") {
             assert_eq!(job["outcome"], outcome, "{job}");
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+#[test]
+fn a_worker_that_is_gone_stays_gone() {
+    let (mut child, url) = mock(&["--fail", "worker-gone:100%", "--latency", "1ms"]);
+    let arguments = ["--rate", "6000", "--max-jobs", "20"];
+    let finished = Runner::start(&url, &url, &arguments).finish();
+    let outcomes = &finished.summary()["capabilities"]["gpu-check"]["outcomes"];
+    let gone = outcomes["no_orchestrator"].as_u64().unwrap();
+    // Jobs may have been on their way when it went.
+    assert!((1..20).contains(&gone), "{outcomes}");
+    assert_eq!(outcomes["no_supply"].as_u64(), Some(20 - gone));
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+#[test]
+fn a_mock_without_a_free_place_has_no_supply() {
+    let (mut child, url) = mock(&["--capacity", "3", "--latency", "300ms"]);
+    let arguments = ["--rate", "6000", "--max-jobs", "100"];
+    let finished = Runner::start(&url, &url, &arguments).finish();
+    let outcomes = &finished.summary()["capabilities"]["gpu-check"]["outcomes"];
+    let [good, refused] = ["success", "no_supply"].map(|name| outcomes[name].as_u64().unwrap());
+    assert!(good >= 3 && refused > 0, "{outcomes}");
+    assert_eq!(good + refused, 100);
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+#[test]
+fn the_mocks_agents_have_uptimes_of_their_own() {
+    let agents = [
+        "--agent",
+        "a=99.5",
+        "--agent",
+        "b=96.2@0s",
+        "--agent",
+        "c",
+        "--uptime",
+        "92",
+    ];
+    let (mut child, url) = mock(&agents);
+    let arguments = [
+        "--agent", "a", "--agent", "b", "--agent", "c", "--rate", "600",
+    ];
+    let arguments = [&arguments[..], &["--max-jobs", "30"]].concat();
+    let finished = Runner::start(&url, &url, &arguments).finish();
+    let rates = finished.of_kind("rate_changed").into_iter();
+    let rates: BTreeMap<&str, &Value> = rates
+        .map(|change| (change["agent"].as_str().unwrap(), &change["to"]))
+        .collect();
+    assert_eq!(json!(rates), json!({ "a": 600, "b": 300, "c": 60 }));
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Each answer that was recorded can be had from the mock, to the byte.
+#[tokio::test]
+async fn the_mock_gives_each_recorded_answer() {
+    let client = uptime_runner::net::client::new(false, Vec::new()).unwrap();
+    for (file, recorded) in Recorded::all("gateway") {
+        let name = file.strip_suffix(".json").unwrap();
+        let (mut child, url) = mock(&["--latency", "0", "--fail", &format!("{name}:100%")]);
+        let job = r#"{"request": "{}", "parameters": "{}", "timeout_seconds": 30}"#;
+        let request = client
+            .post(format!("{url}/gateway/process/request/agent-net"))
+            .header("Livepeer", STANDARD.encode(job));
+        let mut answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), recorded.status, "{name}");
+        for header in recorded.headers.keys() {
+            let got = answer.headers()[header.as_str()].to_str().unwrap();
+            assert_eq!(Some(got), recorded.header(header), "{name}");
+        }
+        let floods = recorded.then.is_some();
+        let wanted = recorded.body.len() + if floods { 100_000 } else { 0 };
+        let mut body = Vec::new();
+        while body.len() < wanted {
+            let piece = answer.chunk().await.unwrap();
+            body.extend(piece.unwrap_or_else(|| panic!("{name}: it ended")));
+        }
+        let (beginning, rest) = body.split_at(recorded.body.len());
+        assert_eq!(beginning, recorded.body.as_bytes(), "{name}");
+        assert!(rest.iter().all(|&byte| byte == b'\n'), "{name}");
+        if !floods {
+            assert_eq!(answer.chunk().await.unwrap(), None, "{name}");
         }
         let _ = child.kill();
         let _ = child.wait();

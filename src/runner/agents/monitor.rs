@@ -589,8 +589,9 @@ mod tests {
                     Outcome::Success
                 };
                 let answer = JobAnswer::failure(outcome, String::new());
-                let sent = job_stats.sent(Some(0));
-                job_stats.ended(&sent, &answer, INTERVAL, Instant::now().into_std());
+                let now = Instant::now().into_std();
+                let sent = job_stats.sent(Some(0), now);
+                job_stats.ended(&sent, &answer, INTERVAL, now);
             }
             let rates = RateController::new(policy.parse().unwrap(), Sharing::Own);
             let mut target = rates.add(AgentIndex(0), JobsPerMinute::new(60), job_stats);

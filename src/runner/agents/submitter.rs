@@ -308,9 +308,8 @@ impl<G: SendJob> Submitter<G> {
             is_tied: orchestrator.is_some(),
             timeout: self.timeouts[index.0].min(paid),
         };
-        let in_flight = self
-            .job_stats
-            .sent(orchestrator.as_ref().map(|own| own.index()));
+        let own = orchestrator.as_ref().map(|own| own.index());
+        let in_flight = self.job_stats.sent(own, Instant::now().into_std());
         shared.events.record(&Event::Sent);
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
         let agent_id = Arc::clone(&self.agent_id);

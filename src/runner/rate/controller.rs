@@ -440,13 +440,9 @@ mod tests {
         let answer_all = |agent: usize, millis: u64| {
             let success = JobAnswer::failure(Outcome::Success, String::new());
             for _ in 0..128 {
-                let sent = stats[agent].sent(None);
-                stats[agent].ended(
-                    &sent,
-                    &success,
-                    Duration::from_millis(millis),
-                    Instant::now(),
-                );
+                let now = Instant::now();
+                let sent = stats[agent].sent(None, now);
+                stats[agent].ended(&sent, &success, Duration::from_millis(millis), now);
             }
         };
         answer_all(0, 100);

@@ -56,11 +56,11 @@ impl JobStats {
     }
 
     /// Takes in that a job is sent, to the agent's orchestrator of this index if it has some.
-    pub(crate) fn sent(&self, orchestrator: Option<usize>) -> JobInFlight {
+    pub(crate) fn sent(&self, orchestrator: Option<usize>, now: Instant) -> JobInFlight {
         let mut jobs = self.jobs.lock();
         let orchestrator = orchestrator.and_then(|index| {
             let refusals = jobs.refusals.get_mut(index)?;
-            Some((index, refusals.sent()))
+            Some((index, refusals.sent(now)))
         });
         JobInFlight { orchestrator }
     }
@@ -82,7 +82,7 @@ impl JobStats {
         let Some((index, sent)) = job.orchestrator else {
             return;
         };
-        let refused = jobs.refusals[index].ended(sent, answer.outcome);
+        let refused = jobs.refusals[index].ended(sent, answer.outcome, now);
         let says = job_says(answer.outcome);
         let new = Evidence {
             jobs: refused + u64::from(says.is_some()),
@@ -160,7 +160,7 @@ mod tests {
 
     fn done(stats: &JobStats, outcome: Outcome, latency: Duration, now: Instant) {
         let answer = JobAnswer::failure(outcome, String::new());
-        stats.ended(&stats.sent(Some(0)), &answer, latency, now);
+        stats.ended(&stats.sent(Some(0), now), &answer, latency, now);
     }
 
     #[test]

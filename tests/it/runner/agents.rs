@@ -4,9 +4,13 @@
 use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::support::{OWN, RawServer, Runner, free_port, get, good_gateway, respond, wait_until};
+use crate::support::{
+    OWN, PingSystem, RawServer, Runner, free_port, get, good_gateway, respond, wait_until,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
@@ -351,6 +355,86 @@ fn an_agent_whose_jobs_fail_is_not_believed_where_that_is_wanted() {
             if verified { 0 } else { 6000 }
         );
     }
+}
+
+/// The first answers of a gateway are good; then the worker is gone.
+fn gateway_that_loses_its_worker(good: usize) -> RawServer {
+    let asked = AtomicUsize::new(0);
+    RawServer::start(
+        move |stream, _| match asked.fetch_add(1, Ordering::Relaxed) {
+            n if n < good => respond(
+                stream,
+                200,
+                "X-Orchestrator-Url: https://orch-1.example:8935\r\n",
+                "{}",
+            ),
+            n if n == good => respond(stream, 200, "", ""),
+            _ => respond(
+                stream,
+                400,
+                OWN,
+                "No orchestrators found for capability agent-net\n",
+            ),
+        },
+    )
+}
+
+const TIED: &str = "rate = 6000\nuptime_interval = \"100ms\"\n\
+    [[agents]]\nid = \"agent-001\"\norchestrators = [\"https://orch-1.example:8935\"]\n";
+
+#[test]
+fn an_agent_whose_worker_is_gone_is_accused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = config(folder.path(), TIED);
+    let pings = PingSystem::start(99.5);
+    let gateway = gateway_that_loses_its_worker(10);
+    let arguments = ["--config", file.to_str().unwrap()];
+    let mut runner = Runner::start(&pings.url(), &gateway.url(), &arguments);
+    let claim = runner.wait_for_event("claim");
+    assert_eq!(claim["contradicted"], true, "{claim}");
+}
+
+#[test]
+fn an_agent_whose_places_are_taken_is_not_accused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = config(folder.path(), TIED);
+    let pings = PingSystem::start(99.5);
+    let in_use = Mutex::new(0);
+    let gateway = RawServer::start(move |stream, _| {
+        let has_place = {
+            let mut in_use = in_use.lock().unwrap();
+            let has_place = *in_use < 3;
+            *in_use += u32::from(has_place);
+            has_place
+        };
+        if has_place {
+            std::thread::sleep(Duration::from_millis(300));
+            // It is free before the client knows that it is.
+            *in_use.lock().unwrap() -= 1;
+            respond(
+                stream,
+                200,
+                "X-Orchestrator-Url: https://orch-1.example:8935\r\n",
+                "{}",
+            );
+        } else {
+            respond(
+                stream,
+                400,
+                OWN,
+                "No orchestrators found for capability agent-net\n",
+            );
+        }
+    });
+    let arguments = ["--config", file.to_str().unwrap(), "--max-jobs", "300"];
+    let finished = Runner::start(&pings.url(), &gateway.url(), &arguments).finish();
+    let outcomes = &finished.summary()["capabilities"]["gpu-check"]["outcomes"];
+    assert!(outcomes["no_supply"].as_u64() > Some(100), "{outcomes}");
+    assert_eq!(
+        finished.of_kind("claim"),
+        Vec::<&Value>::new(),
+        "{outcomes}"
+    );
 }
 
 #[test]
