@@ -1,5 +1,6 @@
 //! The event stream that answers a job (`.github/docs/protocol.md` section 3.2).
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -39,23 +40,31 @@ pub struct JobStream {
 
 impl JobStream {
     /// Reads a piece, which may be split anywhere.
-    pub fn push(&mut self, piece: &[u8]) -> StreamState {
-        for &byte in piece {
-            if byte != b'\n' {
-                if self.line.len() < MAX_LINE_BYTES {
-                    self.line.push(byte);
-                }
-                continue;
-            }
-            let mut line = std::mem::take(&mut self.line);
-            let state = self.end_of_line(&line);
-            line.clear();
-            self.line = line;
+    pub fn push(&mut self, mut piece: &[u8]) -> StreamState {
+        while let Some(end) = memchr::memchr(b'\n', piece) {
+            let state = if self.line.is_empty() {
+                self.end_of_line(&piece[..end.min(MAX_LINE_BYTES)])
+            } else {
+                self.keep(&piece[..end]);
+                let mut line = std::mem::take(&mut self.line);
+                let state = self.end_of_line(&line);
+                line.clear();
+                self.line = line;
+                state
+            };
             if state != StreamState::GoesOn {
                 return state;
             }
+            piece = &piece[end + 1..];
         }
+        self.keep(piece);
         StreamState::GoesOn
+    }
+
+    /// Keeps the next part of a line that has not ended.
+    fn keep(&mut self, part: &[u8]) {
+        let room = MAX_LINE_BYTES - self.line.len();
+        self.line.extend_from_slice(&part[..part.len().min(room)]);
     }
 
     fn end_of_line(&mut self, line: &[u8]) -> StreamState {
@@ -95,6 +104,15 @@ impl JobStream {
             /// As it is written: it may exceed what a float can hold.
             #[serde(borrow)]
             balance: Option<&'a RawValue>,
+        }
+        // Most events are results. Only a name with an escape is neither of these and may mean one of them.
+        let may_matter = |data| {
+            ["error", "balance", "\\"]
+                .iter()
+                .any(|name| memmem::find(data, name.as_bytes()).is_some())
+        };
+        if !may_matter(data) {
+            return;
         }
         let Ok(Data { error, balance }) = serde_json::from_slice(data) else {
             return;

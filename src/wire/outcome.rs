@@ -205,6 +205,43 @@ mod tests {
         }
     }
 
+    /// The table that operators read is the one that the program follows.
+    #[test]
+    fn the_documented_table_is_that_of_the_code() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/.github/docs/protocol.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let (_, section) = text.split_once("\n### 3.2 ").unwrap();
+        let (section, _) = section
+            .split_once("\n### ")
+            .or(section.split_once("\n## "))
+            .unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        let mut seen = 0;
+        for row in rows {
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+            let [name, .., charged, says] = &cells[..] else {
+                panic!("{row}")
+            };
+            let outcome = Outcome::named(name.trim_matches(['`', ' '])).unwrap();
+            assert_eq!(outcome.is_charged(None), *charged == "yes", "{row}");
+            // A refusal is judged by more than itself.
+            let says = if outcome == Outcome::NoSupply {
+                "nothing"
+            } else {
+                says
+            };
+            let testimony = match says.trim() {
+                "for it" => Testimony::For,
+                "against it" => Testimony::Against,
+                "nothing" => Testimony::Nothing,
+                other => panic!("{other}"),
+            };
+            assert_eq!(outcome.testimony(), testimony, "{row}");
+            seen += 1;
+        }
+        assert_eq!(seen, Outcome::ALL.len());
+    }
+
     #[test]
     fn an_answer_has_the_meaning_that_the_contract_gives_it() {
         use Outcome::{BadGateway, HttpError, NoOrchestrator, NoSupply, Rejected, Success, Unpaid};

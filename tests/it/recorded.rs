@@ -9,6 +9,7 @@ use wiremock::{Mock, MockServer};
 
 use crate::support::ping_system::PingSystemProcess;
 use crate::support::recorded::Recorded;
+use crate::support::records::rows;
 use crate::support::{PingSystem, RawServer, Runner, binary, instant};
 
 /// Recorded pings are old by now.
@@ -22,12 +23,17 @@ async fn serving(matched: wiremock::MockBuilder, recorded: &Recorded) -> MockSer
 }
 
 /// A job for each answer of a gateway: it is counted once, means what the answer means, and keeps its status, orchestrator
-/// and balance.
+/// and balance, in what is printed and in the record.
 #[tokio::test]
 async fn each_answer_of_a_gateway_makes_one_job() {
     let pings = PingSystem::start(99.5);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runs.db");
+    let record = ["--record", file.to_str().unwrap()];
+    let mut printed = Vec::new();
     for (name, recorded) in Recorded::all("gateway") {
         let arguments = ["--rate", "6000", "--max-jobs", "1", "--timeout", "20s"];
+        let arguments = [&arguments[..], &record].concat();
         let run = |gateway: &str| Runner::start(&pings.url(), gateway, &arguments).finish();
         let finished = if recorded.then.is_some() {
             run(&flooding(&recorded).url())
@@ -70,6 +76,58 @@ async fn each_answer_of_a_gateway_makes_one_job() {
         let status = recorded.status.to_string();
         assert_eq!(gpu_check["status_codes"][&status], 1, "{name}");
         assert_eq!(gpu_check["outcomes"][&recorded.outcome], 1, "{name}");
+        printed.push(
+            ["outcome", "status", "orchestrator", "balance_wei", "error"]
+                .map(|key| job[key].clone()),
+        );
+    }
+    let query = "SELECT outcome, status, orchestrator, balance_wei, error FROM jobs ORDER BY run";
+    assert_eq!(rows(&file, query), printed);
+}
+
+/// The line of a job says how it ended, and why if it failed.
+#[tokio::test]
+async fn each_answer_of_a_gateway_makes_one_line() {
+    let pings = PingSystem::start(99.5);
+    for (name, recorded) in Recorded::all("gateway") {
+        let run = |gateway: &str| {
+            let arguments = ["--rate", "6000", "--max-jobs", "1", "--timeout", "20s"];
+            let mut command = binary();
+            command.args(["--agent", "agent-001", "--ping-url", &pings.url()]);
+            command.args(["--gateway-url", gateway]).args(arguments);
+            String::from_utf8(command.output().unwrap().stdout).unwrap()
+        };
+        let text = if recorded.then.is_some() {
+            run(&flooding(&recorded).url())
+        } else {
+            let gateway = serving(Mock::given(method("POST")), &recorded).await;
+            let text = run(&gateway.uri());
+            // Also lets the server end its work: dropped before that, it would wait for this thread.
+            let requests = gateway.received_requests().await.unwrap();
+            assert_eq!(requests.len(), 1, "{name}");
+            text
+        };
+        let is_job = |line: &&str| line.starts_with(['✅', '❌']) && line.contains("] gpu-check: ");
+        let lines: Vec<&str> = text.lines().filter(is_job).collect();
+        let [line] = lines[..] else {
+            panic!("{name}: {text}")
+        };
+        let Recorded {
+            status, outcome, ..
+        } = &recorded;
+        assert!(line.contains(&format!("] gpu-check: {status} (")), "{line}");
+        if outcome == "success" {
+            assert!(
+                line.starts_with('✅') && line.ends_with("| Uptime: 99.5%"),
+                "{line}"
+            );
+        } else {
+            assert!(line.starts_with('❌'), "{line}");
+            let (_, reason) = line
+                .split_once(&format!("| Uptime: 99.5% | {outcome}: "))
+                .unwrap();
+            assert!(!reason.is_empty(), "{line}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod ping_system;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod recorded;
+pub(crate) mod records;
 pub(crate) mod served;
 pub(crate) mod wall_clock;
 
