@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use crate::money::{WeiPerSecond, charged_seconds};
 use crate::runner::events::dispatcher::EventDispatcher;
-use crate::runner::events::event::{Event, JobAnswer, JobDone, RateChanged, RateReason};
+use crate::runner::events::event::{
+    AliasLearnt, Event, JobAnswer, JobDone, RateChanged, RateReason,
+};
 use crate::runner::rate::controller::{RateController, TargetRate};
 use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
@@ -312,7 +314,6 @@ impl<G: SendJob> Submitter<G> {
         let in_flight = self.job_stats.sent(own, Instant::now().into_std());
         shared.events.record(&Event::Sent);
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
-        let agent_id = Arc::clone(&self.agent_id);
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {
             let send_lag = slot.elapsed();
@@ -326,8 +327,15 @@ impl<G: SendJob> Submitter<G> {
                 ),
             };
             let latency = slot.elapsed();
-            if let (Some(own), Some(name)) = (&orchestrator, &answer.orchestrator) {
-                own.answered_as(name, &agent_id);
+            if let (Some(own), Some(name)) = (&orchestrator, &answer.orchestrator)
+                && own.is_new_alias(name)
+            {
+                shared.events.record(&Event::Alias(AliasLearnt {
+                    ts: Utc::now(),
+                    agent,
+                    orchestrator: own.address().to_owned(),
+                    name: name.clone(),
+                }));
             }
             let charged = if answer.outcome.is_charged(answer.status) {
                 charged_seconds(latency, send_lag)

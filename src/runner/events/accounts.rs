@@ -61,7 +61,7 @@ impl Accounts {
     /// Takes in what happened.
     pub(crate) fn apply(&mut self, event: &Event) {
         match event {
-            Event::Started { .. } | Event::BaseChanged(_) | Event::Claim(_) => {}
+            Event::Started { .. } | Event::BaseChanged(_) | Event::Claim(_) | Event::Alias(_) => {}
             Event::AgentJoined(joined) => self.join(joined),
             Event::AgentLeft { agent, .. } => self.agent(*agent).rate = JobsPerMinute::ZERO,
             Event::Uptime(polled) => {

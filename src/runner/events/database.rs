@@ -122,6 +122,7 @@ impl RunRecorder {
             | Event::AgentJoined(_)
             | Event::AgentLeft { .. }
             | Event::Claim(_)
+            | Event::Alias(_)
             | Event::Sent
             | Event::Delayed(..)
             | Event::Dropped(..) => return,

@@ -146,6 +146,12 @@ impl EventDispatcher {
             Event::Job(job) if job.answer.outcome == Outcome::Rejected => {
                 state.rejections.tell(job);
             }
+            Event::Alias(alias) => tracing::info!(
+                agent = state.roster.agent(alias.agent),
+                "the orchestrator {} calls itself {:?}: its jobs count as the agent's all the same",
+                alias.orchestrator,
+                alias.name
+            ),
             _ => {}
         }
         let RecorderState {

@@ -33,6 +33,8 @@ pub(crate) enum Event {
     BaseChanged(RateChanged),
     /// An agent's jobs began to contradict its claim, or no longer do.
     Claim(ClaimChecked),
+    /// An orchestrator turned out to call itself by another name.
+    Alias(AliasLearnt),
     /// A job was sent.
     Sent,
     /// A job was answered, or given up.
@@ -50,6 +52,16 @@ pub(crate) struct AgentJoined {
     /// An index that it had before, or the next one.
     pub agent: AgentIndex,
     pub id: Arc<str>,
+}
+
+/// An orchestrator's own name, which is not the one by which the gateway knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct AliasLearnt {
+    pub ts: DateTime<Utc>,
+    pub agent: AgentIndex,
+    /// As it is in the file.
+    pub orchestrator: String,
+    pub name: String,
 }
 
 /// An agent's claim and the evidence of its jobs.

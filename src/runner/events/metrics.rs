@@ -174,7 +174,7 @@ impl RunMetrics {
     /// Applies an event.
     pub(crate) fn apply(&mut self, event: &Event) {
         match event {
-            Event::Started { .. } | Event::Sent | Event::BaseChanged(_) => {}
+            Event::Started { .. } | Event::Sent | Event::BaseChanged(_) | Event::Alias(_) => {}
             Event::AgentJoined(joined) => {
                 if joined.agent.0 == self.agents.len() {
                     let metrics = self.families.of(&joined.id, &self.capabilities);

@@ -65,15 +65,15 @@ impl OwnOrchestrator {
         self.index
     }
 
-    /// Tells once that it calls itself by another name than the one by which the gateway knows it.
-    pub(crate) fn answered_as(&self, name: &str, agent: &str) {
-        if self.is_alias(name) && !self.is_alias_told.swap(true, Ordering::Relaxed) {
-            tracing::info!(
-                agent,
-                "the orchestrator {} calls itself {name:?}: its jobs count as the agent's all the same",
-                self.address
-            );
-        }
+    /// Its address as the operator wrote it.
+    #[must_use]
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether it calls itself by another name than the one by which the gateway knows it, and this is the first time.
+    pub(crate) fn is_new_alias(&self, name: &str) -> bool {
+        self.is_alias(name) && !self.is_alias_told.swap(true, Ordering::Relaxed)
     }
 
     fn is_alias(&self, name: &str) -> bool {

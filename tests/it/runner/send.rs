@@ -403,6 +403,13 @@ fn the_file_defines_agents_and_capabilities() {
     for job in finished.of_kind("job") {
         assert_eq!(job["outcome"], "success");
     }
+    let aliases = finished.of_kind("alias");
+    let [alias] = aliases[..] else {
+        panic!("{aliases:?}")
+    };
+    assert_eq!(alias["agent"], "agent-002");
+    assert_eq!(alias["orchestrator"], "https://orch-2.example:8935");
+    assert_eq!(alias["name"], "https://orch-1.example:8935");
     let told = finished.stderr.matches("calls itself").count();
     assert_eq!(told, 1, "{}", finished.stderr);
     let alias = r#"https://orch-2.example:8935 calls itself "https://orch-1.example:8935""#;

@@ -38,6 +38,13 @@ enum JsonEvent<'a> {
         ts: DateTime<Utc>,
         agent: &'a str,
     },
+    Alias {
+        #[serde(serialize_with = "serialize_timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        orchestrator: &'a str,
+        name: &'a str,
+    },
     Claim {
         #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
@@ -118,6 +125,12 @@ pub(crate) fn event(event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
         Event::AgentLeft { ts, agent } => JsonEvent::AgentLeft {
             ts: *ts,
             agent: roster.agent(*agent),
+        },
+        Event::Alias(alias) => JsonEvent::Alias {
+            ts: alias.ts,
+            agent: roster.agent(alias.agent),
+            orchestrator: &alias.orchestrator,
+            name: &alias.name,
         },
         Event::Claim(checked) => claim(checked, roster),
         Event::Uptime(polled) => uptime(polled, roster),

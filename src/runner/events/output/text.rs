@@ -61,6 +61,7 @@ impl TextOutput {
             Event::Started { .. }
             | Event::BaseChanged(_)
             | Event::Uptime(_)
+            | Event::Alias(_)
             | Event::Sent
             | Event::Delayed(..)
             | Event::Dropped(..) => {}
