@@ -14,6 +14,7 @@ use crate::option_values::without_credentials;
 use crate::ping_system::PingSystemConfig;
 use crate::ping_system::options::{PingSystemOptions, UnitVariables};
 use crate::report::ReportOptions;
+use crate::report::statement::verify::VerifyOptions;
 use crate::runner::config::{Layers, RunnerArgs, RunnerConfig};
 use crate::sim::demo::DemoOptions;
 use crate::sim::mock::{Mock, MockOptions};
@@ -67,6 +68,8 @@ pub enum Command {
     /// Tell what recorded runs (--record) say: jobs, costs, claims, what another policy would have done
     /// and what may come
     Report(ReportOptions),
+    /// Compute again what an agent earned, from a statement and the jobs that it lists
+    Verify(VerifyOptions),
     /// Print the completions of a shell
     Completions {
         /// Which shell
@@ -98,6 +101,8 @@ pub enum Task {
     Check(Box<RunnerConfig>),
     /// Tell of the past.
     Report(ReportOptions),
+    /// Check a statement.
+    Verify(VerifyOptions),
     /// Print a text.
     Print(Vec<u8>),
 }
@@ -174,6 +179,7 @@ impl Cli {
             Some(Command::Demo(options)) => Task::Demo(options),
             Some(Command::Check(options)) => Task::Check(Box::new(options.resolve()?)),
             Some(Command::Report(options)) => Task::Report(options.resolve()?),
+            Some(Command::Verify(options)) => Task::Verify(options),
             Some(Command::Completions { shell }) => Task::Print(completions(shell)),
             Some(Command::Man { command }) => Task::Print(manual(command.as_deref())?),
         })

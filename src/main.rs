@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use uptime_runner::cli::{Cli, Task};
+use uptime_runner::report::statement::verify::{self, Verified, VerifyOptions};
 use uptime_runner::runner::Exit;
 use uptime_runner::shutdown::Shutdown;
 use uptime_runner::{agent, ping_system, report, runner, sim, telemetry, terminal};
@@ -30,14 +31,12 @@ fn start() -> ExitCode {
     let task = match task {
         // It must not start threads of ours before it limits itself.
         Task::Probe(options) => return options.run(),
+        Task::Verify(options) => return verify(&options),
         task => task,
     };
     match run(task) {
-        Ok(Exit::Completed(missed)) if missed.is_empty() => ExitCode::SUCCESS,
-        Ok(Exit::Completed(missed)) => {
-            let missed: Vec<String> = missed.iter().map(ToString::to_string).collect();
-            complain(&missed.join("\nerror: "), FAILED)
-        }
+        Ok(Exit::Completed) => ExitCode::SUCCESS,
+        Ok(Exit::Missed) => ExitCode::from(FAILED),
         Ok(Exit::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => complain(&format!("{error:#}"), FAILED),
     }
@@ -53,7 +52,7 @@ fn run(task: Task) -> anyhow::Result<Exit> {
         let shutdown = Shutdown::on_signals()?;
         match task {
             Task::Run(config) => runner::run(*config, &shutdown).await,
-            Task::Probe(_) => unreachable!("it runs without a runtime"),
+            Task::Probe(_) | Task::Verify(_) => unreachable!("they run without a runtime"),
             Task::Agent(config) => agent::run(*config, &shutdown).await.map(Exit::from),
             Task::PingSystem(config) => ping_system::run(*config, &shutdown).await.map(Exit::from),
             Task::Mock(mock) => sim::mock::run(mock, &shutdown).await,
@@ -66,6 +65,21 @@ fn run(task: Task) -> anyhow::Result<Exit> {
     // A stalled output or a pending name lookup must not delay the exit.
     runtime.shutdown_background();
     ended
+}
+
+fn verify(options: &VerifyOptions) -> ExitCode {
+    match verify::run(options) {
+        Ok(Verified::Equal) => print("equal", ExitCode::SUCCESS),
+        Ok(Verified::Differs(difference)) => print(&difference, ExitCode::from(FAILED)),
+        Err(error) => complain(&format!("{error:#}"), BAD_INPUT),
+    }
+}
+
+fn print(line: &str, status: ExitCode) -> ExitCode {
+    match terminal::print(format!("{line}\n").as_bytes()) {
+        Ok(()) => status,
+        Err(error) => complain(&format!("{error:#}"), FAILED),
+    }
 }
 
 fn complain(message: &str, status: u8) -> ExitCode {

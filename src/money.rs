@@ -4,7 +4,6 @@ use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::str::FromStr;
-use std::time::Duration;
 
 use num_bigint::BigInt;
 use serde::{Serialize, Serializer};
@@ -182,15 +181,6 @@ impl fmt::Display for WeiPerSecond {
     }
 }
 
-/// The seconds of compute that a job is charged for: those from its sending to its end, each begun one
-/// whole. A job that failed is charged like any other. Both times count in whole microseconds, as they
-/// are recorded, so that anyone with the records computes the same figure.
-#[must_use]
-pub fn charged_seconds(latency: Duration, send_lag: Duration) -> u64 {
-    let micros = latency.as_micros().saturating_sub(send_lag.as_micros());
-    u64::try_from(micros.div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,12 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn each_begun_second_is_charged() {
-        for (micros, seconds) in [(0, 0), (1, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2)] {
-            let lag = Duration::from_micros(70);
-            let latency = Duration::from_micros(micros) + lag;
-            assert_eq!(charged_seconds(latency, lag), seconds);
-        }
+    fn costs_are_exact() {
         let price: WeiPerSecond = MOST.parse().unwrap();
         // Twice 2^256 - 1 is no 256 bit number, but still exact.
         assert_eq!(price.for_seconds(2).to_string().len(), 78);

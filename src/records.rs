@@ -1,25 +1,29 @@
-//! The file of recorded runs: what `--record` writes and `report` reads.
+//! The file of recorded runs: what `--record` writes and `report` reads (`.github/docs/money.md`).
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction};
 
 /// Marks the file as one of ours ("UPRR").
 const APPLICATION_ID: i32 = 0x5550_5252;
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
+/// The format of 0.1.0, which is read, and brought up to date when it is written to.
+const OLD_VERSION: i32 = 2;
 
 /// Instants are microseconds since 1970, outcomes the names of `.github/docs/protocol.md` section 3.2, wei text, since
-/// they may be of 256 bits.
+/// they may be of 256 bits. Jobs stand in the order of their ends.
 const SCHEMA: &str = "
 CREATE TABLE runs (
     run INTEGER PRIMARY KEY,
     started_at INTEGER NOT NULL,
-    -- When the run was closed; NULL where it was killed.
+    -- When the run was closed; NULL where it was killed, or goes on.
     ended_at INTEGER,
     version TEXT NOT NULL,
     policy TEXT NOT NULL,
-    -- Records that could not be kept, since the disk was too slow.
+    -- Records that could not be kept.
     records_dropped INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE agents (agent INTEGER PRIMARY KEY, agent_id TEXT NOT NULL UNIQUE);
@@ -70,27 +74,117 @@ CREATE TABLE rates (
     reason TEXT NOT NULL
 );";
 
+/// What the format of 0.1.0 lacks. A column that is NULL was not recorded.
+const ADDITIONS: &str = "
+-- The same run may go on in another file, under the same id.
+ALTER TABLE runs ADD COLUMN run_id BLOB;
+-- When the run was last known to go on, and from when on it sent no more jobs.
+ALTER TABLE runs ADD COLUMN alive_at INTEGER;
+ALTER TABLE runs ADD COLUMN stopped_at INTEGER;
+ALTER TABLE runs ADD COLUMN uptime_window_us INTEGER;
+ALTER TABLE runs ADD COLUMN stale_after_us INTEGER;
+-- One a line.
+ALTER TABLE runs ADD COLUMN ping_urls TEXT;
+ALTER TABLE runs ADD COLUMN gateway_urls TEXT;
+ALTER TABLE jobs ADD COLUMN is_stream INTEGER;
+-- From its sending to the end of its answer, or until the money of a stream ran out.
+ALTER TABLE jobs ADD COLUMN worked_us INTEGER;
+ALTER TABLE jobs ADD COLUMN timeout_seconds INTEGER;
+-- The orchestrator that alone could do it.
+ALTER TABLE jobs ADD COLUMN sent_to TEXT;
+CREATE INDEX jobs_by_sent_at ON jobs (sent_at);
+-- Jobs that were sent and have not ended; after a kill nobody knows how they did.
+CREATE TABLE jobs_in_flight (
+    job_id BLOB PRIMARY KEY,
+    run INTEGER NOT NULL,
+    sent_at INTEGER NOT NULL,
+    agent INTEGER NOT NULL,
+    capability INTEGER NOT NULL
+) WITHOUT ROWID;
+-- The ping system's time, and the pings that it told.
+ALTER TABLE polls ADD COLUMN ping_time INTEGER;
+CREATE TABLE pings (
+    agent INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL,
+    covers_from INTEGER,
+    success INTEGER NOT NULL,
+    -- Superseded, or not observed.
+    is_void INTEGER NOT NULL,
+    first_ping INTEGER NOT NULL,
+    gpu_available INTEGER,
+    uptime_percent REAL,
+    window_seconds REAL,
+    PRIMARY KEY (agent, timestamp)
+) WITHOUT ROWID;
+-- The slots of an agent since the beginning of the run, at each change of its rate and every second. What was withheld
+-- since the row before was withheld for this reason.
+CREATE TABLE slots (
+    run INTEGER NOT NULL,
+    agent INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    base_rate INTEGER NOT NULL,
+    rate INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    asked INTEGER NOT NULL,
+    withheld INTEGER NOT NULL,
+    dropped_in_flight INTEGER NOT NULL,
+    dropped_late INTEGER NOT NULL,
+    dropped_budget INTEGER NOT NULL
+);
+CREATE INDEX slots_by_agent ON slots (agent, at);
+CREATE TABLE claims (
+    run INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    agent INTEGER NOT NULL,
+    contradicted INTEGER NOT NULL,
+    uptime_percent REAL NOT NULL,
+    claimed_tier_percent REAL,
+    jobs INTEGER,
+    successful INTEGER,
+    chance REAL
+);";
+
+/// A file of 0.1.0, as the columns and tables of now.
+const OLD_VIEWS: &str = "
+CREATE TEMP VIEW runs AS SELECT *, NULL AS run_id, NULL AS alive_at, NULL AS stopped_at, NULL AS uptime_window_us,
+    NULL AS stale_after_us, NULL AS ping_urls, NULL AS gateway_urls FROM main.runs;
+CREATE TEMP VIEW jobs AS SELECT rowid, *, NULL AS is_stream, NULL AS worked_us, NULL AS timeout_seconds, NULL AS sent_to
+    FROM main.jobs;
+CREATE TEMP VIEW polls AS SELECT rowid, *, NULL AS ping_time FROM main.polls;
+CREATE TEMP TABLE jobs_in_flight (job_id, run, sent_at, agent, capability);
+CREATE TEMP TABLE pings (agent, timestamp, covers_from, success, is_void, first_ping, gpu_available, uptime_percent,
+    window_seconds);
+CREATE TEMP TABLE slots (run, agent, at, base_rate, rate, reason, asked, withheld, dropped_in_flight, dropped_late,
+    dropped_budget);
+CREATE TEMP TABLE claims (run, at, agent, contradicted, uptime_percent, claimed_tier_percent, jobs, successful, chance);";
+
 /// Why a file of records cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
     /// The file or the disk.
     #[error("{0}")]
     Database(#[from] rusqlite::Error),
+    #[error("{0}")]
+    Io(std::io::Error),
     /// Something else is in it.
     #[error("holds something else: expected a file that --record wrote, or none yet")]
     NotOurs,
+    /// Its folder.
+    #[error("its folder does not exist: expected a file in an existing folder")]
+    NoFolder,
     /// A later version of this program wrote it.
-    #[error("has form {0}, expected {SCHEMA_VERSION}: it was written by another version")]
+    #[error("has form {0}, expected at most {SCHEMA_VERSION}: it was written by another version")]
     OtherVersion(i32),
 }
 
-/// Opens a file to add a run to it, and creates it where there is none.
+/// Opens a file to add a run to it, creates it where there is none, and brings one of 0.1.0 up to date.
 ///
 /// # Errors
 /// A file that cannot be written to, or holds something else.
 pub fn open_to_write(file: &Path) -> Result<Connection, RecordsError> {
     let mut connection = Connection::open(file)?;
-    connection.busy_timeout(Duration::from_secs(5))?;
+    // Whoever holds the file for longer is waited for by trying again.
+    connection.busy_timeout(Duration::from_secs(1))?;
     // Each commit survives kill -9; power loss may take the last ones, and is not waited for.
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -100,14 +194,22 @@ pub fn open_to_write(file: &Path) -> Result<Connection, RecordsError> {
     if tables == 0 {
         transaction.execute_batch(SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        bring_up_to_date(&transaction)?;
+    } else if version(&transaction)? == OLD_VERSION {
+        bring_up_to_date(&transaction)?;
     }
-    check(&transaction)?;
     transaction.commit()?;
     Ok(connection)
 }
 
-/// Opens a file to read it; a runner may go on writing meanwhile.
+fn bring_up_to_date(transaction: &Transaction<'_>) -> Result<(), RecordsError> {
+    transaction.execute_batch(ADDITIONS)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    Ok(())
+}
+
+/// Opens a file to read it; a runner may go on writing meanwhile. One of 0.1.0 is shown as one of now, with NULL for all
+/// that it lacks.
 ///
 /// # Errors
 /// A file that is not there, or holds something else.
@@ -116,18 +218,85 @@ pub fn open_to_read(file: &Path) -> Result<Connection, RecordsError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
     connection.busy_timeout(Duration::from_secs(5))?;
+    if version(&connection)? == OLD_VERSION {
+        connection.execute_batch(OLD_VIEWS)?;
+    }
     connection.pragma_update(None, "query_only", "ON")?;
-    check(&connection)?;
     Ok(connection)
 }
 
-fn check(connection: &Connection) -> Result<(), RecordsError> {
+/// Whether a runner has a file open to write to it. To be asked before the file is opened as a database.
+#[must_use]
+pub fn is_written(file: &Path) -> bool {
+    let is_locked = |file: File| matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+    File::open(file).is_ok_and(is_locked)
+}
+
+/// Checks before a run that a file can be one of records. What may pass by itself, a lock or a full disk, is no error.
+///
+/// # Errors
+/// A folder that does not exist, a file that holds something else or was written by a later release.
+pub fn check_usable(file: &Path) -> Result<(), RecordsError> {
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if folder.is_some_and(|folder| !folder.is_dir()) {
+        return Err(RecordsError::NoFolder);
+    }
+    if file.is_dir() {
+        return Err(RecordsError::NotOurs);
+    }
+    let is_empty = std::fs::metadata(file).is_ok_and(|metadata| metadata.len() == 0);
+    if is_empty || !file.exists() {
+        return Ok(());
+    }
+    match open_to_read(file) {
+        Err(error @ (RecordsError::NotOurs | RecordsError::OtherVersion(_))) => Err(error),
+        Err(RecordsError::Database(error))
+            if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) =>
+        {
+            Err(RecordsError::NotOurs)
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn version(connection: &Connection) -> Result<i32, RecordsError> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
     if number("application_id")? != APPLICATION_ID {
         return Err(RecordsError::NotOurs);
     }
     match number("user_version")? {
-        SCHEMA_VERSION => Ok(()),
+        version @ OLD_VERSION..=SCHEMA_VERSION => Ok(version),
         other => Err(RecordsError::OtherVersion(other)),
     }
+}
+
+/// Deletes the runs that ended before an instant, and all that belongs to them alone.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn forget_runs_before(
+    transaction: &Transaction<'_>,
+    before: DateTime<Utc>,
+) -> rusqlite::Result<()> {
+    let before = before.timestamp_micros();
+    let old = "SELECT run FROM runs WHERE COALESCE(ended_at, alive_at, started_at) < ?1";
+    for table in [
+        "jobs",
+        "jobs_in_flight",
+        "polls",
+        "rates",
+        "slots",
+        "claims",
+        "run_agents",
+    ] {
+        transaction.execute(
+            &format!("DELETE FROM {table} WHERE run IN ({old})"),
+            [before],
+        )?;
+    }
+    transaction.execute("DELETE FROM pings WHERE timestamp < ?1", [before])?;
+    transaction.execute(&format!("DELETE FROM runs WHERE run IN ({old})"), [before])?;
+    Ok(())
 }

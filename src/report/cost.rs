@@ -40,6 +40,8 @@ pub struct Cost {
     pub top_ups: u64,
     /// How much of it is known: what a balance rose by.
     pub topped_up_wei: Wei,
+    /// How often a node forgot the balance.
+    pub books_forgotten: u64,
 }
 
 /// An estimate and the bounds between which the truth lies in 95 of 100 cases.
@@ -85,6 +87,7 @@ pub(crate) fn cost(jobs: &Tally, punished: Slots) -> Option<Cost> {
         good_jobs_per_eth: per_eth(good, all, &spent),
         top_ups: jobs.balance.top_ups,
         topped_up_wei: jobs.balance.topped_up.clone(),
+        books_forgotten: jobs.balance.forgotten,
         spent_wei: spent,
     })
 }
@@ -128,6 +131,7 @@ mod tests {
     use super::super::tally::{Charged, JobRecord, RunTerms};
     use super::*;
     use crate::units::JobsPerMinute;
+    use crate::wire::charge::Work;
     use crate::wire::outcome::Outcome;
     use proptest::prelude::*;
     use std::time::Duration;
@@ -143,14 +147,17 @@ mod tests {
         for &(millis, good) in jobs {
             let job = JobRecord {
                 sent_at: 0,
-                outcome: if good {
-                    Outcome::Success
-                } else {
-                    Outcome::Timeout
+                work: Work {
+                    outcome: if good {
+                        Outcome::Success
+                    } else {
+                        Outcome::Timeout
+                    },
+                    is_stream: false,
+                    time: Duration::from_millis(millis),
+                    timeout_seconds: 60,
                 },
-                status: None,
                 latency: Duration::from_millis(millis + 3),
-                send_lag: Duration::from_millis(3),
                 uptime: 99.0,
                 orchestrator: None,
                 balance_wei: None,
@@ -190,6 +197,7 @@ mod tests {
         let mut jobs = tally(&[(1, true), (1, false)], None);
         assert_eq!(cost(&jobs, Slots::default()), None);
         jobs.balance = BalanceSums {
+            forgotten: 0,
             spent: wei(30),
             jobs: 1,
             top_ups: 1,
@@ -224,7 +232,7 @@ mod tests {
             punished in 0_i64..100_000_000,
         ) {
             let tally = tally(&jobs, Some(price));
-            let seconds: u64 = jobs.iter().map(|(millis, _)| millis.div_ceil(1000)).sum();
+            let seconds: u64 = jobs.iter().map(|(millis, _)| millis.div_ceil(1000).max(1)).sum();
             let good = jobs.iter().filter(|(_, good)| *good).count() as u64;
             let got = cost(&tally, Slots::of(JobsPerMinute::new(60), punished)).unwrap();
             let spent = seconds * price;

@@ -13,6 +13,7 @@ use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
+use crate::wire::charge::Work;
 use crate::wire::outcome::Outcome;
 
 /// All runs of a file.
@@ -68,6 +69,7 @@ struct RunRow {
     started_at: Micros,
     end: Micros,
     policy: Policy,
+    is_old: bool,
 }
 
 impl RecordedRuns {
@@ -117,7 +119,7 @@ impl RecordedRuns {
         let mut runs = BTreeMap::new();
         let mut killed = None;
         let mut statement = connection
-            .prepare("SELECT run, started_at, ended_at, policy, records_dropped FROM runs")?;
+            .prepare("SELECT run, started_at, COALESCE(ended_at, alive_at), policy, records_dropped, run_id IS NULL FROM runs")?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
             let run: i64 = row.get(0)?;
@@ -152,6 +154,7 @@ impl RecordedRuns {
                 started_at,
                 end,
                 policy,
+                is_old: row.get(5)?,
             };
             runs.insert(run, run_of);
         }
@@ -199,6 +202,7 @@ fn timelines(
         add(timelines.entry((run, agent)).or_insert_with(|| Timeline {
             end: known.end,
             policy: known.policy.clone(),
+            is_old: known.is_old,
             ..Timeline::default()
         }));
     };
@@ -276,8 +280,10 @@ fn read_jobs(
     let mut balances: HashMap<i64, OrchestratorBalances> = HashMap::new();
     // In the order in which they were answered.
     let mut statement = connection.prepare(
-        "SELECT run, sent_at, agent, capability, outcome, latency_us, send_lag_us, uptime_percent, \
-         orchestrator, balance_wei, status FROM jobs ORDER BY rowid",
+        "SELECT run, sent_at, agent, capability, outcome, latency_us, \
+         COALESCE(worked_us, MAX(latency_us - send_lag_us, 0)), uptime_percent, orchestrator, balance_wei, \
+         COALESCE(is_stream, outcome = 'unpaid' AND status = 200), COALESCE(timeout_seconds, 4294967295) \
+         FROM jobs ORDER BY rowid",
     )?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
@@ -314,13 +320,16 @@ fn job<'a>(row: &'a Row<'_>, sent_at: Micros) -> Result<JobRecord<'a>, HistoryEr
     };
     Ok(JobRecord {
         sent_at,
-        outcome: Outcome::named(outcome).ok_or_else(|| HistoryError::Unknown {
-            column: "jobs.outcome",
-            value: outcome.to_owned(),
-        })?,
-        status: row.get(10)?,
+        work: Work {
+            outcome: Outcome::named(outcome).ok_or_else(|| HistoryError::Unknown {
+                column: "jobs.outcome",
+                value: outcome.to_owned(),
+            })?,
+            is_stream: row.get(10)?,
+            time: span(6)?,
+            timeout_seconds: row.get(11)?,
+        },
         latency: span(5)?,
-        send_lag: span(6)?,
         uptime: row.get(7)?,
         orchestrator: text(8)?,
         balance_wei: text(9)?,

@@ -16,13 +16,18 @@ pub mod summary;
 pub(crate) mod tally;
 pub(crate) mod timeline;
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
+use chrono::Utc;
 use serde::Serialize;
 
 use self::history::{ReadOptions, RecordedRuns};
 use self::period::{Moment, Period};
+use self::statement::jobs::JobsFile;
+use self::statement::{StatementFile, StatementQuery};
 use self::summary::{Queries, Report};
 use crate::money::Wei;
 use crate::records;
@@ -38,8 +43,9 @@ const CHARTED: usize = 60;
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags, as they are typed")]
 pub struct ReportOptions {
-    /// What --record wrote
-    file: PathBuf,
+    /// What --record wrote; several files, which may hold parts of the same run, with --statement
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// One JSON object in place of lines for people
     #[arg(long)]
     json: bool,
@@ -67,6 +73,15 @@ pub struct ReportOptions {
     /// The statement as CSV
     #[arg(long, requires = "statement", conflicts_with = "json")]
     csv: bool,
+    /// Only this agent's statement; may be repeated
+    #[arg(long, value_name = "ID", requires = "statement")]
+    agent: Vec<String>,
+    /// Write the statement to this file
+    #[arg(long, value_name = "FILE", requires = "statement")]
+    out: Option<PathBuf>,
+    /// Write the jobs behind the statement to this file as CSV
+    #[arg(long, value_name = "FILE", requires = "statement")]
+    jobs: Option<PathBuf>,
 }
 
 impl ReportOptions {
@@ -79,6 +94,11 @@ impl ReportOptions {
         ensure!(
             from < until,
             "--from is not before --until: expected a time before it"
+        );
+        ensure!(
+            self.statement || self.files.len() == 1,
+            "{} files: expected one, or --statement",
+            self.files.len()
         );
         Ok(self)
     }
@@ -97,17 +117,17 @@ impl ReportOptions {
 /// # Errors
 /// A file that cannot be read, a page that cannot be written, or standard output that takes no more.
 pub fn run(options: &ReportOptions) -> anyhow::Result<()> {
-    let file = options.file.display();
-    let context = || format!("{file}: cannot be reported");
+    if options.statement {
+        return state(options);
+    }
+    let file = &options.files[0];
+    let context = || format!("{}: cannot be reported", file.display());
     let reading = ReadOptions {
         period: options.period(),
         pictures: options.html.is_some().then_some((SLICES, CHARTED)),
     };
-    let connection = records::open_to_read(&options.file).with_context(context)?;
+    let connection = records::open_to_read(file).with_context(context)?;
     let history = RecordedRuns::read(&connection, reading).with_context(context)?;
-    if options.statement {
-        return state(options, &history);
-    }
     let report = Report::of(
         &history,
         &Queries {
@@ -127,15 +147,44 @@ pub fn run(options: &ReportOptions) -> anyhow::Result<()> {
     terminal::print(render::text::lines(&report).as_bytes())
 }
 
-fn state(options: &ReportOptions, history: &RecordedRuns) -> anyhow::Result<()> {
-    let statements = statement::statements(history);
-    if options.json {
-        return print_json(&statements);
+fn state(options: &ReportOptions) -> anyhow::Result<()> {
+    let open = |path: &PathBuf| -> anyhow::Result<StatementFile> {
+        // Before it is opened as a database, whose locks closing another handle would end.
+        let is_written = records::is_written(path);
+        let connection = records::open_to_read(path)
+            .with_context(|| format!("{}: cannot be reported", path.display()))?;
+        Ok(StatementFile {
+            path: path.clone(),
+            connection,
+            is_written,
+        })
+    };
+    let files: Vec<StatementFile> = options.files.iter().map(open).collect::<Result<_, _>>()?;
+    let query = StatementQuery {
+        period: options.period(),
+        agents: options.agent.clone(),
+        now: Utc::now(),
+    };
+    let jobs = options.jobs.as_ref().map(|path| {
+        let create =
+            || -> anyhow::Result<_> { Ok(JobsFile::new(BufWriter::new(File::create(path)?))?) };
+        create().with_context(|| format!("--jobs {}: cannot be written", path.display()))
+    });
+    let statements = statement::read(&files, &query, jobs.transpose()?)?;
+    let text = if options.json {
+        let mut json = serde_json::to_string(&statements)?;
+        json.push('\n');
+        json.into_bytes()
+    } else if options.csv {
+        render::statement::csv(&statements)?
+    } else {
+        render::statement::lines(&statements).into_bytes()
+    };
+    match &options.out {
+        Some(out) => std::fs::write(out, text)
+            .with_context(|| format!("--out {}: cannot be written", out.display())),
+        None => terminal::print(&text),
     }
-    if options.csv {
-        return terminal::print(&render::statement::csv(&statements)?);
-    }
-    terminal::print(render::statement::lines(&statements).as_bytes())
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

@@ -117,6 +117,7 @@ mod tests {
             reason: RateReason::Uptime,
         });
         Timeline {
+            is_old: false,
             policy: Policy::default(),
             rates: first.into_iter().collect(),
             uptimes: uptimes

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::balance::{BalanceSums, OrchestratorBalances};
+use super::balance::{BalanceSums, OrchestratorBalances, ToldBalance};
 use super::drops::DropWindows;
 use super::timeline::Micros;
-use crate::money::{Wei, WeiPerSecond, charged_seconds};
+use crate::money::{Wei, WeiPerSecond};
 use crate::runner::events::event::Evidence;
 use crate::runner::rate::claims::job_says;
+use crate::wire::charge::Work;
 use crate::wire::outcome::Outcome;
 
 /// The longest latency that is told apart from longer ones.
@@ -22,14 +23,10 @@ const HOUR: Micros = 3_600_000_000;
 pub struct JobRecord<'a> {
     /// When it was sent.
     pub sent_at: Micros,
-    /// What came of it.
-    pub outcome: Outcome,
-    /// The HTTP status, if there was an answer.
-    pub status: Option<u16>,
+    /// What it is charged for.
+    pub work: Work,
     /// From its slot to its end.
     pub latency: Duration,
-    /// From its slot to its sending.
-    pub send_lag: Duration,
     /// The agent's uptime when it was sent, in percent.
     pub uptime: f64,
     /// Who did it.
@@ -55,7 +52,7 @@ impl RunTerms {
 
     /// What a job says of the agent, as the runner judges it.
     fn says(&self, job: &JobRecord<'_>) -> Option<bool> {
-        job_says(job.outcome).filter(|_| self.is_tied)
+        job_says(job.work.outcome).filter(|_| self.is_tied)
     }
 }
 
@@ -157,7 +154,7 @@ impl Tally {
         terms: &RunTerms,
         balances: &mut OrchestratorBalances,
     ) {
-        let good = job.outcome == Outcome::Success;
+        let good = job.work.outcome == Outcome::Success;
         let micros = u64::try_from(job.latency.as_micros())
             .unwrap_or(u64::MAX)
             .max(1);
@@ -165,16 +162,12 @@ impl Tally {
             .capabilities
             .entry(capability)
             .or_insert_with(|| (name(), JobTotals::default()));
-        jobs.outcomes[job.outcome as usize] += 1;
+        jobs.outcomes[job.work.outcome as usize] += 1;
         // It grows as long as the value is one that can be had.
         let _ = jobs.latencies.record(micros.min(HOUR_MICROS));
 
         if let Some(price) = &terms.price {
-            let seconds = if job.outcome.is_charged(job.status) {
-                charged_seconds(job.latency, job.send_lag)
-            } else {
-                0
-            };
+            let seconds = job.work.charged_seconds();
             match self.charged.iter_mut().find(|known| known.price == *price) {
                 Some(known) => {
                     known.jobs += 1;
@@ -187,13 +180,22 @@ impl Tally {
                 }),
             }
         }
-        let balance = job.balance_wei.and_then(|balance| balance.parse().ok());
-        if let (Some(orchestrator), Some(balance)) = (job.orchestrator, balance) {
-            let ended = job.latency.saturating_sub(job.send_lag).as_micros();
-            let answered_at = job
-                .sent_at
-                .saturating_add(i64::try_from(ended).unwrap_or(i64::MAX));
-            let change = balances.told(orchestrator, balance, job.sent_at, answered_at);
+        if let Some(orchestrator) = job.orchestrator {
+            let balance: Option<Wei> = job.balance_wei.and_then(|balance| balance.parse().ok());
+            let ended = i64::try_from(job.work.time.as_micros()).unwrap_or(i64::MAX);
+            let most = terms
+                .price
+                .as_ref()
+                .map(|price| price.for_seconds(u64::from(job.work.timeout_seconds) + 1));
+            let change = balances.told(ToldBalance {
+                orchestrator,
+                capability,
+                balance: balance.as_ref(),
+                seconds: job.work.charged_seconds(),
+                most: most.as_ref(),
+                sent_at: job.sent_at,
+                answered_at: job.sent_at.saturating_add(ended),
+            });
             self.balance.add(&change);
         }
         let tally = self.by_uptime.entry(tenth(job.uptime)).or_default();

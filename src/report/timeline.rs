@@ -37,6 +37,12 @@ impl Slots {
         Self(i128::from(rate.get()) * i128::from(micros.max(0)))
     }
 
+    /// How many whole ones.
+    #[must_use]
+    pub fn whole(self) -> u64 {
+        u64::try_from(self.0 / MINUTE).unwrap_or(0)
+    }
+
     /// How many, to a tenth.
     #[must_use]
     pub fn rounded(self) -> f64 {
@@ -146,6 +152,8 @@ pub struct Timeline {
     pub end: Micros,
     /// How the rates followed from the uptimes.
     pub policy: Policy,
+    /// Whether 0.1.0 recorded it, without slots and pings.
+    pub is_old: bool,
 }
 
 impl Timeline {
@@ -307,6 +315,7 @@ mod tests {
 
     fn timeline() -> Timeline {
         Timeline {
+            is_old: false,
             rates: vec![
                 step(0, 60, 60, RateReason::Uptime),
                 step(MINUTE, 30, 60, RateReason::Uptime),

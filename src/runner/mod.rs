@@ -16,50 +16,53 @@ pub(crate) mod uptime;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use chrono::Utc;
+use anyhow::{Context, bail, ensure};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use self::agents::fleet::{Fleet, terms};
 use self::agents::setup;
 use self::agents::submitter::SubmitterContext;
 use self::config::RunnerConfig;
-use self::events::database::{RunDescription, RunRecorder};
+use self::events::database::RunDescription;
 use self::events::dispatcher::EventDispatcher;
 use self::events::event::Event;
 use self::events::output::Output;
 use self::events::output::text::TextOutput;
 use self::events::output::writer::Writer;
-use self::events::require::Missed;
+use self::events::recorder::RunRecorder;
+use self::events::require::Evaluated;
+use self::events::run_clock::RunClock;
 use self::rate::controller::Sharing;
 use self::send::gateway::Gateway;
 use crate::option_values::OutputFormat;
 use crate::runner::roster::Roster;
 use crate::shutdown::Shutdown;
-use crate::{net, terminal};
+use crate::{net, telemetry, terminal};
 
 /// The time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a second signal waits for standard output to take the final accounts.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How a run ended.
-#[derive(Debug)]
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// As asked, with the requirements that were missed.
-    Completed(Vec<Missed>),
+    /// As asked.
+    Completed,
+    /// Not with the result that was required, which has been told.
+    Missed,
     /// By a second signal.
     Interrupted,
 }
 
-/// As asked, with nothing required.
 impl From<()> for Exit {
     fn from((): ()) -> Self {
-        Self::Completed(Vec::new())
+        Self::Completed
     }
 }
 
@@ -86,11 +89,15 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
         }
     }
     stop.cancel();
+    run.events.record(&Event::Stopping {
+        ts: run.events.now(),
+    });
 
     if shutdown.gently.is_cancelled() {
         tracing::info!(
             jobs_under_way = run.shared.jobs.len(),
-            "stopping: no new job is sent, answers are waited for; a second signal ends at once"
+            "stopping: no new job is sent, answers are waited for, at most {:?}; a second signal abandons these jobs",
+            run.config.longest_timeout()
         );
     }
     run.shared.jobs.close();
@@ -116,13 +123,20 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
     if at_once {
         return Ok(Exit::Interrupted);
     }
-    let missed = run
-        .config
-        .output
-        .requirements
-        .iter()
-        .filter_map(|required| required.missed(&total));
-    Ok(Exit::Completed(missed.collect()))
+    let requirements = &run.config.output.requirements;
+    let evaluated: Vec<Evaluated> = requirements.iter().map(|r| r.evaluate(&total)).collect();
+    for each in &evaluated {
+        telemetry::say(&each.to_string());
+    }
+    ensure!(
+        !run.events.has_agents() || run.events.has_known_uptime(),
+        "no agent's uptime was ever known, so no job was sent: `uptime-runner check` tells why"
+    );
+    Ok(if evaluated.iter().all(|each| each.is_met) {
+        Exit::Completed
+    } else {
+        Exit::Missed
+    })
 }
 
 /// All that lives as long as a run.
@@ -151,7 +165,7 @@ impl Run {
             colour: terminal::wants_colour(&std::io::stdout()),
         };
         let events = Arc::new(dispatcher(&config, text, output_failed)?);
-        events.record(&Event::Started { ts: Utc::now() });
+        events.record(&Event::Started { ts: events.now() });
         config.warn();
 
         let shared = Arc::new(setup::shared(&config, client.clone(), &events, stop));
@@ -242,11 +256,12 @@ fn dispatcher(
             .collect(),
         base_rate: config.rate.base,
     };
+    let clock = RunClock::start();
     let recording = config
         .record
         .file
-        .as_deref()
-        .map(|file| RunRecorder::start(file, &description(config)))
+        .clone()
+        .map(|file| RunRecorder::start(file, description(config), clock))
         .transpose()?;
     let writer = Writer::start(std::io::stdout(), output_failed)
         .context("the output thread cannot be started")?;
@@ -256,6 +271,7 @@ fn dispatcher(
         config.output.stats_every,
         writer,
         recording,
+        clock,
     )?)
 }
 
@@ -267,6 +283,12 @@ fn description(config: &RunnerConfig) -> RunDescription {
         agents: agents.map(|agent| terms(agent, config)).collect(),
         capabilities: capabilities.map(|c| c.name.as_str().into()).collect(),
         policy: config.rate.policy.to_string(),
+        id: Uuid::new_v4(),
+        uptime_window: config.ping.window,
+        stale_after: config.ping.stale_after,
+        ping_urls: vec![config.ping.endpoint.url.to_string()],
+        gateway_urls: vec![config.gateway.endpoint.url.to_string()],
+        keep: config.record.keep,
     }
 }
 

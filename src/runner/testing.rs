@@ -16,6 +16,7 @@ use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::JobAnswer;
 use crate::runner::events::output::Output;
 use crate::runner::events::output::writer::Writer;
+use crate::runner::events::run_clock::RunClock;
 use crate::runner::roster::Roster;
 use crate::runner::send::gateway::{Job, SendJob};
 use crate::runner::uptime::client::{PingEvents, PollError, StreamMessage, UptimeSource};
@@ -63,7 +64,8 @@ pub(crate) fn recorder(base_rate: u32) -> (Arc<EventDispatcher>, Sink) {
         capabilities: vec!["gpu-check".into()],
         base_rate: JobsPerMinute::new(base_rate),
     };
-    let recorder = EventDispatcher::new(roster, Output::Json, 0, writer, None).unwrap();
+    let recorder =
+        EventDispatcher::new(roster, Output::Json, 0, writer, None, RunClock::start()).unwrap();
     (Arc::new(recorder), sink)
 }
 

@@ -133,7 +133,7 @@ pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Exit> {
          uptime-runner {agents} --ping-url http://{address} --gateway-url http://{address}\n",
     );
     listening.serve(shutdown.gently.clone()).await?;
-    Ok(Exit::Completed(Vec::new()))
+    Ok(Exit::Completed)
 }
 
 impl Mock {

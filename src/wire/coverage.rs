@@ -1,9 +1,11 @@
 //! What a ping says about its agent, and which time it covers. Ping system and runner share these rules.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 
 use super::ping_system::HistoryPing;
-use crate::units::Percent;
+use crate::units::{Percent, saturating_sub};
 
 /// What an agent's first ping says, which only asks whether a GPU is there: 100 % or 0 %. An answer
 /// without `gpu_available` says so by an uptime over 0.
@@ -80,6 +82,31 @@ pub(crate) fn mean_since(
     };
     let mean = weighted_mean(&weighted(false)).or_else(|| weighted_mean(&weighted(true)));
     (mean, history.len() - first)
+}
+
+/// The mean of the uptimes between two instants, each weighted by the time in between for which its ping speaks. `history`
+/// is sorted oldest first, and goes on until a ping that speaks for the end, if there is one.
+#[must_use]
+pub(crate) fn mean_between(
+    history: &[HistoryPing],
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Option<Percent> {
+    let counting = counting(history);
+    let weighted = |first_pings: bool| -> Vec<(Percent, Option<f64>)> {
+        (0..history.len())
+            .filter(|&index| counting[index] && history[index].first_ping == first_pings)
+            .filter_map(|index| {
+                let ping = &history[index];
+                let covered = covered_seconds(history, index, DateTime::<Utc>::MIN_UTC)?;
+                let covered = Duration::try_from_secs_f64(covered).ok()?;
+                let begin = saturating_sub(ping.timestamp, covered).max(from);
+                let seconds = seconds_between(begin, ping.timestamp.min(until));
+                Some((percent_of(ping)?, Some(seconds))).filter(|_| seconds > 0.0)
+            })
+            .collect()
+    };
+    weighted_mean(&weighted(false)).or_else(|| weighted_mean(&weighted(true)))
 }
 
 /// The seconds since `begin` for which a ping speaks. A ping system that does not tell from when on is taken at the word of

@@ -144,6 +144,12 @@ impl JobStream {
         self.failure.clone()
     }
 
+    /// Whether the gateway's money ran out before anything else went wrong.
+    #[must_use]
+    pub fn is_unpaid(&self) -> bool {
+        matches!(self.failure, Some((Outcome::Unpaid, _)))
+    }
+
     #[must_use]
     pub fn balance_wei(&self) -> Option<&str> {
         self.balance_wei.as_deref()

@@ -1,6 +1,7 @@
 //! What crosses the network: types, how they are read and written, and their limits. No I/O.
 
 pub mod agent;
+pub mod charge;
 pub(crate) mod coverage;
 pub(crate) mod event_stream;
 pub mod expectation;

@@ -96,10 +96,10 @@ impl Outcome {
         self.properties().0
     }
 
-    /// Whether somebody was paid for a job that ended so with this `status`: also for a stream until the balance was used up.
+    /// Whether somebody is paid for a job that ended so: also for a stream until the balance was used up.
     #[must_use]
-    pub fn is_charged(self, status: Option<u16>) -> bool {
-        self.properties().1 || (self == Self::Unpaid && status == Some(200))
+    pub fn is_charged(self, is_stream: bool) -> bool {
+        self.properties().1 || (self == Self::Unpaid && is_stream)
     }
 
     #[must_use]
@@ -201,7 +201,7 @@ mod tests {
             assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.name());
             assert_eq!(Outcome::named(outcome.name()), Some(outcome));
             // What nobody was paid for says nothing of an agent.
-            assert!(outcome.is_charged(None) || outcome.testimony() == Testimony::Nothing);
+            assert!(outcome.is_charged(false) || outcome.testimony() == Testimony::Nothing);
         }
     }
 
@@ -223,7 +223,7 @@ mod tests {
                 panic!("{row}")
             };
             let outcome = Outcome::named(name.trim_matches(['`', ' '])).unwrap();
-            assert_eq!(outcome.is_charged(None), *charged == "yes", "{row}");
+            assert_eq!(outcome.is_charged(false), *charged == "yes", "{row}");
             // A refusal is judged by more than itself.
             let says = if outcome == Outcome::NoSupply {
                 "nothing"

@@ -3,131 +3,173 @@
 use std::fmt::Write as _;
 
 use csv::{Terminator, WriterBuilder};
-use serde::Serialize;
 
-use crate::money::Wei;
-use crate::report::cost::CostSource;
-use crate::report::statement::Statement;
+use crate::report::statement::jobs::cell;
+use crate::report::statement::{AgentStatement, AmountSource, Statements};
 use crate::text;
-use crate::units::JobsPerMinute;
 
 /// The columns of [`csv`].
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 19] = [
     "agent_id",
     "line",
+    "name",
     "from",
     "until",
     "uptime_percent",
     "slots_asked",
-    "jobs_sent",
-    "jobs_succeeded",
     "slots_withheld",
-    "reason",
+    "slots_dropped",
+    "slots_unaccounted",
     "rate",
     "base_rate",
+    "jobs",
+    "jobs_succeeded",
+    "jobs_unknown",
     "price_wei",
     "seconds",
     "amount_wei",
+    "amount_eth",
 ];
 
-/// A line of the CSV, in the order of [`COLUMNS`]; a field that has no value is empty. Numbers with
-/// fractions are text here, so that a whole one has none.
-#[derive(Default, Serialize)]
-struct CsvRow<'a> {
-    agent_id: &'a str,
-    line: &'static str,
-    from: &'a str,
-    until: &'a str,
-    uptime_percent: Option<String>,
-    slots_asked: Option<String>,
-    jobs_sent: Option<u64>,
-    jobs_succeeded: Option<u64>,
-    slots_withheld: Option<String>,
-    reason: Option<&'static str>,
-    rate: Option<JobsPerMinute>,
-    base_rate: Option<JobsPerMinute>,
-    price_wei: Option<&'a str>,
-    seconds: Option<u64>,
-    amount_wei: Option<&'a Wei>,
+/// A line of the CSV by column; what is not set is empty.
+struct CsvRow([String; COLUMNS.len()]);
+
+impl CsvRow {
+    fn new(agent_id: &str, line: &str, name: &str) -> Self {
+        let mut row = Self(Default::default());
+        row.set("agent_id", agent_id);
+        row.set("line", line);
+        row.set("name", name);
+        row
+    }
+
+    fn set(&mut self, column: &str, value: impl std::fmt::Display) -> &mut Self {
+        if let Some(index) = COLUMNS.iter().position(|known| *known == column) {
+            self.0[index] = value.to_string();
+        }
+        self
+    }
+
+    fn period(&mut self, from: &str, until: &str) -> &mut Self {
+        self.set("from", from).set("until", until)
+    }
 }
 
-/// As CSV (RFC 4180): for each agent a line `total`, a line `charged` for each price, and a line
-/// `withheld` for each time.
+/// As CSV (RFC 4180): for each agent a line `total`, and one for each price (`charged`), outcome, day and time without
+/// jobs (`withheld`).
 ///
 /// # Errors
 /// When a value cannot be written as a field.
-pub(crate) fn csv(statements: &[Statement]) -> csv::Result<Vec<u8>> {
+pub(crate) fn csv(statements: &Statements) -> csv::Result<Vec<u8>> {
     let mut out = WriterBuilder::new()
         .terminator(Terminator::CRLF)
-        .has_headers(false)
         .from_writer(Vec::new());
     out.write_record(COLUMNS)?;
-    for statement in statements {
-        let agent_id = &*statement.agent_id;
-        let (from, until) = (&*statement.from, &*statement.until);
-        out.serialize(CsvRow {
-            agent_id,
-            line: "total",
-            from,
-            until,
-            uptime_percent: statement
-                .uptime_percent
-                .map(|uptime| uptime.get().to_string()),
-            slots_asked: Some(statement.slots_asked.to_string()),
-            jobs_sent: Some(statement.jobs_sent),
-            jobs_succeeded: Some(statement.jobs_succeeded),
-            slots_withheld: Some(statement.slots_withheld.to_string()),
-            amount_wei: statement.amount_wei.as_ref(),
-            ..CsvRow::default()
-        })?;
-        for charged in &statement.charged {
-            out.serialize(CsvRow {
-                agent_id,
-                line: "charged",
-                from,
-                until,
-                jobs_sent: Some(charged.jobs),
-                price_wei: Some(&charged.price_wei),
-                seconds: Some(charged.seconds),
-                amount_wei: Some(&charged.amount_wei),
-                ..CsvRow::default()
-            })?;
-        }
-        for withheld in &statement.withheld {
-            out.serialize(CsvRow {
-                agent_id,
-                line: "withheld",
-                from: &withheld.from,
-                until: &withheld.until,
-                slots_withheld: Some(withheld.slots.to_string()),
-                reason: Some(withheld.reason),
-                rate: Some(withheld.rate),
-                base_rate: Some(withheld.base_rate),
-                ..CsvRow::default()
-            })?;
+    for agent in &statements.agents {
+        for CsvRow(row) in rows(statements, agent) {
+            out.write_record(
+                row.iter()
+                    .map(|text| cell(text))
+                    .map(std::borrow::Cow::into_owned),
+            )?;
         }
     }
     out.into_inner().map_err(|error| error.into_error().into())
 }
 
+fn rows(statements: &Statements, agent: &AgentStatement) -> Vec<CsvRow> {
+    let (from, until) = (&statements.statement.from, &statements.statement.until);
+    let row = |line: &str, name: &str| CsvRow::new(&agent.agent_id, line, name);
+    let mut total = row("total", "");
+    total
+        .period(from, until)
+        .set("slots_asked", agent.slots.asked)
+        .set("slots_withheld", agent.slots.withheld.values().sum::<u64>())
+        .set("slots_dropped", agent.slots.dropped.values().sum::<u64>())
+        .set("slots_unaccounted", agent.slots.unaccounted)
+        .set("jobs", agent.jobs.sent)
+        .set("jobs_succeeded", agent.jobs.succeeded)
+        .set("jobs_unknown", agent.jobs.unknown)
+        .set("amount_wei", &agent.amount_wei)
+        .set("amount_eth", &agent.amount_eth);
+    if let Some(uptime) = agent.uptime_percent {
+        total.set("uptime_percent", uptime.get());
+    }
+    let mut all = vec![total];
+    for charged in &agent.charged {
+        let mut line = row("charged", &charged.capability);
+        line.period(&charged.from, &charged.until)
+            .set("price_wei", &charged.price_wei)
+            .set("jobs", charged.jobs)
+            .set("seconds", charged.seconds)
+            .set("amount_wei", &charged.amount_wei);
+        all.push(line);
+    }
+    for (outcome, sum) in &agent.jobs.outcomes {
+        let mut line = row("outcome", outcome);
+        line.set("jobs", sum.jobs)
+            .set("seconds", sum.seconds)
+            .set("amount_wei", &sum.amount_wei);
+        all.push(line);
+    }
+    for day in &agent.days {
+        let mut line = row("day", &day.day);
+        line.set("jobs", day.jobs)
+            .set("jobs_succeeded", day.succeeded)
+            .set("amount_wei", &day.amount_wei);
+        all.push(line);
+    }
+    for (reason, slots) in &agent.slots.dropped {
+        let mut line = row("dropped", reason);
+        line.set("slots_dropped", slots);
+        all.push(line);
+    }
+    for withheld in &agent.withheld {
+        let mut line = row("withheld", &withheld.reason);
+        line.period(&withheld.from, &withheld.until)
+            .set("slots_withheld", withheld.slots)
+            .set("rate", withheld.rate)
+            .set("base_rate", withheld.base_rate);
+        all.push(line);
+    }
+    all
+}
+
 /// Lines for people.
 #[must_use]
-pub(crate) fn lines(statements: &[Statement]) -> String {
+pub(crate) fn lines(statements: &Statements) -> String {
     text::build(|text| {
-        let mut statements = statements.iter();
-        statements.try_for_each(|statement| write_one(statement, text))
+        let head = &statements.statement;
+        for agent in &statements.agents {
+            write_one(statements, agent, text)?;
+        }
+        if statements.agents.is_empty() {
+            writeln!(text, "🧾 No agent from {} until {}", head.from, head.until)?;
+        }
+        for because in &head.incomplete_because {
+            writeln!(text, "⚠️  Incomplete: {because}")?;
+        }
+        for gap in &head.gaps {
+            writeln!(text, "➖ No run from {} until {}", gap.from, gap.until)?;
+        }
+        if let Some(hash) = &statements.jobs_sha256 {
+            writeln!(text, "🔑 SHA-256 of the jobs: {hash}")?;
+        }
+        Ok(())
     })
 }
 
-fn write_one(statement: &Statement, text: &mut String) -> std::fmt::Result {
-    let uptime = statement.uptime_percent;
-    writeln!(text, "🧾 STATEMENT FOR {}", statement.agent_id)?;
+fn write_one(
+    statements: &Statements,
+    agent: &AgentStatement,
+    text: &mut String,
+) -> std::fmt::Result {
+    let head = &statements.statement;
+    let uptime = agent.uptime_percent;
+    let sum = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
+    writeln!(text, "🧾 STATEMENT FOR {}", agent.agent_id)?;
     writeln!(text, "=====================================")?;
-    writeln!(
-        text,
-        "  🕐 From {} until {}",
-        statement.from, statement.until
-    )?;
+    writeln!(text, "  🕐 From {} until {}", head.from, head.until)?;
     writeln!(
         text,
         "  📈 Mean Uptime: {}",
@@ -135,13 +177,14 @@ fn write_one(statement: &Statement, text: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "  📤 {} slots asked, {} jobs sent, {} succeeded, {} slots withheld",
-        statement.slots_asked,
-        statement.jobs_sent,
-        statement.jobs_succeeded,
-        statement.slots_withheld
+        "  📤 {} slots asked = {} jobs sent + {} withheld + {} dropped + {} unaccounted",
+        agent.slots.asked,
+        agent.slots.sent,
+        sum(&agent.slots.withheld),
+        sum(&agent.slots.dropped),
+        agent.slots.unaccounted
     )?;
-    for withheld in &statement.withheld {
+    for withheld in &agent.withheld {
         writeln!(
             text,
             "     ⏳ {} – {}: {} of {} jobs/min ({}), {} slots",
@@ -153,79 +196,39 @@ fn write_one(statement: &Statement, text: &mut String) -> std::fmt::Result {
             withheld.slots
         )?;
     }
-    for charged in &statement.charged {
+    for (outcome, sum) in &agent.jobs.outcomes {
         writeln!(
             text,
-            "     💶 {} jobs, {} s × {} wei = {} wei",
-            charged.jobs, charged.seconds, charged.price_wei, charged.amount_wei
+            "     📊 {outcome}: {} jobs, {} s, {} wei",
+            sum.jobs, sum.seconds, sum.amount_wei
         )?;
     }
-    match (&statement.amount_wei, statement.amount_from) {
-        (Some(amount), Some(source)) => writeln!(
+    for charged in &agent.charged {
+        writeln!(
             text,
-            "  💰 Amount: {amount} wei ({} ETH), from {}\n",
-            amount.in_eth(),
-            match source {
-                CostSource::Price => "the price of each second begun",
-                CostSource::Balance => "the balances in answers",
-            }
-        ),
-        _ => writeln!(text, "  💰 Amount: unknown, no price and no balances\n"),
+            "     💶 {}: {} jobs, {} s × {} wei = {} wei",
+            charged.capability,
+            charged.jobs,
+            charged.seconds,
+            charged.price_wei,
+            charged.amount_wei
+        )?;
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::statement::{ChargedAt, WithheldInterval};
-    use crate::report::timeline::utc;
-    use crate::units::Percent;
-
-    #[test]
-    fn each_line_of_csv_has_all_columns() {
-        let statement = Statement {
-            agent_id: "a,b".to_owned(),
-            from: utc(0),
-            until: utc(1_500_000),
-            uptime_percent: Percent::new(99.5).ok(),
-            slots_asked: 3.5,
-            jobs_sent: 2,
-            jobs_succeeded: 1,
-            slots_withheld: 1.5,
-            withheld: vec![WithheldInterval {
-                from: utc(0),
-                until: utc(1),
-                reason: "uptime",
-                rate: JobsPerMinute::new(30),
-                base_rate: JobsPerMinute::new(60),
-                slots: 1.5,
-            }],
-            charged: vec![ChargedAt {
-                price_wei: "7".to_owned(),
-                jobs: 2,
-                seconds: 3,
-                amount_wei: "21".parse().unwrap(),
-            }],
-            amount_wei: "21".parse().ok(),
-            amount_from: Some(CostSource::Price),
-        };
-        let text = String::from_utf8(csv(&[statement]).unwrap()).unwrap();
-        let lines: Vec<&str> = text.split_terminator("\r\n").collect();
-        assert_eq!(lines[0], COLUMNS.join(","));
-        assert_eq!(
-            lines[1],
-            "\"a,b\",total,1970-01-01T00:00:00.000Z,1970-01-01T00:00:01.500Z,99.5,3.5,2,1,1.5,,,,,,21"
-        );
-        let columns = |line: &str| line.replace("\"a,b\"", "a").split(',').count();
-        for line in &lines {
-            assert_eq!(columns(line), COLUMNS.len(), "{line}");
-        }
-        assert!(lines[2].ends_with(",7,3,21") && lines[3].contains(",1.5,uptime,30,60,"));
+    if let Some(balances) = &agent.balances {
+        writeln!(
+            text,
+            "     🏦 From balances: {} wei spent, which differs by {} wei",
+            balances.spent_wei, balances.differs_by_wei
+        )?;
     }
-
-    #[test]
-    fn no_statement_is_a_header() {
-        let text = String::from_utf8(csv(&[]).unwrap()).unwrap();
-        assert_eq!(text, COLUMNS.join(",") + "\r\n");
-    }
+    let source = match agent.amount_from {
+        AmountSource::Price => "from the price of each second begun",
+        AmountSource::Balance => "from the balances in answers",
+        AmountSource::None => "no price and no balances are known",
+    };
+    writeln!(
+        text,
+        "  💰 Amount: {} wei ({} ETH), {source}\n",
+        agent.amount_wei, agent.amount_eth
+    )
 }

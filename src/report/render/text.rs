@@ -159,6 +159,13 @@ fn write_cost(cost: &Cost, text: &mut String) -> std::fmt::Result {
             money(&cost.topped_up_wei)
         )?;
     }
+    if cost.books_forgotten > 0 {
+        writeln!(
+            text,
+            "     Forgotten by a node {} times: what fell then is not counted",
+            cost.books_forgotten
+        )?;
+    }
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! Follows one agent's uptime, and reports it to the rate controller.
 
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{AgeClock, JumpDetector};
 use crate::runner::deadline;
 use crate::runner::events::dispatcher::EventDispatcher;
-use crate::runner::events::event::{ClaimChecked, Event, Freshness, PingStats, UptimePolled};
+use crate::runner::events::event::{
+    ClaimChecked, Event, Freshness, PingStats, PolledPings, UptimePolled,
+};
 use crate::runner::rate::controller::RateController;
 use crate::runner::rate::decision::ClaimChange;
 use crate::runner::roster::AgentIndex;
@@ -66,6 +68,15 @@ impl MonitorState {
         self.last_answer = self.clock.now();
         self.freshness.answered(estimate, self.last_answer);
         self.ping_stats = estimate.ping_stats;
+    }
+
+    /// The pings behind the estimate, for the record.
+    fn told(&self) -> Option<Arc<PolledPings>> {
+        let snapshot = self.snapshot.as_ref()?;
+        Some(Arc::new(PolledPings {
+            ping_time: snapshot.time.at(self.clock.now()),
+            pings: snapshot.history.clone(),
+        }))
     }
 }
 
@@ -193,7 +204,8 @@ impl Monitor<'_> {
                 }
             }
         }
-        self.record(state, answered, pings);
+        let told = state.told().filter(|_| answered);
+        self.record(state, answered, pings, told);
     }
 
     /// Returns whether pings before it are missing.
@@ -214,7 +226,8 @@ impl Monitor<'_> {
         let estimate = snapshot.estimate(now, self.uptime_window);
         let pings = estimate.pings;
         state.answered(&estimate);
-        self.record(state, true, pings);
+        let told = state.told();
+        self.record(state, true, pings, told);
         missing
     }
 
@@ -225,18 +238,25 @@ impl Monitor<'_> {
         };
         let estimate = snapshot.estimate(state.clock.now(), self.uptime_window);
         state.freshness.reestimated(estimate.uptime);
-        self.record(state, false, estimate.pings);
+        self.record(state, false, estimate.pings, None);
     }
 
-    fn record(&self, state: &MonitorState, answered: bool, pings: usize) {
+    fn record(
+        &self,
+        state: &MonitorState,
+        answered: bool,
+        pings: usize,
+        told: Option<Arc<PolledPings>>,
+    ) {
         let (freshness, uptime) = state.freshness.at(state.clock.now());
         self.events.record(&Event::Uptime(UptimePolled {
-            ts: Utc::now(),
+            ts: self.events.now(),
             agent: self.agent,
             state: freshness,
             uptime,
             answered,
             pings,
+            told,
             ping_stats: state.ping_stats,
         }));
     }
@@ -269,7 +289,7 @@ impl Monitor<'_> {
         }) = observed.claim
         {
             self.events.record(&Event::Claim(ClaimChecked {
-                ts: Utc::now(),
+                ts: self.events.now(),
                 agent: self.agent,
                 uptime,
                 contradiction,
@@ -293,8 +313,8 @@ async fn poll_answer<Q: Future<Output = Result<AgentSnapshot, PollError>>>(
 mod tests {
     use chrono::TimeDelta;
     use std::cell::RefCell;
+    use std::sync::LazyLock;
     use std::sync::atomic::Ordering;
-    use std::sync::{Arc, LazyLock};
 
     use super::*;
     use crate::runner::events::event::{JobAnswer, RateReason};

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::money::{WeiPerSecond, charged_seconds};
+use crate::money::WeiPerSecond;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::{
-    AliasLearnt, Event, JobAnswer, JobDone, RateChanged, RateReason,
+    AliasLearnt, DropReason, Event, JobAnswer, JobDone, JobSent, RateChanged, RateReason,
 };
 use crate::runner::rate::controller::{RateController, TargetRate};
 use crate::runner::rate::job_stats::JobStats;
@@ -28,6 +28,7 @@ use crate::runner::send::pacer::{Due, Pacer};
 use crate::runner::send::template::PlaceholderValues;
 use crate::runner::send::timer::PreciseTimer;
 use crate::units::{JobsPerMinute, Percent, Share};
+use crate::wire::charge::Work;
 use crate::wire::outcome::Outcome;
 
 /// Slots that are closer than this are sent together: above 2000 jobs per second, a wake-up for each would
@@ -35,9 +36,7 @@ use crate::wire::outcome::Outcome;
 const MIN_SLEEP: Duration = Duration::from_micros(500);
 /// Withheld slots are counted at least this often.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
-/// How much later than its timeout a job may end. That time is charged, so it is reserved as well.
-const TIMER_SLACK_SECONDS: u64 = 1;
-/// How much earlier a job times out if the money that is left does not cover the slack.
+/// How much earlier a job times out than the money that is left would last.
 const TIMER_GRAIN: Duration = Duration::from_millis(100);
 
 /// What the submitters of all agents share.
@@ -154,7 +153,7 @@ impl<G: SendJob> Submitter<G> {
 
     fn emit_rate_change(&self, old: Option<TargetRate>, new: TargetRate) {
         let changed = RateChanged {
-            ts: Utc::now(),
+            ts: self.shared.events.now(),
             agent: self.agent,
             from: old.map_or(JobsPerMinute::ZERO, |old| old.rate),
             to: new.rate,
@@ -174,7 +173,7 @@ impl<G: SendJob> Submitter<G> {
         if self.shared.stop.is_cancelled() {
             return;
         }
-        let ts = Utc::now();
+        let ts = self.shared.events.now();
         let agent = self.agent;
         if let Some(current) = current {
             self.shared.events.record(&Event::RateChanged(RateChanged {
@@ -199,7 +198,7 @@ impl<G: SendJob> Submitter<G> {
                 .record(&Event::Delayed(self.agent, capability));
         }
         for _ in 0..due.overdue {
-            self.drop_slot();
+            self.drop_slot(DropReason::Late);
         }
         let Some((rate, uptime)) = current.and_then(|target| Some((target.rate, target.uptime?)))
         else {
@@ -208,21 +207,22 @@ impl<G: SendJob> Submitter<G> {
         let mut has_money = true;
         for slot in due.slots() {
             // After the money has run out the rest of the batch is dropped, so that no slot is lost.
-            let permit = has_money
-                .then(|| self.shared.in_flight.try_acquire(self.agent))
-                .flatten();
-            let Some(permit) = permit else {
-                self.drop_slot();
+            if !has_money {
+                self.drop_slot(DropReason::Budget);
+                continue;
+            }
+            let Some(permit) = self.shared.in_flight.try_acquire(self.agent) else {
+                self.drop_slot(DropReason::InFlight);
                 continue;
             };
             let granted = match self.reserve_money() {
                 Grant::Seconds(seconds) => seconds,
                 Grant::NotNow => {
-                    self.drop_slot();
+                    self.drop_slot(DropReason::Budget);
                     continue;
                 }
                 spent @ (Grant::AgentSpent | Grant::AllSpent) => {
-                    self.drop_slot();
+                    self.drop_slot(DropReason::Budget);
                     self.handle_spent(spent);
                     has_money = false;
                     continue;
@@ -257,10 +257,11 @@ impl<G: SendJob> Submitter<G> {
     fn reserve_money(&self) -> Grant {
         match (&self.shared.budgets, &self.price) {
             (Some(budgets), Some(price)) => {
-                let longest = self.timeouts.iter().max();
-                let longest = longest.copied().unwrap_or_default();
-                let wanted = charged_seconds(longest, Duration::ZERO) + TIMER_SLACK_SECONDS;
-                budgets.reserve(self.agent, price, wanted)
+                let capabilities = self.templates.iter().zip(&self.timeouts);
+                let most = capabilities.map(|(template, &timeout)| {
+                    Work::most_seconds(timeout, template.timeout_seconds(u64::MAX))
+                });
+                budgets.reserve(self.agent, price, most.max().unwrap_or(1))
             }
             _ => Grant::Seconds(u64::MAX),
         }
@@ -272,11 +273,11 @@ impl<G: SendJob> Submitter<G> {
         }
     }
 
-    fn drop_slot(&mut self) {
+    fn drop_slot(&mut self, reason: DropReason) {
         let capability = self.picker.next_unsent();
         self.shared
             .events
-            .record(&Event::Dropped(self.agent, capability));
+            .record(&Event::Dropped(self.agent, capability, reason));
     }
 
     /// Spawns a job, for which `granted` seconds are reserved. Its permit is released after its answer is
@@ -300,24 +301,32 @@ impl<G: SendJob> Submitter<G> {
             seed,
             timestamp: unix_seconds(Utc::now()),
         });
+        let timeout_seconds = template.timeout_seconds(granted);
         let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
         let orchestrator = self.orchestrators.next();
         let parameters = OwnOrchestrator::parameters(orchestrator.as_deref());
         let job = Job {
             capability: index,
-            header: template.header(job_id, granted, parameters),
+            header: template.header(job_id, timeout_seconds, parameters),
             body,
             is_tied: orchestrator.is_some(),
             timeout: self.timeouts[index.0].min(paid),
         };
+        let timeout = job.timeout;
         let own = orchestrator.as_ref().map(|own| own.index());
         let in_flight = self.job_stats.sent(own, Instant::now().into_std());
-        shared.events.record(&Event::Sent);
+        shared.events.record(&Event::Sent(JobSent {
+            ts: shared.events.now(),
+            agent,
+            job_id,
+            capability: index,
+        }));
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {
-            let send_lag = slot.elapsed();
-            let ts = Utc::now();
+            let sent_at = Instant::now();
+            let send_lag = sent_at.saturating_duration_since(slot);
+            let ts = shared.events.now();
             let answer = tokio::select! {
                 biased;
                 answer = shared.gateway.send(job) => answer,
@@ -326,22 +335,27 @@ impl<G: SendJob> Submitter<G> {
                     "abandoned: its place at the orchestrator stays taken".to_owned(),
                 ),
             };
-            let latency = slot.elapsed();
+            let answered_at = Instant::now();
+            let latency = answered_at.saturating_duration_since(slot);
             if let (Some(own), Some(name)) = (&orchestrator, &answer.orchestrator)
                 && own.is_new_alias(name)
             {
                 shared.events.record(&Event::Alias(AliasLearnt {
-                    ts: Utc::now(),
+                    ts: shared.events.now(),
                     agent,
                     orchestrator: own.address().to_owned(),
                     name: name.clone(),
                 }));
             }
-            let charged = if answer.outcome.is_charged(answer.status) {
-                charged_seconds(latency, send_lag)
-            } else {
-                0
+            let ended_at = answer.unpaid_since.unwrap_or(answered_at);
+            let work = Work {
+                outcome: answer.outcome,
+                is_stream: answer.is_stream,
+                // A timer that is late costs nobody anything.
+                time: ended_at.saturating_duration_since(sent_at).min(timeout),
+                timeout_seconds,
             };
+            let charged = work.charged_seconds();
             if let (Some(budgets), Some(price)) = (&shared.budgets, &price) {
                 budgets.settle(agent, price, granted, charged);
             }
@@ -351,10 +365,12 @@ impl<G: SendJob> Submitter<G> {
                 agent,
                 job_id,
                 capability: index,
+                sent_to: orchestrator.as_ref().map(|own| own.address().into()),
                 latency,
                 send_lag,
                 rate,
                 uptime,
+                work,
                 cost: price.map(|price| price.for_seconds(charged)),
                 answer,
             }));
@@ -433,7 +449,7 @@ mod tests {
             let submitter = Submitter {
                 agent: AgentIndex(0),
                 agent_id: "agent-001".into(),
-                templates: vec![Capability::built_in()[0].prepare()],
+                templates: vec![Capability::built_in()[0].prepare(); 2],
                 timeouts: vec![SECOND, 9 * SECOND],
                 orchestrators: OrchestratorTurns::new(&[]),
                 price: "1".parse().ok(),
@@ -597,7 +613,7 @@ mod tests {
         bench.uptime(100.0);
         tokio::time::sleep(Duration::from_millis(4_500)).await;
         let (account, ..) = bench.finish().await;
-        // Of 25 wei, 9 s and one for the timer's slack are reserved twice; the rest is for 5 s.
+        // Of 25 wei, 9 s are reserved twice; the rest is for 7 s.
         assert_eq!(counts(&account), [3, 0, 2]);
     }
 

@@ -10,8 +10,9 @@ use reqwest::header::{
 
 use super::file::{AgentTable, CapabilityEntry, FileCapabilities, FileText};
 use super::options::RateOptions;
-use super::{AgentSettings, RunnerConfig};
+use super::{AgentSettings, RecordConfig, RunnerConfig};
 use crate::option_values::{BaseRate, Budget, OrchestratorAddress, Weight};
+use crate::records;
 use crate::runner::rate::controller::Sharing;
 use crate::runner::send::capability::{self, Capability};
 use crate::wire::agent::AgentId;
@@ -140,6 +141,15 @@ pub(super) fn prices(config: &RunnerConfig) -> anyhow::Result<()> {
         bail!(
             "--budget-wei (or budget_wei in [[agents]]): no price is known for {agent}: expected --price N, or price in [[agents]]"
         );
+    }
+    Ok(())
+}
+
+/// What could never be recorded to is refused before anything is sent; what may pass by itself is tried again in the run.
+pub(super) fn record(config: &RecordConfig) -> anyhow::Result<()> {
+    if let Some(file) = &config.file {
+        records::check_usable(file)
+            .with_context(|| format!("--record '{}': cannot be used", file.display()))?;
     }
     Ok(())
 }

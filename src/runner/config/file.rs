@@ -157,6 +157,10 @@ impl Visitor<'_> for ScalarVisitor {
         Ok(number.to_string())
     }
 
+    fn visit_i128<E: de::Error>(self, number: i128) -> Result<String, E> {
+        Ok(number.to_string())
+    }
+
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<String, E> {
         Ok(number.to_string())
     }

@@ -18,7 +18,7 @@ use anyhow::Context;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use reqwest::Certificate;
 
-use self::checks::{agents, agents_capabilities, capabilities, prices, sharing};
+use self::checks::{agents, agents_capabilities, capabilities, prices, record, sharing};
 use self::file::{FileTables, FileText};
 use self::layers::{GATEWAY_TOKEN, PING_TOKEN};
 use self::options::{DEFAULT_RATE, EndpointOptions, RunnerOptions};
@@ -139,6 +139,8 @@ pub struct OutputConfig {
 pub struct RecordConfig {
     /// `--record`.
     pub file: Option<PathBuf>,
+    /// How long the records of a run are kept.
+    pub keep: Duration,
 }
 
 impl RunnerConfig {
@@ -170,6 +172,19 @@ impl RunnerConfig {
         self.gateway
             .timeout
             .unwrap_or_else(|| capability.default_timeout(agent.orchestrators_tried()))
+    }
+
+    /// The longest wait for the answer to any agent's job.
+    #[must_use]
+    pub fn longest_timeout(&self) -> Duration {
+        let untied = AgentSettings::default();
+        let agents = self.agents.configured.iter();
+        let agents = agents.chain(self.agents.all.then_some(&untied));
+        let timeouts = agents.flat_map(|agent| {
+            let capabilities = self.gateway.capabilities.iter();
+            capabilities.map(|capability| self.timeout(agent, capability))
+        });
+        timeouts.max().unwrap_or_default()
     }
 
     /// Whether spending is bounded.
@@ -407,10 +422,12 @@ impl RunnerArgs {
             },
             record: RecordConfig {
                 file: output.record,
+                keep: output.record_keep.get(),
             },
             extra_roots,
         };
         prices(&config)?;
+        record(&config.record)?;
         Ok(config)
     }
 }

@@ -201,6 +201,10 @@ pub(super) struct OutputOptions {
     #[arg(long, value_name = "FILE")]
     pub(super) record: Option<PathBuf>,
 
+    /// How long that file keeps the records of a run
+    #[arg(long, value_name = "T", default_value = "400d")]
+    pub(super) record_keep: Span,
+
     /// Serve Prometheus metrics at /metrics of this address
     #[arg(long, value_name = "ADDR")]
     pub(super) metrics_listen: Option<ListenAddress>,

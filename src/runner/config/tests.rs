@@ -282,6 +282,7 @@ fn samples(folder: &Path) -> Vec<Sample> {
             |c| debug(&c.record.file),
             "Some(\"r.db\")",
         ),
+        sample("record-keep", "7d", A, |c| debug(&c.record.keep), "604800s"),
         sample(
             "metrics-listen",
             "127.0.0.1:74",
@@ -373,7 +374,7 @@ fn the_help_tells_the_defaults() {
         let told = resolved(&flags, &[], "").unwrap();
         assert_eq!(debug(&told), debug(&by_default), "--{long}");
     }
-    assert_eq!(told, 15);
+    assert_eq!(told, 16);
 }
 
 #[test]

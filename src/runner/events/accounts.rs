@@ -61,7 +61,11 @@ impl Accounts {
     /// Takes in what happened.
     pub(crate) fn apply(&mut self, event: &Event) {
         match event {
-            Event::Started { .. } | Event::BaseChanged(_) | Event::Claim(_) | Event::Alias(_) => {}
+            Event::Started { .. }
+            | Event::BaseChanged(_)
+            | Event::Claim(_)
+            | Event::Alias(_)
+            | Event::Stopping { .. } => {}
             Event::AgentJoined(joined) => self.join(joined),
             Event::AgentLeft { agent, .. } => self.agent(*agent).rate = JobsPerMinute::ZERO,
             Event::Uptime(polled) => {
@@ -70,7 +74,7 @@ impl Accounts {
                 agent.ping_stats = polled.ping_stats;
             }
             Event::RateChanged(changed) => self.agent(changed.agent).rate = changed.to,
-            Event::Sent => self.sent += 1,
+            Event::Sent(_) => self.sent += 1,
             Event::Job(job) => {
                 if let Some(cost) = &job.cost {
                     *self.agent(job.agent).spent.get_or_insert_default() += cost;
@@ -78,7 +82,7 @@ impl Accounts {
                 self.capabilities[job.capability.0].1.job(job);
             }
             Event::Delayed(_, capability) => self.capabilities[capability.0].1.delayed += 1,
-            Event::Dropped(_, capability) => self.capabilities[capability.0].1.dropped += 1,
+            Event::Dropped(_, capability, _) => self.capabilities[capability.0].1.dropped += 1,
         }
     }
 
@@ -364,7 +368,9 @@ fn as_map<K: Serialize, V: Serialize, S: serde::Serializer>(
 mod tests {
     use super::super::event::JobAnswer;
     use super::*;
+    use crate::runner::events::event::DropReason;
     use crate::runner::roster::{AgentIndex, CapabilityIndex};
+    use crate::wire::charge::Work;
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -382,12 +388,21 @@ mod tests {
             agent: AgentIndex(0),
             job_id: Uuid::nil(),
             capability: CapabilityIndex(capability),
+            sent_to: None,
             latency: Duration::from_micros(latency_us),
             send_lag: Duration::ZERO,
             rate: JobsPerMinute::new(60),
             uptime: Percent::FULL,
+            work: Work {
+                outcome,
+                is_stream: false,
+                time: Duration::from_micros(latency_us),
+                timeout_seconds: 60,
+            },
             cost: None,
             answer: JobAnswer {
+                is_stream: false,
+                unpaid_since: None,
                 status,
                 ..JobAnswer::failure(outcome, String::new())
             },
@@ -412,7 +427,7 @@ mod tests {
             job(0, Outcome::Connect, None, 1_000),
             job(1, Outcome::HttpError, Some(500), 2_000),
             Event::Delayed(AgentIndex(0), CapabilityIndex(0)),
-            Event::Dropped(AgentIndex(0), CapabilityIndex(1)),
+            Event::Dropped(AgentIndex(0), CapabilityIndex(1), DropReason::Late),
         ]);
         assert_eq!(
             (gpu_check.attempts, gpu_check.successful, gpu_check.failed),

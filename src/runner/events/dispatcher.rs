@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::accounts::{Accounts, CapabilityStatistics};
-use super::database::{AgentTerms, RunRecorder};
+use super::database::AgentTerms;
 use super::event::{AgentJoined, Event, JobDone};
 use super::metrics::RunMetrics;
 use super::output::{AgentProgress, Output, Progress};
+use super::recorder::RunRecorder;
+use super::run_clock::RunClock;
 use crate::runner::events::event::Freshness;
 use crate::runner::events::output::text::TextOutput;
 use crate::runner::events::output::writer::Writer;
@@ -22,7 +24,7 @@ use crate::wire::outcome::Outcome;
 /// Receives the events of all tasks of a run.
 #[derive(Debug)]
 pub(crate) struct EventDispatcher {
-    started: Instant,
+    clock: RunClock,
     output: Output,
     stats_every: u64,
     writer: Writer,
@@ -39,6 +41,7 @@ struct RecorderState {
     uptimes: Vec<Option<(Percent, Instant)>>,
     lines: Vec<u8>,
     lines_skipped: u64,
+    has_known_uptime: bool,
     rejections: RejectionLog,
 }
 
@@ -94,6 +97,7 @@ impl EventDispatcher {
         stats_every: u64,
         writer: Writer,
         recorder: Option<RunRecorder>,
+        clock: RunClock,
     ) -> prometheus::Result<Self> {
         Ok(Self {
             state: Mutex::new(RecorderState {
@@ -103,14 +107,21 @@ impl EventDispatcher {
                 roster,
                 lines: Vec::new(),
                 lines_skipped: 0,
+                has_known_uptime: false,
                 rejections: RejectionLog::default(),
             }),
-            started: Instant::now(),
+            clock,
             output,
             stats_every,
             writer,
             recorder,
         })
+    }
+
+    /// The run's time.
+    #[must_use]
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
     }
 
     /// Adds an agent, before there is any event of it.
@@ -121,7 +132,7 @@ impl EventDispatcher {
         {
             recorder.add_agent(terms);
         }
-        let ts = Utc::now();
+        let ts = self.now();
         self.record(&Event::AgentJoined(AgentJoined { ts, agent, id }));
     }
 
@@ -136,6 +147,9 @@ impl EventDispatcher {
         match event {
             Event::AgentJoined(joined) => state.join(joined),
             Event::AgentLeft { agent, .. } => state.uptimes[agent.0] = None,
+            Event::RateChanged(changed) if changed.uptime.is_some() => {
+                state.has_known_uptime = true;
+            }
             Event::Uptime(polled) => match polled.uptime {
                 Some(uptime) if polled.answered => {
                     state.uptimes[polled.agent.0] = Some((uptime, Instant::now()));
@@ -176,7 +190,7 @@ impl EventDispatcher {
             self.output.event(event, roster, lines);
         }
         if is_job && self.stats_every > 0 && accounts.jobs_done().is_multiple_of(self.stats_every) {
-            let statistics = accounts.statistics(Utc::now(), self.started.elapsed());
+            let statistics = accounts.statistics(self.now(), self.clock.elapsed());
             self.output.statistics(&statistics, lines);
         }
         if !lines.is_empty() {
@@ -205,9 +219,7 @@ impl EventDispatcher {
     pub(crate) async fn close(&self) -> std::io::Result<CapabilityStatistics> {
         let total = {
             let state = self.state.lock();
-            let statistics = state
-                .accounts
-                .statistics(Utc::now(), self.started.elapsed());
+            let statistics = state.accounts.statistics(self.now(), self.clock.elapsed());
             let mut lines = Vec::new();
             self.output.summary(&statistics, &mut lines);
             self.writer.write(&lines);
@@ -218,12 +230,24 @@ impl EventDispatcher {
                 0 => {}
                 dropped => tracing::warn!(
                     records = dropped,
-                    "--record: the disk was too slow: records are missing in the file; the accounts have them all"
+                    "--record: records are missing in the file; the accounts have them all"
                 ),
             }
         }
         self.writer.close().await?;
         Ok(total)
+    }
+
+    /// Whether any agent was ever followed.
+    #[must_use]
+    pub(crate) fn has_agents(&self) -> bool {
+        !self.state.lock().roster.agents.is_empty()
+    }
+
+    /// Whether any agent's uptime was ever known.
+    #[must_use]
+    pub(crate) fn has_known_uptime(&self) -> bool {
+        self.state.lock().has_known_uptime
     }
 
     /// All metrics in Prometheus' text format.

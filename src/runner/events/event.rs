@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::money::Wei;
 use crate::runner::roster::{AgentIndex, CapabilityIndex};
 use crate::units::{JobsPerMinute, Percent};
+use crate::wire::charge::Work;
 use crate::wire::outcome::Outcome;
+use crate::wire::ping_system::HistoryPing;
 
 /// Something that happened in a run.
 #[derive(Debug, Clone)]
@@ -36,13 +39,49 @@ pub(crate) enum Event {
     /// An orchestrator turned out to call itself by another name.
     Alias(AliasLearnt),
     /// A job was sent.
-    Sent,
+    Sent(JobSent),
     /// A job was answered, or given up.
     Job(JobDone),
     /// The policy withheld a slot of the base rate.
     Delayed(AgentIndex, CapabilityIndex),
     /// There was no permit or no money for a slot, or it was overdue.
-    Dropped(AgentIndex, CapabilityIndex),
+    Dropped(AgentIndex, CapabilityIndex, DropReason),
+    /// No more jobs are sent; those in flight are waited for.
+    Stopping { ts: DateTime<Utc> },
+}
+
+/// Why a slot was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DropReason {
+    /// As many jobs as may be were in flight.
+    InFlight,
+    /// It was so late that sending it would have been a burst.
+    Late,
+    /// Nothing could be reserved for it just then.
+    Budget,
+}
+
+impl DropReason {
+    /// All of them, in the order of their declaration.
+    pub(crate) const ALL: [Self; 3] = [Self::InFlight, Self::Late, Self::Budget];
+}
+
+/// A job that left.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JobSent {
+    pub ts: DateTime<Utc>,
+    pub agent: AgentIndex,
+    pub job_id: Uuid,
+    pub capability: CapabilityIndex,
+}
+
+/// The pings that a ping system told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PolledPings {
+    /// The ping system's time when it was asked.
+    pub ping_time: DateTime<Utc>,
+    /// Oldest first.
+    pub pings: Vec<HistoryPing>,
 }
 
 /// An agent joined.
@@ -109,6 +148,8 @@ pub(crate) struct UptimePolled {
     pub answered: bool,
     /// Pings in the window.
     pub pings: usize,
+    /// What was told since the last event.
+    pub told: Option<Arc<PolledPings>>,
     /// What else the last good answer said.
     pub ping_stats: PingStats,
 }
@@ -234,6 +275,8 @@ pub(crate) struct JobDone {
     pub job_id: Uuid,
     /// What it was.
     pub capability: CapabilityIndex,
+    /// The one orchestrator that could do it, if it was tied.
+    pub sent_to: Option<Arc<str>>,
     /// From its slot to the answer's last byte, so that a stalled client cannot hide.
     pub latency: Duration,
     /// How long after its slot it was sent.
@@ -242,6 +285,8 @@ pub(crate) struct JobDone {
     pub rate: JobsPerMinute,
     /// The agent's uptime when it was sent.
     pub uptime: Percent,
+    /// What it is charged for.
+    pub work: Work,
     /// Its cost, if there is a price.
     pub cost: Option<Wei>,
     /// What came of it.
@@ -262,6 +307,10 @@ pub(crate) struct JobAnswer {
     pub metadata: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether it is an event stream.
+    pub is_stream: bool,
+    /// When the money of a stream ran out.
+    pub unpaid_since: Option<Instant>,
 }
 
 impl JobAnswer {
@@ -275,6 +324,8 @@ impl JobAnswer {
             balance_wei: None,
             metadata: None,
             error: Some(error),
+            is_stream: false,
+            unpaid_since: None,
         }
     }
 }

@@ -174,7 +174,11 @@ impl RunMetrics {
     /// Applies an event.
     pub(crate) fn apply(&mut self, event: &Event) {
         match event {
-            Event::Started { .. } | Event::Sent | Event::BaseChanged(_) | Event::Alias(_) => {}
+            Event::Started { .. }
+            | Event::Sent(_)
+            | Event::BaseChanged(_)
+            | Event::Alias(_)
+            | Event::Stopping { .. } => {}
             Event::AgentJoined(joined) => {
                 if joined.agent.0 == self.agents.len() {
                     let metrics = self.families.of(&joined.id, &self.capabilities);
@@ -210,7 +214,7 @@ impl RunMetrics {
                     .delayed
                     .inc();
             }
-            Event::Dropped(agent, capability) => {
+            Event::Dropped(agent, capability, _) => {
                 self.agents[agent.0].capabilities[capability.0]
                     .dropped
                     .inc();

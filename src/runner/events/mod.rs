@@ -6,5 +6,7 @@ pub(crate) mod dispatcher;
 pub(crate) mod event;
 pub(crate) mod metrics;
 pub(crate) mod output;
+pub(crate) mod recorder;
 pub(crate) mod require;
+pub(crate) mod run_clock;
 pub(crate) mod worker;

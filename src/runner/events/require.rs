@@ -87,21 +87,23 @@ fn count(jobs: u64) -> Option<f64> {
 }
 
 impl Requirement {
-    /// The miss, with the actual figure; `None` if the requirement is met. Without data it is missed.
+    /// Whether it is met, with the actual figure. If no job was sent it is missed, unless it is about their number.
     #[must_use]
-    pub fn missed(&self, total: &CapabilityStatistics) -> Option<Missed> {
-        let got = self.figure.of(total);
-        let met = got.is_some_and(|got| match self.comparison {
+    pub fn evaluate(&self, total: &CapabilityStatistics) -> Evaluated {
+        let has_data = total.attempts > 0 || self.figure == Figure::Jobs;
+        let got = self.figure.of(total).filter(|_| has_data);
+        let is_met = got.is_some_and(|got| match self.comparison {
             Comparison::AtLeast => got >= self.threshold,
             Comparison::AtMost => got <= self.threshold,
             Comparison::Over => got > self.threshold,
             Comparison::Under => got < self.threshold,
         });
-        (!met).then(|| Missed {
+        Evaluated {
+            is_met,
             required: self.text.clone(),
             got,
             unit: self.figure.unit(),
-        })
+        }
     }
 }
 
@@ -145,17 +147,19 @@ fn parse(text: &str) -> Option<Requirement> {
     })
 }
 
-/// A requirement that is not met.
+/// What became of a requirement.
 #[derive(Debug, Clone)]
-pub struct Missed {
+pub struct Evaluated {
+    pub is_met: bool,
     required: String,
     got: Option<f64>,
     unit: Unit,
 }
 
-impl fmt::Display for Missed {
+impl fmt::Display for Evaluated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "required {}, got ", self.required)?;
+        let mark = if self.is_met { "✅ met" } else { "❌ missed" };
+        write!(f, "{mark}: required {}, got ", self.required)?;
         match (self.got, self.unit) {
             (None, _) => f.write_str("no data"),
             (Some(got), Unit::Percent) => write!(f, "{}%", (got * 1e4).floor() / 1e4),
@@ -214,15 +218,19 @@ mod tests {
             "p999<=2.5s",
         ] {
             let requirement: Requirement = met.parse().unwrap();
-            assert!(requirement.missed(&total()).is_none(), "{met}");
+            assert!(requirement.evaluate(&total()).is_met, "{met}");
         }
         for (missed, said) in [
-            ("success_rate>=99.5", "required success_rate>=99.5, got 99%"),
-            ("p99<=1s", "required p99<=1s, got 1999ms"),
-            ("jobs>100", "required jobs>100, got 100"),
+            (
+                "success_rate>=99.5",
+                "❌ missed: required success_rate>=99.5, got 99%",
+            ),
+            ("p99<=1s", "❌ missed: required p99<=1s, got 1999ms"),
+            ("jobs>100", "❌ missed: required jobs>100, got 100"),
+            ("jobs>=100", "✅ met: required jobs>=100, got 100"),
         ] {
             let requirement: Requirement = missed.parse().unwrap();
-            assert_eq!(requirement.missed(&total()).unwrap().to_string(), said);
+            assert_eq!(requirement.evaluate(&total()).to_string(), said);
         }
     }
 
@@ -234,16 +242,14 @@ mod tests {
             latency_ms: None,
             ..total()
         };
-        for text in ["success_rate>=0", "p99<=1h"] {
+        for text in ["success_rate>=0", "p99<=1h", "failed<=0", "dropped<=0"] {
             let requirement: Requirement = text.parse().unwrap();
-            assert!(
-                requirement
-                    .missed(&nothing)
-                    .unwrap()
-                    .to_string()
-                    .ends_with("got no data")
-            );
+            let evaluated = requirement.evaluate(&nothing);
+            assert!(!evaluated.is_met, "{text}");
+            assert!(evaluated.to_string().ends_with("got no data"));
         }
+        let none: Requirement = "jobs<=0".parse().unwrap();
+        assert!(none.evaluate(&nothing).is_met);
     }
 
     #[test]

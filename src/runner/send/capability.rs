@@ -126,14 +126,12 @@ pub struct JobTemplate {
 }
 
 impl JobTemplate {
-    /// The value of the job header of a job with these `parameters` that may run for `seconds` at most, and never longer
-    /// than its capability says.
+    /// The value of the job header of a job with these `parameters`.
     #[must_use]
-    pub fn header(&self, job_id: Uuid, seconds: u64, parameters: &str) -> String {
+    pub fn header(&self, job_id: Uuid, timeout_seconds: u32, parameters: &str) -> String {
         let JobHeader {
             request,
             capability,
-            timeout_seconds,
             ..
         } = &self.header;
         JobHeader {
@@ -141,10 +139,16 @@ impl JobTemplate {
             request: Cow::Borrowed(request),
             parameters: Cow::Borrowed(parameters),
             capability: Cow::Borrowed(capability),
-            timeout_seconds: u32::try_from(seconds)
-                .map_or(*timeout_seconds, |s| s.min(*timeout_seconds)),
+            timeout_seconds,
         }
         .encode()
+    }
+
+    /// `timeout_seconds` of a job that may run for `seconds` at most, and never longer than its capability says.
+    #[must_use]
+    pub fn timeout_seconds(&self, seconds: u64) -> u32 {
+        let own = self.header.timeout_seconds;
+        u32::try_from(seconds).map_or(own, |seconds| seconds.min(own))
     }
 
     /// The body with its placeholders filled.

@@ -9,6 +9,7 @@ use reqwest::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use reqwest::{Client, Response, StatusCode, Url};
+use tokio::time::Instant;
 
 use crate::net::client::root_cause;
 use crate::runner::events::event::JobAnswer;
@@ -105,7 +106,8 @@ impl Gateway {
             if !job.is_tied {
                 route.warn_of_stream();
             }
-            read_stream(response, &mut partial.stream).await
+            partial.is_stream = true;
+            read_stream(response, partial).await
         } else {
             let has_orchestrator = partial.headers.orchestrator.is_some();
             read_whole(response, has_orchestrator, &route.expect).await
@@ -118,8 +120,10 @@ impl Gateway {
 struct PartialAnswer {
     status: Option<u16>,
     headers: KeptHeaders,
+    is_stream: bool,
     /// Its events, if it is a stream.
     stream: JobStream,
+    unpaid_since: Option<Instant>,
 }
 
 impl Route {
@@ -160,7 +164,9 @@ impl SendJob for Gateway {
         let PartialAnswer {
             status,
             headers,
+            is_stream,
             stream,
+            unpaid_since,
         } = partial;
         let balance_wei = stream.balance_wei().map(str::to_owned);
         // Whatever follows: the first thing that went wrong is what it was.
@@ -176,6 +182,8 @@ impl SendJob for Gateway {
             balance_wei: balance_wei.or(headers.balance_wei),
             metadata: headers.metadata,
             error,
+            is_stream,
+            unpaid_since,
         }
     }
 }
@@ -331,10 +339,16 @@ async fn read_whole(
 
 /// Reads a stream to its end mark. A gateway goes on with the next orchestrator, or with empty lines without end: dropping
 /// the response closes the connection.
-async fn read_stream(mut response: Response, stream: &mut JobStream) -> Result<Judged, Unread> {
+async fn read_stream(
+    mut response: Response,
+    partial: &mut PartialAnswer,
+) -> Result<Judged, Unread> {
     let mut state = StreamState::GoesOn;
     read_pieces(&mut response, |piece| {
-        state = stream.push(piece);
+        state = partial.stream.push(piece);
+        if partial.unpaid_since.is_none() && partial.stream.is_unpaid() {
+            partial.unpaid_since = Some(Instant::now());
+        }
         state != StreamState::GoesOn
     })
     .await?;

@@ -14,16 +14,16 @@ fn fixture(file: &Path) {
     let second = 1_000_000;
     connection
         .execute_batch(&format!(
-            "INSERT INTO runs VALUES (1, 0, {end}, '1', 'tiers:99=100,95=50,90=10', 3);
+            "INSERT INTO runs (run, started_at, ended_at, version, policy, records_dropped) VALUES (1, 0, {end}, '1', 'tiers:99=100,95=50,90=10', 3);
              INSERT INTO agents VALUES (1, 'agent-001'), (2, 'agent-002');
              INSERT INTO run_agents VALUES (1, 1, '1000', NULL), (1, 2, NULL, NULL);
              INSERT INTO capabilities VALUES (1, 'gpu-check'), (2, 'text-to-image');
-             INSERT INTO polls VALUES (1, 0, 1, 'fresh', 100, 1), (1, {minute}, 1, 'fresh', 96, 2),
+             INSERT INTO polls (run, at, agent, state, uptime_percent, pings) VALUES (1, 0, 1, 'fresh', 100, 1), (1, {minute}, 1, 'fresh', 96, 2),
                 (1, {later}, 1, 'fresh', 80, 3), (1, 0, 2, 'unknown', NULL, 0);
              INSERT INTO rates VALUES (1, 0, 1, 0, 60, 60, 100, 'uptime'),
                 (1, {minute}, 1, 60, 30, 60, 96, 'uptime'), (1, {later}, 1, 30, 0, 60, 80, 'uptime');
              WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 74)
-             INSERT INTO jobs SELECT 1, n * {second}, 1, 1 + n % 5 / 4, x'00',
+             INSERT INTO jobs (run, sent_at, agent, capability, job_id, outcome, status, latency_us, send_lag_us, rate, uptime_percent, orchestrator, balance_wei, error) SELECT 1, n * {second}, 1, 1 + n % 5 / 4, x'00',
                 CASE WHEN n % 25 = 24 THEN 'timeout' ELSE 'success' END, 200, 1000 * (n + 1), 0, 60, 100,
                 NULL, NULL, NULL FROM n;",
             end = 120 * second,
@@ -33,7 +33,7 @@ fn fixture(file: &Path) {
         .unwrap();
 }
 
-fn report(arguments: &[&str]) -> (Option<i32>, String, String) {
+pub(super) fn report(arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = binary();
     command.arg("report").args(arguments).env("TZ", "UTC");
     let output = command.output().unwrap();
@@ -162,44 +162,54 @@ fn a_period_is_reported_by_itself() {
     assert!(err.contains("--from is not before --until"), "{err}");
 }
 
+/// A run of 0.1.0: its slots follow from its rates, its uptime from what was known.
 #[test]
-fn a_statement_can_be_recomputed() {
+fn a_statement_of_an_old_run_says_what_it_lacks() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("runs.db");
     fixture(&file);
     let file = file.to_str().unwrap();
     let (_, out, err) = report(&[file, "--statement", "--json"]);
     let statements: Value = serde_json::from_str(&out).expect(&err);
-    let statement = &statements[0];
+    let head = &statements["statement"];
+    assert_eq!(head["complete"], false);
+    let because = head["incomplete_because"].as_array().unwrap();
+    assert!(
+        because[1].as_str().unwrap().contains("kept neither slots"),
+        "{because:?}"
+    );
+    let statement = &statements["agents"][0];
     for (field, value) in [
         ("agent_id", json!("agent-001")),
         ("uptime_percent", json!(94.0)),
-        ("slots_asked", json!(120.0)),
-        ("jobs_sent", json!(75)),
-        ("jobs_succeeded", json!(72)),
-        ("slots_withheld", json!(45.0)),
-        ("amount_wei", json!("75000")),
-        ("amount_from", json!("price")),
         (
-            "charged",
-            json!([{"price_wei": "1000", "jobs": 75, "seconds": 75, "amount_wei": "75000"}]),
+            "slots",
+            json!({"asked": 120, "sent": 75, "withheld": {"uptime": 45}, "dropped": {}, "unaccounted": 0}),
         ),
+        ("amount_wei", json!("75000")),
+        ("amount_eth", json!("0.000000000000075")),
+        ("amount_from", json!("price")),
         (
             "withheld",
             json!([
-                {"from": "1970-01-01T00:01:00.000Z", "until": "1970-01-01T00:01:30.000Z",
-                    "reason": "uptime", "rate": 30, "base_rate": 60, "slots": 15.0},
-                {"from": "1970-01-01T00:01:30.000Z", "until": "1970-01-01T00:02:00.000Z",
-                    "reason": "uptime", "rate": 0, "base_rate": 60, "slots": 30.0},
+                {"from": "1970-01-01T00:01:00.000000Z", "until": "1970-01-01T00:01:30.000000Z",
+                    "reason": "uptime", "rate": 30, "base_rate": 60, "slots": 15},
+                {"from": "1970-01-01T00:01:30.000000Z", "until": "1970-01-01T00:02:00.000000Z",
+                    "reason": "uptime", "rate": 0, "base_rate": 60, "slots": 30},
             ]),
         ),
     ] {
         assert_eq!(statement[field], value, "{field}");
     }
+    assert_eq!(statement["jobs"]["succeeded"], 72);
+    let charged = statement["charged"].as_array().unwrap();
+    let seconds: u64 = charged.iter().map(|c| c["seconds"].as_u64().unwrap()).sum();
+    assert_eq!((charged.len(), seconds), (2, 75));
+    let hidden = |text: String| text.replace(file, "FILE");
     let (_, csv, _) = report(&[file, "--statement", "--csv"]);
-    insta::assert_snapshot!(csv);
+    insta::assert_snapshot!(hidden(csv));
     let (_, text, _) = report(&[file, "--statement"]);
-    insta::assert_snapshot!(text);
+    insta::assert_snapshot!(hidden(text));
     let (code, _, _) = report(&[file, "--csv"]);
     assert_eq!(code, Some(2), "CSV of what?");
 }
@@ -209,18 +219,18 @@ fn balances(file: &Path, jobs: &[(i64, i64)]) {
     let connection = open_to_write(file).unwrap();
     connection
         .execute_batch(
-            "INSERT INTO runs VALUES (1, 0, 100000000, '1', 'tiers:99=100', 0);
+            "INSERT INTO runs (run, started_at, ended_at, version, policy, records_dropped) VALUES (1, 0, 100000000, '1', 'tiers:99=100', 0);
              INSERT INTO agents VALUES (1, 'agent-001');
              INSERT INTO run_agents VALUES (1, 1, NULL, NULL);
              INSERT INTO capabilities VALUES (1, 'gpu-check');
-             INSERT INTO polls VALUES (1, 0, 1, 'fresh', 50, 1);
+             INSERT INTO polls (run, at, agent, state, uptime_percent, pings) VALUES (1, 0, 1, 'fresh', 50, 1);
              INSERT INTO rates VALUES (1, 0, 1, 0, 0, 60, 50, 'uptime');",
         )
         .unwrap();
     for (second, balance) in jobs {
         connection
             .execute(
-                "INSERT INTO jobs VALUES (1, ?1 * 1000000, 1, 1, x'00', 'success', 200, 20000, 0, 60, 50, 'https://o', ?2, NULL)",
+                "INSERT INTO jobs (run, sent_at, agent, capability, job_id, outcome, status, latency_us, send_lag_us, rate, uptime_percent, orchestrator, balance_wei, error) VALUES (1, ?1 * 1000000, 1, 1, x'00', 'success', 200, 20000, 0, 60, 50, 'https://o', ?2, NULL)",
                 (second, balance.to_string()),
             )
             .unwrap();
@@ -233,20 +243,29 @@ fn without_a_price_the_balances_tell_what_was_spent() {
     let file = folder.path().join("runs.db");
     balances(
         &file,
-        &[(0, 100), (1, 90), (2, 80), (3, 1080), (4, 1070), (5, -20)],
+        &[
+            (0, 100),
+            (1, 90),
+            (2, 80),
+            (3, 1080),
+            (4, 1070),
+            (5, 980),
+            (6, -120_000),
+        ],
     );
     let (_, out, err) = report(&[file.to_str().unwrap(), "--json"]);
     let report: Value = serde_json::from_str(&out).expect(&err);
     let cost = &report["agents"]["agent-001"]["cost"];
-    // 10 + 10, 10 + 1090, of four jobs; 100 slots were withheld at a mean of 280.
+    // 10 + 10, 10 + 90, of four jobs; 100 slots were withheld at a mean of 30. Then the node forgot.
     for (field, value) in [
         ("source", json!("balance")),
-        ("spent_wei", json!("1120")),
+        ("spent_wei", json!("120")),
         ("jobs", json!(4)),
-        ("per_good_job_wei", json!("187")),
-        ("not_spent_wei", json!("28000")),
+        ("per_good_job_wei", json!("18")),
+        ("not_spent_wei", json!("3000")),
         ("top_ups", json!(1)),
         ("topped_up_wei", json!("1000")),
+        ("books_forgotten", json!(1)),
     ] {
         assert_eq!(cost[field], value, "{field}");
     }

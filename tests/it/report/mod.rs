@@ -1,2 +1,3 @@
 mod figures;
+mod statement;
 mod sums;

@@ -8,7 +8,6 @@ use uptime_runner::money::Wei;
 use uptime_runner::records::{open_to_read, open_to_write};
 use uptime_runner::report::history::{ReadOptions, RecordedRuns};
 use uptime_runner::report::period::Period;
-use uptime_runner::report::statement::{Statement, statements};
 use uptime_runner::report::summary::{Queries, Report};
 use uptime_runner::wire::outcome::Outcome;
 
@@ -62,7 +61,7 @@ fn record(file: &std::path::Path, lives: &[Life]) {
         .unwrap();
     for (n, life) in (1_i64..).zip(lives) {
         let begin = n * 10_000 * SECOND;
-        let run = "INSERT INTO runs VALUES (?1, ?2, ?3, '1', 'tiers:99=100', 0)";
+        let run = "INSERT INTO runs (run, started_at, ended_at, version, policy, records_dropped) VALUES (?1, ?2, ?3, '1', 'tiers:99=100', 0)";
         connection
             .execute(run, (n, begin, begin + LENGTH * SECOND))
             .unwrap();
@@ -82,12 +81,12 @@ fn record(file: &std::path::Path, lives: &[Life]) {
         }
         for &(at, uptime) in &life.polls {
             let state = if uptime.is_some() { "fresh" } else { "unknown" };
-            let poll = "INSERT INTO polls VALUES (?1, ?2, ?1, ?3, ?4, 1)";
+            let poll = "INSERT INTO polls (run, at, agent, state, uptime_percent, pings) VALUES (?1, ?2, ?1, ?3, ?4, 1)";
             let at = begin + at * SECOND;
             connection.execute(poll, (n, at, state, uptime)).unwrap();
         }
         for &(at, outcome, latency, lag) in &life.jobs {
-            let job = "INSERT INTO jobs VALUES (?1, ?2, ?1, 1, x'00', ?3, 200, ?4, ?5, 60, 50, NULL, NULL, NULL)";
+            let job = "INSERT INTO jobs (run, sent_at, agent, capability, job_id, outcome, status, latency_us, send_lag_us, rate, uptime_percent, orchestrator, balance_wei, error) VALUES (?1, ?2, ?1, 1, x'00', ?3, 200, ?4, ?5, 60, 50, NULL, NULL, NULL)";
             let (latency, lag) = ((latency + lag) * 1000, lag * 1000);
             let at = begin + at * SECOND;
             connection
@@ -189,10 +188,15 @@ fn check(
     }
     let charged: u64 = jobs
         .iter()
-        .filter(|(_, outcome, ..)| outcome.is_charged(Some(200)))
-        .map(|(_, _, latency, _)| {
+        .filter(|(_, outcome, ..)| outcome.is_charged(*outcome == Outcome::Unpaid))
+        .map(|(_, outcome, latency, _)| {
             let latency = Duration::from_millis(latency.unsigned_abs());
-            latency.as_millis().div_ceil(1000)
+            // Only a stream that was answered with 200 is unpaid.
+            if *outcome == Outcome::Unpaid {
+                u128::from(latency.as_secs() / 5 * 5)
+            } else {
+                latency.as_millis().div_ceil(1000).max(1)
+            }
         })
         .map(|seconds| u64::try_from(seconds).unwrap())
         .sum();
@@ -210,35 +214,6 @@ fn check(
     Ok(())
 }
 
-/// A statement says the same as the report, and its parts add up.
-fn check_statement(statement: &Statement, report: &Report) -> Result<(), TestCaseError> {
-    let agent = &report.agents[&statement.agent_id];
-    let same = |a: f64, b: f64| (a - b).abs() < 1e-9;
-    prop_assert!(same(statement.slots_asked, agent.slots));
-    prop_assert!(same(statement.slots_withheld, agent.slots_withheld));
-    prop_assert_eq!(statement.uptime_percent, agent.uptime_percent);
-    let parts: f64 = statement.withheld.iter().map(|part| part.slots).sum();
-    let slack = 0.05 * f64::from(u32::try_from(statement.withheld.len()).unwrap() + 1) + 1e-6;
-    prop_assert!((parts - statement.slots_withheld).abs() <= slack);
-    let jobs: u64 = agent.capabilities.values().map(|jobs| jobs.jobs).sum();
-    let good: u64 = agent
-        .capabilities
-        .values()
-        .map(|jobs| jobs.successful)
-        .sum();
-    prop_assert_eq!(
-        (statement.jobs_sent, statement.jobs_succeeded),
-        (jobs, good)
-    );
-    let charged: Wei = statement
-        .charged
-        .iter()
-        .map(|part| part.amount_wei.clone())
-        .sum();
-    prop_assert_eq!(&statement.amount_wei.clone().unwrap_or_default(), &charged);
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
@@ -251,20 +226,17 @@ proptest! {
             let reading = ReadOptions { period, pictures: Some((7, 2)) };
             let history = RecordedRuns::read(&connection, reading).unwrap();
             let queries = Queries { policies: &[], value: None, forecast: true };
-            (Report::of(&history, &queries), statements(&history))
+            Report::of(&history, &queries)
         };
-        let (whole, _) = report_of(Period::default());
+        let whole = report_of(Period::default());
         for (n, life) in (1_i64..).zip(&lives) {
             let name = format!("agent-{n}");
             check(life, &name, &whole, i64::MIN, i64::MAX)?;
             // Each run by itself, and a part of it.
             let begin = n * 10_000;
             let period = Period { from: (begin + cut) * SECOND, until: (begin + cut + length) * SECOND };
-            let (part, stated) = report_of(period);
+            let part = report_of(period);
             check(life, &name, &part, cut, cut + length)?;
-            for statement in &stated {
-                check_statement(statement, &part)?;
-            }
         }
     }
 }

@@ -4,7 +4,9 @@ use std::io::Read;
 use std::process::Stdio;
 use std::sync::{Arc, Condvar, Mutex};
 
-use crate::support::{PingSystem, RawServer, Runner, binary, good_gateway, respond, wait_until};
+use crate::support::{
+    PingSystem, RawServer, Runner, binary, free_port, good_gateway, respond, wait_until,
+};
 use rustix::process::Signal;
 
 /// A gateway that answers once it is let go on.
@@ -29,7 +31,7 @@ fn held_gateway() -> (RawServer, impl Fn()) {
 
 #[test]
 fn the_first_signal_waits_for_answers_under_way() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let pings = PingSystem::start(99.5);
         let (gateway, open) = held_gateway();
         let mut runner = Runner::start(&pings.url(), &gateway.url(), &["--rate", "600"]);
@@ -46,6 +48,35 @@ fn the_first_signal_waits_for_answers_under_way() {
         let account = &finished.summary()["capabilities"]["gpu-check"];
         assert_eq!(account["successful"].as_u64(), Some(attempts));
     }
+}
+
+/// As under nohup.
+#[test]
+fn an_ignored_hangup_stays_ignored() {
+    let pings = PingSystem::start(99.5);
+    let gateway = good_gateway();
+    let mut command = std::process::Command::new("nohup");
+    command.arg(binary().get_program());
+    command.args(["--agent", "agent-001", "--rate", "600", "--output", "json"]);
+    command.args(["--ping-url", &pings.url(), "--gateway-url", &gateway.url()]);
+    let mut runner = Runner::spawn(command);
+    runner.wait_for_event("job");
+    runner.signal(Signal::HUP);
+    runner.wait_for_event("job");
+    runner.wait_for_event("job");
+    runner.signal(Signal::INT);
+    assert_eq!(runner.finish().status.code(), Some(0));
+}
+
+#[test]
+fn a_run_that_never_knew_an_uptime_failed() {
+    let gateway = good_gateway();
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let finished = Runner::start(&nobody, &gateway.url(), &["--duration", "300ms"]).finish();
+    assert_eq!(finished.status.code(), Some(1));
+    let told = finished.stderr.contains("no agent's uptime was ever known");
+    assert!(told, "{}", finished.stderr);
+    finished.summary();
 }
 
 #[test]
@@ -127,9 +158,13 @@ fn requirements_decide_over_the_status() {
     assert_eq!(met.0, Some(0), "{}", met.1);
     let missed = status(&["success_rate>=99", "jobs>=4", "p50<=1us"], "3");
     assert_eq!(missed.0, Some(1));
-    assert!(missed.1.contains("required jobs>=4, got 3"), "{}", missed.1);
-    assert!(missed.1.contains("required p50<=1us, got "), "{}", missed.1);
-    assert!(!missed.1.contains("success_rate"), "{}", missed.1);
+    for told in [
+        "❌ missed: required jobs>=4, got 3",
+        "❌ missed: required p50<=1us, got ",
+        "✅ met: required success_rate>=99, got 100%",
+    ] {
+        assert!(missed.1.contains(told), "{}", missed.1);
+    }
 }
 
 #[test]
@@ -139,17 +174,14 @@ fn a_threshold_without_data_is_missed() {
     let mut runner = Runner::start(
         &pings.url(),
         &gateway.url(),
-        &["--require", "success_rate>=0"],
+        &["--require", "success_rate>=0", "--require", "failed<=0"],
     );
     runner.wait_for_rate(0);
     runner.signal(Signal::INT);
     let finished = runner.finish();
     assert_eq!(finished.status.code(), Some(1));
-    assert!(
-        finished.stderr.contains("got no data"),
-        "{}",
-        finished.stderr
-    );
+    let told = finished.stderr.matches("got no data").count();
+    assert_eq!(told, 2, "{}", finished.stderr);
     assert!(gateway.requests.lock().unwrap().is_empty());
 }
 

@@ -124,7 +124,7 @@ fn a_ping_system_that_is_not_there_is_waited_for() {
     assert_eq!(polled["state"], "unknown");
     assert!(polled["uptime_percent"].is_null() && polled["total_pings"].is_null());
     let finished = runner.finish();
-    assert!(finished.status.success());
+    assert_eq!(finished.status.code(), Some(1));
     assert_eq!(finished.assert_accounts_add_up(60), [0, 0, 0]);
     assert!(gateway.requests.lock().unwrap().is_empty());
 }

@@ -136,7 +136,11 @@ pub(crate) fn event(event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
         Event::Uptime(polled) => uptime(polled, roster),
         Event::RateChanged(changed) => rate_changed(changed, roster),
         Event::Job(done) => job(done, roster),
-        Event::Sent | Event::Delayed(..) | Event::Dropped(..) | Event::BaseChanged(_) => {
+        Event::Sent(_)
+        | Event::Stopping { .. }
+        | Event::Delayed(..)
+        | Event::Dropped(..)
+        | Event::BaseChanged(_) => {
             return;
         }
     };

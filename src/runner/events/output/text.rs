@@ -62,7 +62,8 @@ impl TextOutput {
             | Event::BaseChanged(_)
             | Event::Uptime(_)
             | Event::Alias(_)
-            | Event::Sent
+            | Event::Sent(_)
+            | Event::Stopping { .. }
             | Event::Delayed(..)
             | Event::Dropped(..) => {}
         }
@@ -325,11 +326,13 @@ mod tests {
 
     use super::*;
     use crate::runner::events::accounts::Accounts;
+    use crate::runner::events::event::{DropReason, JobSent};
     use crate::runner::events::event::{Freshness, PingStats};
     use crate::runner::events::event::{JobAnswer, UptimePolled};
     use crate::runner::roster::{AgentIndex, CapabilityIndex};
     use crate::runner::testing::percent;
     use crate::units::JobsPerMinute;
+    use crate::wire::charge::Work;
     use uuid::Uuid;
 
     const PLAIN: TextOutput = TextOutput { colour: false };
@@ -348,12 +351,21 @@ mod tests {
             agent: AgentIndex(0),
             job_id: Uuid::nil(),
             capability: CapabilityIndex(0),
+            sent_to: None,
             latency: Duration::from_micros(latency_us),
             send_lag: Duration::ZERO,
             rate: JobsPerMinute::new(60),
             uptime: percent(99.56),
+            work: Work {
+                outcome,
+                is_stream: false,
+                time: Duration::from_micros(latency_us),
+                timeout_seconds: 60,
+            },
             cost: None,
             answer: JobAnswer {
+                is_stream: false,
+                unpaid_since: None,
                 status,
                 ..JobAnswer::failure(outcome, error.to_owned())
             },
@@ -433,6 +445,7 @@ mod tests {
             uptime: Some(percent(96.256)),
             answered: true,
             pings: 4,
+            told: None,
             ping_stats: PingStats {
                 consecutive_poor: Some(0),
                 ping_interval_minutes: Some(15.0),
@@ -453,11 +466,20 @@ mod tests {
             (Outcome::Success, 200, 48_300),
             (Outcome::HttpError, 500, 125_600),
         ] {
-            accounts.apply(&Event::Sent);
+            accounts.apply(&Event::Sent(JobSent {
+                ts: DateTime::UNIX_EPOCH,
+                agent: AgentIndex(0),
+                job_id: Uuid::nil(),
+                capability: CapabilityIndex(0),
+            }));
             accounts.apply(&Event::Job(job(outcome, Some(status), "", latency_us)));
         }
         accounts.apply(&Event::Delayed(AgentIndex(0), CapabilityIndex(0)));
-        accounts.apply(&Event::Dropped(AgentIndex(0), CapabilityIndex(0)));
+        accounts.apply(&Event::Dropped(
+            AgentIndex(0),
+            CapabilityIndex(0),
+            DropReason::Late,
+        ));
         let statistics = accounts.statistics(DateTime::UNIX_EPOCH, Duration::from_millis(120_500));
         insta::assert_snapshot!(text(|lines| PLAIN.statistics(&statistics, lines)));
     }
