@@ -86,6 +86,8 @@ ALTER TABLE runs ADD COLUMN stale_after_us INTEGER;
 -- One a line.
 ALTER TABLE runs ADD COLUMN ping_urls TEXT;
 ALTER TABLE runs ADD COLUMN gateway_urls TEXT;
+-- Rates, limits and budgets, as JSON.
+ALTER TABLE runs ADD COLUMN terms TEXT;
 ALTER TABLE jobs ADD COLUMN is_stream INTEGER;
 -- From its sending to the end of its answer, or until the money of a stream ran out.
 ALTER TABLE jobs ADD COLUMN worked_us INTEGER;
@@ -147,7 +149,7 @@ CREATE TABLE claims (
 /// A file of 0.1.0, as the columns and tables of now.
 const OLD_VIEWS: &str = "
 CREATE TEMP VIEW runs AS SELECT *, NULL AS run_id, NULL AS alive_at, NULL AS stopped_at, NULL AS uptime_window_us,
-    NULL AS stale_after_us, NULL AS ping_urls, NULL AS gateway_urls FROM main.runs;
+    NULL AS stale_after_us, NULL AS ping_urls, NULL AS gateway_urls, NULL AS terms FROM main.runs;
 CREATE TEMP VIEW jobs AS SELECT rowid, *, NULL AS is_stream, NULL AS worked_us, NULL AS timeout_seconds, NULL AS sent_to
     FROM main.jobs;
 CREATE TEMP VIEW polls AS SELECT rowid, *, NULL AS ping_time FROM main.polls;

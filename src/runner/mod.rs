@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
@@ -288,8 +289,43 @@ fn description(config: &RunnerConfig) -> RunDescription {
         stale_after: config.ping.stale_after,
         ping_urls: vec![config.ping.endpoint.url.to_string()],
         gateway_urls: vec![config.gateway.endpoint.url.to_string()],
+        terms: run_terms(config),
         keep: config.record.keep,
     }
+}
+
+/// What else decides which jobs are sent, for the record.
+fn run_terms(config: &RunnerConfig) -> Value {
+    let sharing = match config.rate.sharing {
+        Sharing::Own => json!(null),
+        Sharing::Total {
+            rate,
+            split,
+            redistribute,
+        } => json!({ "total_rate": rate, "split": split.name(), "redistribute": redistribute }),
+    };
+    let agents = config.agents.at_start().iter().map(|agent| {
+        let budget = agent.budget.as_ref();
+        (
+            agent.id.clone(),
+            json!({ "rate": config.base_rate(agent), "budget_wei": budget }),
+        )
+    });
+    let capabilities = config.gateway.capabilities.iter().map(|capability| {
+        let terms =
+            json!({ "timeout_seconds": capability.timeout_seconds, "weight": capability.weight });
+        (capability.name.clone(), terms)
+    });
+    json!({
+        "rate": config.rate.base,
+        "sharing": sharing,
+        "agents": agents.collect::<Map<_, _>>(),
+        "capabilities": capabilities.collect::<Map<_, _>>(),
+        "budget_wei": config.limits.budget,
+        "max_in_flight": config.limits.max_in_flight,
+        "timeout_seconds": config.gateway.timeout.map(|timeout| timeout.as_secs_f64()),
+        "random_seed": config.gateway.random_seed,
+    })
 }
 
 async fn listen_for_metrics(config: &RunnerConfig) -> anyhow::Result<Option<TcpListener>> {

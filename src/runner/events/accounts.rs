@@ -35,6 +35,7 @@ struct AgentAccount {
 
 #[derive(Debug, Clone, Default)]
 struct CapabilityAccount {
+    sent: u64,
     delayed: u64,
     dropped: u64,
     outcomes: [u64; Outcome::ALL.len()],
@@ -74,7 +75,10 @@ impl Accounts {
                 agent.ping_stats = polled.ping_stats;
             }
             Event::RateChanged(changed) => self.agent(changed.agent).rate = changed.to,
-            Event::Sent(_) => self.sent += 1,
+            Event::Sent(job) => {
+                self.sent += 1;
+                self.capabilities[job.capability.0].1.sent += 1;
+            }
             Event::Job(job) => {
                 if let Some(cost) = &job.cost {
                     *self.agent(job.agent).spent.get_or_insert_default() += cost;
@@ -178,6 +182,7 @@ impl CapabilityAccount {
 
     fn add(&mut self, other: &Self) {
         self.delayed += other.delayed;
+        self.sent += other.sent;
         self.dropped += other.dropped;
         for (mine, others) in self.outcomes.iter_mut().zip(&other.outcomes) {
             *mine += others;
@@ -201,6 +206,7 @@ impl CapabilityAccount {
             failed: attempts - successful,
             delayed: self.delayed,
             dropped: self.dropped,
+            under_way: self.sent.saturating_sub(attempts),
             success_rate_percent: share_percent(successful, attempts),
             latency_ms: self.latency.statistics(),
             outcomes: counted
@@ -330,6 +336,8 @@ pub struct CapabilityStatistics {
     pub delayed: u64,
     /// Slots without a place for a job, or overdue.
     pub dropped: u64,
+    /// Jobs that were sent and await their answers.
+    pub under_way: u64,
     /// Successes among attempts.
     pub success_rate_percent: Option<Percent>,
     /// How long answers took, from the job's slot.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, named_params, params};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::event::{DropReason, JobDone, JobSent, RateChanged, UptimePolled};
@@ -22,8 +23,10 @@ use crate::runner::roster::{AgentIndex, CapabilityIndex};
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 const INSERT_RUN: &str = "
-    INSERT INTO runs (run_id, started_at, version, policy, uptime_window_us, stale_after_us, ping_urls, gateway_urls)
-    VALUES (:run_id, :started_at, :version, :policy, :uptime_window_us, :stale_after_us, :ping_urls, :gateway_urls)";
+    INSERT INTO runs (run_id, started_at, version, policy, uptime_window_us, stale_after_us, ping_urls, gateway_urls, \
+        terms)
+    VALUES (:run_id, :started_at, :version, :policy, :uptime_window_us, :stale_after_us, :ping_urls, \
+        :gateway_urls, :terms)";
 const UPDATE_RUN: &str = "
     UPDATE runs SET records_dropped = :records_dropped, alive_at = :now, ended_at = :ended_at WHERE run = :run";
 const INSERT_IN_FLIGHT: &str = "
@@ -69,6 +72,8 @@ pub(crate) struct RunDescription {
     pub stale_after: Duration,
     pub ping_urls: Vec<String>,
     pub gateway_urls: Vec<String>,
+    /// Rates, limits and budgets.
+    pub terms: Value,
     /// How long the records of earlier runs are kept.
     pub keep: Duration,
 }
@@ -264,6 +269,7 @@ impl RunWriter {
                 ":stale_after_us": micros(run.stale_after),
                 ":ping_urls": run.ping_urls.join("\n"),
                 ":gateway_urls": run.gateway_urls.join("\n"),
+                ":terms": run.terms.to_string(),
             },
         )?;
         let number = transaction.last_insert_rowid();

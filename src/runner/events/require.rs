@@ -182,6 +182,7 @@ mod tests {
             failed: 1,
             delayed: 5,
             dropped: 0,
+            under_way: 0,
             success_rate_percent: Percent::new(99.0).ok(),
             latency_ms: Some(LatencyStatistics {
                 mean: 50.0,

@@ -20,6 +20,18 @@ pub enum Split {
     Performance,
 }
 
+impl Split {
+    /// Its name as an option's value.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Equal => "equal",
+            Self::Uptime => "uptime",
+            Self::Performance => "performance",
+        }
+    }
+}
+
 impl FromStr for Split {
     type Err = &'static str;
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::figures::report;
+use crate::support::wall_clock::WallClock;
 use crate::support::{OWN, PingSystem, RawServer, Runner, binary, respond};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -359,6 +360,69 @@ fn a_period_without_records_is_stated_as_such() {
         csv.lines().nth(1).unwrap().starts_with("'=a,total,"),
         "{csv}"
     );
+}
+
+/// The time of a run goes on steadily whatever the wall clock does, over midnight too.
+#[test]
+#[cfg_attr(no_faketime, ignore = "needs faketime (package faketime)")]
+fn no_clock_step_and_no_midnight_changes_an_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = WallClock::in_folder(folder.path());
+    let now = chrono::Utc::now().timestamp();
+    // Two seconds before midnight.
+    let ahead = 86_400 - now.rem_euclid(86_400) - 2;
+    clock.set(&format!("+{ahead}s"));
+    let (gateway, ledger) = gateway_with_an_account();
+    let config = folder.path().join("runner.toml");
+    std::fs::write(&config, TWO_AGENTS).unwrap();
+    let record = folder.path().join("runs.db");
+    let pings = PingSystem::start(99.5);
+    let mut command = binary();
+    command.args(["--output", "json", "--config"]).arg(&config);
+    command
+        .arg("--record")
+        .arg(&record)
+        .args(["--duration", "4s"]);
+    command.args(["--ping-url", &pings.url(), "--gateway-url", &gateway.url()]);
+    clock.apply_to(&mut command);
+    let mut runner = Runner::spawn(command);
+    runner.wait_for_event("job");
+    clock.set(&format!("+{}s", ahead - 40_000));
+    let finished = runner.finish();
+    assert!(finished.status.success(), "{}", finished.stderr);
+    let arguments = [record.to_str().unwrap(), "--statement", "--json"];
+    let (_, out, err) = report(&arguments);
+    let statement: Value = serde_json::from_str(&out).expect(&err);
+    assert_eq!(statement["statement"]["complete"], true, "{statement}");
+    let mut jobs = 0;
+    for agent in statement["agents"].as_array().unwrap() {
+        let days = agent["days"].as_array().unwrap();
+        assert_eq!(days.len(), 2, "{days:?}");
+        let of_days: u64 = days.iter().map(|day| day["jobs"].as_u64().unwrap()).sum();
+        assert_eq!(agent["jobs"]["sent"].as_u64(), Some(of_days));
+        assert_eq!(agent["slots"]["unaccounted"], 0);
+        jobs += of_days;
+    }
+    let ledger = ledger.lock().unwrap();
+    assert_eq!(jobs, ledger.len() as u64);
+    // Each of the two days by itself has its own part, and none is counted twice.
+    let midnight = (now + 86_400) / 86_400 * 86_400;
+    let midnight = chrono::DateTime::from_timestamp(midnight, 0)
+        .unwrap()
+        .to_rfc3339();
+    let sent = |period: [&str; 2]| {
+        let arguments = [&arguments[..], &period].concat();
+        let (_, out, err) = report(&arguments);
+        let statement: Value = serde_json::from_str(&out).expect(&err);
+        let agents = statement["agents"].as_array().unwrap().iter();
+        let count = |agent: &Value| {
+            assert_eq!(agent["days"].as_array().unwrap().len(), 1);
+            agent["slots"]["asked"].as_u64().unwrap()
+        };
+        agents.map(count).sum::<u64>()
+    };
+    let parts = sent(["--until", &midnight]) + sent(["--from", &midnight]);
+    assert!(parts.abs_diff(jobs) <= 2, "{parts} {jobs}");
 }
 
 /// The same run in several files, or one file twice, counts once.

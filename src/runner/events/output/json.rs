@@ -17,10 +17,14 @@ use crate::runner::roster::Roster;
 use crate::units::{JobsPerMinute, Percent, milliseconds, serialize_timestamp};
 use crate::wire::outcome::Outcome;
 
+/// The format of these lines; a change of meaning raises it.
+const FORMAT: u32 = 1;
+
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum JsonEvent<'a> {
     Started {
+        format: u32,
         #[serde(serialize_with = "serialize_timestamp")]
         ts: DateTime<Utc>,
         agents: &'a [Arc<str>],
@@ -112,6 +116,7 @@ struct StatisticsLine<'a> {
 pub(crate) fn event(event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
     let line = match event {
         Event::Started { ts } => JsonEvent::Started {
+            format: FORMAT,
             ts: *ts,
             agents: &roster.agents,
             base_rate: roster.base_rate,
