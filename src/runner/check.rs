@@ -4,41 +4,72 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
-use reqwest::{Client, Url};
+use reqwest::header::AUTHORIZATION;
+use reqwest::{Client, Response, Url};
+use serde::Serialize;
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::Exit;
-use super::agents::setup::{client, ping_system};
+use super::agents::setup::{client, job_url, ping_system};
 use super::config::RunnerConfig;
-use crate::net::client::root_cause;
+use crate::net::client::{read_body, root_cause};
 use crate::net::endpoint::with_path;
+use crate::option_values::OutputFormat;
 use crate::runner::uptime::client::{PingSystem, PollError, UptimeSource};
 use crate::terminal;
+use crate::wire::gateway_probe::{Probed, probed};
 use crate::wire::ping_system::ListedAgent;
 
 /// The longest wait for a connection.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of an answer is looked at.
+const MAX_PROBED_BYTES: usize = 64 << 10;
 
 /// How often, and after which pauses, it is looked for an agent's first ping.
 const FIRST_PING_LOOKS: u32 = 30;
 const FIRST_PING_PAUSE: Duration = Duration::from_millis(100);
 
 /// How something is.
-enum Finding {
-    Works(String),
+#[derive(Debug, Serialize)]
+struct Finding {
+    status: Status,
+    finding: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Works,
     /// Cannot be told from here, and need not be.
-    Unseen(String),
-    Fails(String),
+    Unseen,
+    Fails,
 }
 
 impl Finding {
+    fn works(finding: String) -> Self {
+        let status = Status::Works;
+        Self { status, finding }
+    }
+
+    fn unseen(finding: String) -> Self {
+        let status = Status::Unseen;
+        Self { status, finding }
+    }
+
+    fn fails(finding: String) -> Self {
+        let status = Status::Fails;
+        Self { status, finding }
+    }
+
     fn line(&self) -> String {
-        match self {
-            Self::Works(what) => format!("✅ {what}\n"),
-            Self::Unseen(what) => format!("➖ {what}\n"),
-            Self::Fails(what) => format!("❌ {what}\n"),
-        }
+        let mark = match self.status {
+            Status::Works => "✅",
+            Status::Unseen => "➖",
+            Status::Fails => "❌",
+        };
+        format!("{mark} {}\n", self.finding)
     }
 }
 
@@ -52,7 +83,7 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Exit> {
     let mut findings = Vec::new();
     match system.agents().await {
         Ok(agents) => {
-            findings.push(Finding::Works(format!(
+            findings.push(Finding::works(format!(
                 "ping system at {}: {} agents registered",
                 system.url,
                 agents.len()
@@ -68,18 +99,30 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Exit> {
                 }
             }
         }
-        Err(error) => findings.push(Finding::Fails(format!(
+        Err(error) => findings.push(Finding::fails(format!(
             "ping system: {error}. Start it (uptime-runner ping-system), or name another (--ping-url)"
         ))),
     }
-    findings.push(gateway(&config.gateway.endpoint.url).await);
+    findings.extend(gateway(&config, &client).await);
+    for agent in &config.agents.configured {
+        for orchestrator in &agent.orchestrators {
+            findings.push(self::orchestrator(&agent.id, orchestrator).await);
+        }
+    }
 
-    let lines = findings.iter().map(Finding::line);
-    terminal::print(lines.collect::<String>().as_bytes())?;
     let failed = findings
         .iter()
-        .filter(|finding| matches!(finding, Finding::Fails(_)))
+        .filter(|finding| finding.status == Status::Fails)
         .count();
+    let lines = match config.output.format {
+        OutputFormat::Json => {
+            json!({ "event": "check", "format": 1, "ok": failed == 0, "findings": findings })
+                .to_string()
+                + "\n"
+        }
+        OutputFormat::Text => findings.iter().map(Finding::line).collect(),
+    };
+    terminal::print(lines.as_bytes())?;
     if failed > 0 {
         bail!("{failed} of {} checks failed", findings.len());
     }
@@ -109,7 +152,7 @@ async fn uptime(
         Ok(snapshot) => {
             let estimate = snapshot.estimate(system.clock.now(), config.ping.window);
             let Some(uptime) = estimate.uptime else {
-                return Finding::Fails(format!(
+                return Finding::fails(format!(
                     "{agent_id}: registered, but no ping covers now: no job would be sent. \
                      Is the ping system asking it? Its dashboard and log tell"
                 ));
@@ -122,9 +165,9 @@ async fn uptime(
                 estimate.pings
             );
             if rate.get() > 0 {
-                Finding::Works(what)
+                Finding::works(what)
             } else {
-                Finding::Fails(format!("{what}. Is its GPU up?"))
+                Finding::fails(format!("{what}. Is its GPU up?"))
             }
         }
         Err(PollError::NotListed { url, .. }) => {
@@ -134,19 +177,19 @@ async fn uptime(
             } else {
                 format!("{} are", known.join(", "))
             };
-            Finding::Fails(format!(
+            Finding::fails(format!(
                 "{agent_id}: not registered, {known}. Start it with --register-at, or register it: curl {url}/register \
                  -d '{{\"agent_id\": \"{agent_id}\", \"agent_url\": \"http://…:8001\"}}'"
             ))
         }
-        Err(error) => Finding::Fails(format!("{agent_id}: {error}")),
+        Err(error) => Finding::fails(format!("{agent_id}: {error}")),
     }
 }
 
 /// The agent itself, which only the ping system has to reach.
 async fn agent(client: &Client, agent_id: &str, url: &str) -> Finding {
     let Ok(base) = url.parse::<Url>() else {
-        return Finding::Fails(format!(
+        return Finding::fails(format!(
             "{agent_id}: registered with the invalid address '{}'. Register it again",
             url.escape_debug()
         ));
@@ -154,31 +197,145 @@ async fn agent(client: &Client, agent_id: &str, url: &str) -> Finding {
     let request = client.get(with_path(&base, "agent/health")).send();
     let unseen = match timeout(TIMEOUT, request).await {
         Ok(Ok(answer)) if answer.status().is_success() => {
-            return Finding::Works(format!("{agent_id} itself at {url}: answers"));
+            return Finding::works(format!("{agent_id} itself at {url}: answers"));
         }
         Ok(Ok(answer)) => format!("status {}", answer.status()),
         Ok(Err(error)) => root_cause(&error),
         Err(_) => "no answer in 5s".to_owned(),
     };
-    Finding::Unseen(format!(
+    Finding::unseen(format!(
         "{agent_id} itself at {url}: cannot be reached from here ({unseen}); only the ping system has to"
     ))
 }
 
-/// Whether somebody listens where jobs go; a job costs money, so none is sent.
-async fn gateway(url: &Url) -> Finding {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let port = url.port_or_known_default().unwrap_or_default();
-    let why = match timeout(TIMEOUT, TcpStream::connect((host, port))).await {
-        Ok(Ok(_)) => {
-            return Finding::Works(format!(
-                "gateway at {url}: takes connections (no job was sent)"
+/// What answers where the jobs of each capability go. A job costs money, so none is sent.
+async fn gateway(config: &RunnerConfig, client: &Client) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for capability in &config.gateway.capabilities {
+        let mut request = client.post(job_url(config, capability)).timeout(TIMEOUT);
+        request = request.headers(capability.headers.clone());
+        if let Some(authorization) = &config.gateway.endpoint.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        let finding = match request.send().await {
+            Ok(answer) => answered(config, client, answer).await,
+            Err(error) => unreachable_gateway(config, &error),
+        };
+        // Most are alike.
+        if !findings
+            .iter()
+            .any(|known| known.finding == finding.finding)
+        {
+            findings.push(finding);
+        }
+    }
+    findings
+}
+
+async fn answered(config: &RunnerConfig, client: &Client, answer: Response) -> Finding {
+    let url = &config.gateway.endpoint.url;
+    let status = answer.status().as_u16();
+    let body = read_body(answer, MAX_PROBED_BYTES)
+        .await
+        .unwrap_or_default();
+    let advice = match probed(status, &body) {
+        Probed::Gateway => {
+            return Finding::works(format!(
+                "gateway at {url}: a gateway answers (no job was sent)"
             ));
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "no connection in 5s".to_owned(),
+        Probed::Orchestrator => {
+            "an orchestrator answers, not a gateway. Name the gateway's address (--gateway-url)"
+                .to_owned()
+        }
+        Probed::NoSuchPath => {
+            let right = right_prefix(config, client).await;
+            let right = right.unwrap_or_else(|| {
+                "Is this the node's port for HTTP (-httpAddr), not the one of its command line (-cliAddr)?".to_owned()
+            });
+            format!("404 page not found: a node answers, but has no such path. {right}")
+        }
+        Probed::NeedsTls => {
+            "speaks TLS, and was asked in clear text. Name it by https:// (--gateway-url)"
+                .to_owned()
+        }
+        Probed::TokenRefused => format!(
+            "status {status}: {}. Name another one (--gateway-token-file)",
+            if config.gateway.endpoint.authorization.is_some() {
+                "the token is refused"
+            } else {
+                "a token is asked for"
+            }
+        ),
+        Probed::GatewayDown => format!(
+            "status {status}: a proxy answers, but the gateway behind it does not. Start the gateway"
+        ),
+        Probed::SomethingElse => format!(
+            "status {status}: something else answers, not a gateway. Name the gateway's address (--gateway-url), or the \
+             proxy's prefix (--gateway-prefix)"
+        ),
     };
-    Finding::Fails(format!(
-        "gateway at {url}: {why}. Start it, or name another (--gateway-url)"
-    ))
+    Finding::fails(format!("gateway at {url}: {advice}"))
+}
+
+/// The prefix at which a gateway answers, if the usual ones do.
+async fn right_prefix(config: &RunnerConfig, client: &Client) -> Option<String> {
+    let mut base = config.gateway.endpoint.url.clone();
+    for prefix in ["", "/gateway"] {
+        base.set_path(prefix);
+        let request = client
+            .post(with_path(&base, "process/request/x"))
+            .timeout(TIMEOUT);
+        let Ok(answer) = request.send().await else {
+            continue;
+        };
+        let status = answer.status().as_u16();
+        let body = read_body(answer, MAX_PROBED_BYTES)
+            .await
+            .unwrap_or_default();
+        if probed(status, &body) == Probed::Gateway {
+            return Some(format!(
+                "With --gateway-prefix '{prefix}' a gateway answers"
+            ));
+        }
+    }
+    None
+}
+
+fn unreachable_gateway(config: &RunnerConfig, error: &reqwest::Error) -> Finding {
+    let url = &config.gateway.endpoint.url;
+    let why = root_cause(error);
+    let is_clear = ["InvalidContentType", "corrupt message", "handshake eof"];
+    let advice = if is_clear.iter().any(|sign| why.contains(sign)) {
+        "it speaks clear text. Name it by http:// (--gateway-url)"
+    } else if why.contains("certificate") {
+        "its certificate is not trusted. Give the root that signed it, or the certificate itself (--ca-file)"
+    } else if error.is_timeout() {
+        "no answer in 5s. Is it the right address (--gateway-url)?"
+    } else {
+        "Start it, or name another (--gateway-url)"
+    };
+    Finding::fails(format!("gateway at {url}: {why}. {advice}"))
+}
+
+/// Whether an orchestrator accepts connections. Nothing is sent to it, and only the gateway has to reach it.
+async fn orchestrator(agent_id: &str, address: &str) -> Finding {
+    let about = format!("{agent_id}'s orchestrator {address}");
+    let Some((host, port)) = address.parse::<Url>().ok().and_then(|url| {
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        Some((host, url.port_or_known_default()?))
+    }) else {
+        return Finding::fails(format!(
+            "{about}: has no host and port. Write it as in the gateway's list"
+        ));
+    };
+    match timeout(TIMEOUT, TcpStream::connect((host, port))).await {
+        Ok(Ok(_)) => Finding::works(format!("{about}: accepts connections (nothing was sent)")),
+        Ok(Err(error)) => Finding::unseen(format!(
+            "{about}: cannot be reached from here ({error}); only the gateway has to"
+        )),
+        Err(_) => Finding::unseen(format!(
+            "{about}: cannot be reached from here (no connection in 5s); only the gateway has to"
+        )),
+    }
 }

@@ -6,6 +6,7 @@ pub(crate) mod coverage;
 pub(crate) mod event_stream;
 pub mod expectation;
 pub mod gateway;
+pub mod gateway_probe;
 pub mod job_stream;
 pub mod outcome;
 pub mod ping_system;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use reqwest::Client;
+use reqwest::{Client, Url};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +18,7 @@ use crate::runner::config::RunnerConfig;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::send::budget::Budgets;
+use crate::runner::send::capability::Capability;
 use crate::runner::send::gateway::{Gateway, Route};
 use crate::runner::send::in_flight::InFlightLimit;
 use crate::runner::uptime::client::PingSystem;
@@ -83,12 +84,20 @@ pub(crate) fn shared(
     }
 }
 
+/// Where the jobs of a capability go.
+#[must_use]
+pub(crate) fn job_url(config: &RunnerConfig, capability: &Capability) -> Url {
+    let route = capability.route.trim_start_matches('/');
+    with_path(
+        &config.gateway.endpoint.url,
+        &format!("process/request/{route}"),
+    )
+}
+
 fn gateway(config: &RunnerConfig, client: Client) -> Gateway {
     let routes = config.gateway.capabilities.iter().map(|capability| {
-        let route = capability.route.trim_start_matches('/');
-        let path = format!("process/request/{route}");
         Route::new(
-            with_path(&config.gateway.endpoint.url, &path),
+            job_url(config, capability),
             capability.headers.clone(),
             capability.expect.clone(),
         )

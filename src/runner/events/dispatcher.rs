@@ -42,6 +42,8 @@ struct RecorderState {
     lines: Vec<u8>,
     lines_skipped: u64,
     has_known_uptime: bool,
+    /// Whether it was told that jobs go to a path that no node has.
+    is_wrong_path_told: bool,
     rejections: RejectionLog,
 }
 
@@ -85,6 +87,16 @@ impl RejectionLog {
     }
 }
 
+fn is_wrong_path(job: &JobDone) -> bool {
+    job.answer.outcome == Outcome::BadGateway
+        && job.answer.status == Some(404)
+        && job
+            .answer
+            .error
+            .as_deref()
+            .is_some_and(|error| error.starts_with("404 page not found"))
+}
+
 impl EventDispatcher {
     /// Nothing has happened yet. A block of statistics comes after every `stats_every` jobs, never
     /// for 0.
@@ -108,6 +120,7 @@ impl EventDispatcher {
                 lines: Vec::new(),
                 lines_skipped: 0,
                 has_known_uptime: false,
+                is_wrong_path_told: false,
                 rejections: RejectionLog::default(),
             }),
             clock,
@@ -159,6 +172,13 @@ impl EventDispatcher {
             },
             Event::Job(job) if job.answer.outcome == Outcome::Rejected => {
                 state.rejections.tell(job);
+            }
+            Event::Job(job) if is_wrong_path(job) && !state.is_wrong_path_told => {
+                state.is_wrong_path_told = true;
+                tracing::error!(
+                    "{}: a node answers, but has no such path; `uptime-runner check` finds the right one",
+                    job.answer.error.as_deref().unwrap_or_default()
+                );
             }
             Event::Alias(alias) => tracing::info!(
                 agent = state.roster.agent(alias.agent),

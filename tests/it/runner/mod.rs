@@ -1,4 +1,5 @@
 mod agents;
+mod check;
 mod ending;
 mod records;
 mod send;
