@@ -91,8 +91,12 @@ impl JobsPerMinute {
 
     /// This many jobs per minute, at most [`Self::MAX`].
     #[must_use]
-    pub fn new(jobs: u32) -> Self {
-        Self(jobs.min(Self::MAX.0))
+    pub const fn new(jobs: u32) -> Self {
+        if jobs < Self::MAX.0 {
+            Self(jobs)
+        } else {
+            Self::MAX
+        }
     }
 
     /// The number of jobs in a minute.

@@ -194,6 +194,8 @@ impl Run {
                 interval,
             ));
         }
+        let rates = Arc::clone(&shared.rates);
+        helpers.spawn(async move { rates.end_throttling().await });
         let (sender, listed) = mpsc::channel(1);
         if config.agents.all {
             let ping_system = Arc::clone(&ping_system);

@@ -135,7 +135,8 @@ impl Fleet {
         } else {
             0
         };
-        let job_stats = Arc::new(JobStats::new(own_orchestrators, self.config.ping.window));
+        let job_stats = JobStats::new(own_orchestrators, self.config.ping.window);
+        let job_stats = Arc::new(job_stats.pausing_after(self.config.limits.pause_after));
         let base_rate = self.config.base_rate(agent);
         let target = self
             .shared

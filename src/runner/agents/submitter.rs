@@ -14,10 +14,12 @@ use uuid::Uuid;
 use crate::money::WeiPerSecond;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::{
-    AliasLearnt, DropReason, Event, JobAnswer, JobDone, JobSent, RateChanged, RateReason,
+    AliasLearnt, DropReason, Event, JobAnswer, JobDone, JobSent, PauseChanged, RateChanged,
+    RateReason,
 };
 use crate::runner::rate::controller::{RateController, TargetRate};
 use crate::runner::rate::job_stats::JobStats;
+use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::AgentIndex;
 use crate::runner::send::budget::{Budgets, Grant};
 use crate::runner::send::capability::{JobPicker, JobTemplate};
@@ -56,6 +58,36 @@ pub(crate) struct SubmitterContext<G> {
     pub stop: CancellationToken,
     /// No answer is waited for after this is cancelled.
     pub abandon: CancellationToken,
+}
+
+impl<G> SubmitterContext<G> {
+    /// Takes in what an answer says of more than its job.
+    fn learn(&self, agent: AgentIndex, answer: &JobAnswer, own: Option<&OwnOrchestrator>) {
+        if let (Some(own), Some(name)) = (own, &answer.orchestrator)
+            && own.is_new_alias(name)
+        {
+            self.events.record(&Event::Alias(AliasLearnt {
+                ts: self.events.now(),
+                agent,
+                orchestrator: own.address().to_owned(),
+                name: name.clone(),
+            }));
+        }
+        if let (Outcome::Throttled, Some(patience)) = (answer.outcome, answer.retry_after) {
+            self.rates
+                .throttle_until(Instant::now().into_std() + patience);
+        }
+    }
+
+    fn pause(&self, agent: AgentIndex, change: PauseChange, outcome: Outcome) {
+        self.events.record(&Event::Pause(PauseChanged {
+            ts: self.events.now(),
+            agent,
+            change,
+            outcome,
+        }));
+        self.rates.pause(agent, change != PauseChange::Resumed);
+    }
 }
 
 /// The number of jobs that may still be sent, if that is bounded.
@@ -337,15 +369,10 @@ impl<G: SendJob> Submitter<G> {
             };
             let answered_at = Instant::now();
             let latency = answered_at.saturating_duration_since(slot);
-            if let (Some(own), Some(name)) = (&orchestrator, &answer.orchestrator)
-                && own.is_new_alias(name)
-            {
-                shared.events.record(&Event::Alias(AliasLearnt {
-                    ts: shared.events.now(),
-                    agent,
-                    orchestrator: own.address().to_owned(),
-                    name: name.clone(),
-                }));
+            shared.learn(agent, &answer, orchestrator.as_deref());
+            let to = (own.unwrap_or_default(), index.0);
+            if let Some(change) = job_stats.pause_change(answer.outcome, to) {
+                shared.pause(agent, change, answer.outcome);
             }
             let ended_at = answer.unpaid_since.unwrap_or(answered_at);
             let work = Work {

@@ -115,6 +115,8 @@ pub struct LimitsConfig {
     pub duration: Option<Duration>,
     /// After how many jobs to stop.
     pub max_jobs: Option<u64>,
+    /// After how many jobs in a row that were never charged an agent's jobs pause.
+    pub pause_after: Option<u64>,
     /// The price of a second of compute, for agents without a price of their own.
     pub price: Option<WeiPerSecond>,
     /// The budget of all agents together.
@@ -379,6 +381,7 @@ impl RunnerArgs {
         }
         let Count(max_in_flight) = jobs.max_in_flight;
         let max_in_flight = usize::try_from(max_in_flight.get()).unwrap_or(usize::MAX);
+        let pause_after = jobs.pause_after.map(|Count(jobs)| jobs.get());
         allow_open_files(max_in_flight, configured.len(), all)?;
         let extra_roots = endpoints.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?;
         let (ping_system, gateway) = resolve_endpoints(endpoints)?;
@@ -411,6 +414,7 @@ impl RunnerArgs {
                 max_in_flight,
                 duration: end.duration.map(Span::get),
                 max_jobs: end.max_jobs.map(|Count(jobs)| jobs.get()),
+                pause_after,
                 price: money.price,
                 budget: money.budget_wei.map(|Budget(budget)| budget),
             },

@@ -99,6 +99,10 @@ pub(super) struct JobsOptions {
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(super) max_in_flight: Count,
 
+    /// Pause an agent's jobs but for one every 10 s after so many in a row that nobody was paid for, until one succeeds
+    #[arg(long, value_name = "N")]
+    pub(super) pause_after: Option<Count>,
+
     /// Makes the choice of capability and payload repeatable [default: from the clock]
     #[arg(long, value_name = "N")]
     pub(super) random_seed: Option<Whole>,

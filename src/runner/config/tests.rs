@@ -282,6 +282,13 @@ fn samples(folder: &Path) -> Vec<Sample> {
             |c| debug(&c.record.file),
             "Some(\"r.db\")",
         ),
+        sample(
+            "pause-after",
+            "5",
+            A,
+            |c| debug(&c.limits.pause_after),
+            "Some(5)",
+        ),
         sample("record-keep", "7d", A, |c| debug(&c.record.keep), "604800s"),
         sample(
             "metrics-listen",

@@ -66,6 +66,7 @@ impl Accounts {
             | Event::BaseChanged(_)
             | Event::Claim(_)
             | Event::Alias(_)
+            | Event::Pause(_)
             | Event::Stopping { .. } => {}
             Event::AgentJoined(joined) => self.join(joined),
             Event::AgentLeft { agent, .. } => self.agent(*agent).rate = JobsPerMinute::ZERO,
@@ -410,6 +411,7 @@ mod tests {
             cost: None,
             answer: JobAnswer {
                 is_stream: false,
+                retry_after: None,
                 unpaid_since: None,
                 status,
                 ..JobAnswer::failure(outcome, String::new())

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::money::Wei;
+use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::{AgentIndex, CapabilityIndex};
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::charge::Work;
@@ -36,6 +37,8 @@ pub(crate) enum Event {
     BaseChanged(RateChanged),
     /// An agent's jobs began to contradict its claim, or no longer do.
     Claim(ClaimChecked),
+    /// An agent's jobs stop, or go on, because of `--pause-after`.
+    Pause(PauseChanged),
     /// An orchestrator turned out to call itself by another name.
     Alias(AliasLearnt),
     /// A job was sent.
@@ -91,6 +94,16 @@ pub(crate) struct AgentJoined {
     /// An index that it had before, or the next one.
     pub agent: AgentIndex,
     pub id: Arc<str>,
+}
+
+/// An agent's jobs stop because none of them does any good, or go on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PauseChanged {
+    pub ts: DateTime<Utc>,
+    pub agent: AgentIndex,
+    pub change: PauseChange,
+    /// How the job ended that decided.
+    pub outcome: Outcome,
 }
 
 /// An orchestrator's own name, which is not the one by which the gateway knows it.
@@ -205,18 +218,30 @@ pub enum RateReason {
     Allotment,
     /// The agent's budget is spent.
     Budget,
+    /// The gateway, or a proxy in front of it, asked for patience.
+    Throttled,
+    /// None of the agent's jobs did any good.
+    Paused,
 }
 
 impl RateReason {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Uptime,
         Self::Stale,
         Self::Unknown,
         Self::Evidence,
         Self::Allotment,
         Self::Budget,
+        Self::Throttled,
+        Self::Paused,
     ];
+
+    /// Whether it holds back what an agent has earned.
+    #[must_use]
+    pub(crate) fn is_hold(self) -> bool {
+        matches!(self, Self::Budget | Self::Throttled | Self::Paused)
+    }
 
     /// The reason of this name.
     #[must_use]
@@ -234,6 +259,8 @@ impl RateReason {
             Self::Evidence => "evidence",
             Self::Allotment => "allotment",
             Self::Budget => "budget",
+            Self::Throttled => "throttled",
+            Self::Paused => "paused",
         }
     }
 }
@@ -309,6 +336,8 @@ pub(crate) struct JobAnswer {
     pub error: Option<String>,
     /// Whether it is an event stream.
     pub is_stream: bool,
+    /// How long a proxy asks not to be asked.
+    pub retry_after: Option<Duration>,
     /// When the money of a stream ran out.
     pub unpaid_since: Option<Instant>,
 }
@@ -325,6 +354,7 @@ impl JobAnswer {
             metadata: None,
             error: Some(error),
             is_stream: false,
+            retry_after: None,
             unpaid_since: None,
         }
     }

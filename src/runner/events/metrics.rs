@@ -7,7 +7,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use super::event::Event;
+use super::event::{Event, RateReason};
+use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::{AgentIndex, Roster};
 use crate::wire::outcome::Outcome;
 
@@ -37,6 +38,8 @@ struct Families {
     uptime: GaugeVec,
     uptime_age: GaugeVec,
     contradicted: GaugeVec,
+    paused: GaugeVec,
+    throttled: GaugeVec,
 }
 
 /// One agent's share, looked up once, for a look-up by label in every job would cost more than the
@@ -47,6 +50,8 @@ struct AgentMetrics {
     uptime: Gauge,
     uptime_age: Gauge,
     contradicted: Gauge,
+    paused: Gauge,
+    throttled: Gauge,
     capabilities: Vec<CapabilityMetrics>,
 }
 
@@ -78,6 +83,8 @@ impl Families {
             uptime: self.uptime.with_label_values(&[agent]),
             uptime_age: self.uptime_age.with_label_values(&[agent]),
             contradicted: self.contradicted.with_label_values(&[agent]),
+            paused: self.paused.with_label_values(&[agent]),
+            throttled: self.throttled.with_label_values(&[agent]),
             capabilities: capabilities.collect(),
         };
         metrics.uptime.set(f64::NAN);
@@ -133,6 +140,14 @@ impl RunMetrics {
             "uptime_runner_claim_contradicted",
             "1 while an agent's jobs contradict the uptime that it reports.",
         )?;
+        let paused = gauge(
+            "uptime_runner_paused",
+            "1 while an agent's jobs are paused, since none did any good.",
+        )?;
+        let throttled = gauge(
+            "uptime_runner_throttled",
+            "1 while an agent's jobs are withheld, since the gateway asks for patience.",
+        )?;
         let in_flight = IntGauge::new(
             "uptime_runner_in_flight",
             "Jobs waiting for an answer, over all agents.",
@@ -147,6 +162,8 @@ impl RunMetrics {
         registry.register(Box::new(uptime.clone()))?;
         registry.register(Box::new(age.clone()))?;
         registry.register(Box::new(contradicted.clone()))?;
+        registry.register(Box::new(paused.clone()))?;
+        registry.register(Box::new(throttled.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
 
         let families = Families {
@@ -158,6 +175,8 @@ impl RunMetrics {
             uptime,
             uptime_age: age,
             contradicted,
+            paused,
+            throttled,
         };
         let agents = roster.agents.iter();
         Ok(Self {
@@ -190,6 +209,12 @@ impl RunMetrics {
                 metrics.rate.set(0.0);
                 metrics.uptime.set(f64::NAN);
                 metrics.contradicted.set(0.0);
+                metrics.paused.set(0.0);
+                metrics.throttled.set(0.0);
+            }
+            Event::Pause(pause) => {
+                let paused = f64::from(u8::from(pause.change != PauseChange::Resumed));
+                self.agents[pause.agent.0].paused.set(paused);
             }
             Event::Claim(claim) => {
                 let contradicted = f64::from(u8::from(claim.contradiction.is_some()));
@@ -200,9 +225,10 @@ impl RunMetrics {
                 self.agents[polled.agent.0].uptime.set(percent);
             }
             Event::RateChanged(changed) => {
-                self.agents[changed.agent.0]
-                    .rate
-                    .set(changed.to.get().into());
+                let metrics = &self.agents[changed.agent.0];
+                metrics.rate.set(changed.to.get().into());
+                let throttled = changed.reason == RateReason::Throttled;
+                metrics.throttled.set(f64::from(u8::from(throttled)));
             }
             Event::Job(job) => {
                 let metrics = &self.agents[job.agent.0].capabilities[job.capability.0];

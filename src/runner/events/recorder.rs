@@ -185,7 +185,8 @@ impl RunRecorder {
             Event::Started { .. }
             | Event::AgentJoined(_)
             | Event::AgentLeft { .. }
-            | Event::Alias(_) => return,
+            | Event::Alias(_)
+            | Event::Pause(_) => return,
         };
         queue.push(record);
     }

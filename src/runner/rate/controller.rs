@@ -2,6 +2,7 @@
 //! total, and its budget. It publishes a [`TargetRate`], which the agent's submitter obeys.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -11,10 +12,13 @@ use super::allocation::{Allocation, Split, base_rates, redistribute};
 use super::decision::{ClaimChange, DecisionState, Observation, RateDecision};
 use super::job_stats::JobStats;
 use super::policy::Policy;
+use crate::runner::deadline;
 use crate::runner::events::event::{Freshness, RateReason};
 use crate::runner::roster::AgentIndex;
 use crate::units::{JobsPerMinute, Percent, Share};
 
+/// What is sent of an agent that is paused: one job every 10 s shows when it can go on.
+const PAUSED_RATE: JobsPerMinute = JobsPerMinute::new(6);
 /// The smoothing factor of weights: one bad minute must not reverse all rates.
 const SMOOTHING: f64 = 0.3;
 
@@ -61,6 +65,9 @@ pub(crate) struct Observed {
 pub(crate) struct RateController {
     policy: Policy,
     sharing: Sharing,
+    throttled: AtomicBool,
+    /// Until when no job is sent because a proxy asked so; `None` if it did not.
+    throttled_until: watch::Sender<Option<Instant>>,
     /// By agent; `None` for one that was removed.
     entries: Mutex<Vec<Option<AgentEntry>>>,
 }
@@ -70,11 +77,34 @@ struct AgentEntry {
     base: JobsPerMinute,
     weight: Option<f64>,
     decisions: DecisionState,
-    budget_spent: bool,
+    holds: Holds,
     job_stats: Arc<JobStats>,
     target: watch::Sender<Option<TargetRate>>,
     /// The share behind the target rate.
     published_share: Option<Share>,
+}
+
+/// Why an agent is sent fewer jobs than it has earned.
+#[derive(Debug, Clone, Copy, Default)]
+struct Holds {
+    budget_spent: bool,
+    throttled: bool,
+    paused: bool,
+}
+
+impl Holds {
+    /// What is left of a rate, and why.
+    fn apply(self, rate: JobsPerMinute) -> (JobsPerMinute, Option<RateReason>) {
+        if self.budget_spent {
+            (JobsPerMinute::ZERO, Some(RateReason::Budget))
+        } else if self.throttled {
+            (JobsPerMinute::ZERO, Some(RateReason::Throttled))
+        } else if self.paused {
+            (rate.min(PAUSED_RATE), Some(RateReason::Paused))
+        } else {
+            (rate, None)
+        }
+    }
 }
 
 impl AgentEntry {
@@ -95,17 +125,12 @@ impl AgentEntry {
         let Some(decision) = self.decisions.decided() else {
             return;
         };
-        let rate = if self.budget_spent {
-            JobsPerMinute::ZERO
-        } else {
-            rate
-        };
+        let (rate, held) = self.holds.apply(rate);
         let earned_the_same = self.published_share == decision.share();
-        let budget_spent = self.budget_spent;
         self.target.send_if_modified(|target| {
             let reason = match (decision.reason(), *target) {
-                _ if budget_spent => RateReason::Budget,
-                (RateReason::Uptime, Some(old)) if earned_the_same => {
+                (reason, _) if held.is_some() => held.unwrap_or(reason),
+                (RateReason::Uptime, Some(old)) if earned_the_same && !old.reason.is_hold() => {
                     if (old.base, old.rate) == (base, rate) {
                         old.reason
                     } else {
@@ -135,6 +160,8 @@ impl RateController {
         Self {
             policy,
             sharing,
+            throttled: AtomicBool::new(false),
+            throttled_until: watch::Sender::new(None),
             entries: Mutex::default(),
         }
     }
@@ -160,7 +187,10 @@ impl RateController {
             base,
             weight: None,
             decisions: DecisionState::new(&self.policy),
-            budget_spent: false,
+            holds: Holds {
+                throttled: self.throttled.load(Ordering::Relaxed),
+                ..Holds::default()
+            },
             job_stats,
             target,
             published_share: None,
@@ -215,7 +245,7 @@ impl RateController {
     pub(crate) fn budget_spent(&self, AgentIndex(agent): AgentIndex) {
         let mut entries = self.entries.lock();
         if let Some(entry) = entries.get_mut(agent).and_then(Option::as_mut) {
-            entry.budget_spent = true;
+            entry.holds.budget_spent = true;
             let base = entry
                 .target
                 .borrow()
@@ -225,6 +255,57 @@ impl RateController {
                 rate: JobsPerMinute::ZERO,
             });
         }
+    }
+
+    /// Begins or ends the pause of an agent's jobs.
+    pub(crate) fn pause(&self, AgentIndex(agent): AgentIndex, paused: bool) {
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.get_mut(agent).and_then(Option::as_mut) {
+            entry.holds.paused = paused;
+        }
+        self.publish_all(&mut entries);
+    }
+
+    /// Sends no job of any agent until an instant, or a later one that was set before.
+    pub(crate) fn throttle_until(&self, until: Instant) {
+        self.throttled_until.send_if_modified(|known| {
+            let is_later = known.is_none_or(|known| known < until);
+            *known = (*known).max(Some(until));
+            is_later
+        });
+        self.set_throttled(true);
+    }
+
+    /// Ends each throttling when its time is over; never returns.
+    pub(crate) async fn end_throttling(&self) {
+        let mut until = self.throttled_until.subscribe();
+        loop {
+            let at = *until.borrow_and_update();
+            tokio::select! {
+                // The sender is ours.
+                _ = until.changed() => {}
+                () = deadline::reached(at.map(tokio::time::Instant::from_std)) => {
+                    self.throttled_until.send_if_modified(|known| {
+                        if *known == at {
+                            *known = None;
+                        }
+                        false
+                    });
+                    self.set_throttled(false);
+                }
+            }
+        }
+    }
+
+    fn set_throttled(&self, throttled: bool) {
+        if self.throttled.swap(throttled, Ordering::Relaxed) == throttled {
+            return;
+        }
+        let mut entries = self.entries.lock();
+        for entry in entries.iter_mut().flatten() {
+            entry.holds.throttled = throttled;
+        }
+        self.publish_all(&mut entries);
     }
 
     /// Divides a total again, by what is known now.

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::allocation::Performance;
 use super::claims::job_says;
+use super::pause::{Pause, PauseChange};
 use super::refusals::{Refusals, SentJob};
 use crate::runner::events::event::{Evidence, JobAnswer};
 use crate::wire::outcome::Outcome;
@@ -22,6 +23,7 @@ const PARTS: u32 = 60;
 #[derive(Debug)]
 pub(crate) struct JobStats {
     window: Duration,
+    pause: Option<Mutex<Pause>>,
     jobs: Mutex<RecentJobs>,
 }
 
@@ -51,8 +53,22 @@ impl JobStats {
         };
         Self {
             window,
+            pause: None,
             jobs: Mutex::new(jobs),
         }
+    }
+
+    /// With `--pause-after`.
+    #[must_use]
+    pub(crate) fn pausing_after(self, jobs: Option<u64>) -> Self {
+        let pause = jobs.map(|jobs| Mutex::new(Pause::new(jobs)));
+        Self { pause, ..self }
+    }
+
+    /// Whether a job's end begins or ends the pause of the agent's jobs. `to` are the indices of its orchestrator and
+    /// capability.
+    pub(crate) fn pause_change(&self, outcome: Outcome, to: (usize, usize)) -> Option<PauseChange> {
+        self.pause.as_ref()?.lock().ended(outcome, to)
     }
 
     /// Takes in that a job is sent, to the agent's orchestrator of this index if it has some.

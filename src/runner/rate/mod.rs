@@ -5,5 +5,6 @@ pub(crate) mod claims;
 pub(crate) mod controller;
 pub(crate) mod decision;
 pub(crate) mod job_stats;
+pub(crate) mod pause;
 pub(crate) mod policy;
 pub(crate) mod refusals;

@@ -4,8 +4,9 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS,
 };
 use reqwest::{Client, Response, StatusCode, Url};
@@ -27,6 +28,8 @@ const MAX_BODY_BYTES: u64 = 256 << 20;
 const MAX_HEADER_BYTES: usize = 4 << 10;
 /// How much of an answer that is no success is kept to tell why.
 const KEPT_BYTES: usize = 8 << 10;
+/// The longest time for which a proxy can hold back all jobs.
+const MAX_PATIENCE: Duration = Duration::from_hours(1);
 /// How much of it is shown.
 const SHOWN_CHARS: usize = 160;
 
@@ -102,6 +105,7 @@ impl Gateway {
         let response = request.send().await.map_err(|error| failure(&error))?;
         partial.status = Some(response.status().as_u16());
         partial.headers = KeptHeaders::of(response.headers());
+        partial.retry_after = retry_after(response.headers(), Utc::now());
         if is_stream(&response) {
             if !job.is_tied {
                 route.warn_of_stream();
@@ -120,6 +124,7 @@ impl Gateway {
 struct PartialAnswer {
     status: Option<u16>,
     headers: KeptHeaders,
+    retry_after: Option<Duration>,
     is_stream: bool,
     /// Its events, if it is a stream.
     stream: JobStream,
@@ -164,6 +169,7 @@ impl SendJob for Gateway {
         let PartialAnswer {
             status,
             headers,
+            retry_after,
             is_stream,
             stream,
             unpaid_since,
@@ -183,6 +189,7 @@ impl SendJob for Gateway {
             metadata: headers.metadata,
             error,
             is_stream,
+            retry_after,
             unpaid_since,
         }
     }
@@ -210,6 +217,22 @@ impl KeptHeaders {
             metadata: text(METADATA_HEADER),
         }
     }
+}
+
+/// How long a proxy asks not to be asked, at most an hour: seconds, or a time by its own clock, of which only the distance
+/// from ours is known.
+fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let patience = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let at = DateTime::parse_from_rfc2822(text).ok()?;
+        let date = headers.get(DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        let now = date.map_or(now, |date| date.to_utc());
+        (at.to_utc() - now).to_std().unwrap_or_default()
+    };
+    Some(patience.min(MAX_PATIENCE))
 }
 
 /// The outcome of an answer, and why it is none of the good ones.
@@ -378,6 +401,30 @@ fn failure(error: &reqwest::Error) -> Unread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patience_is_seconds_or_a_time_by_the_servers_clock() {
+        let now = "2026-11-24T12:00:00Z".parse().unwrap();
+        let patience = |value: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, value.parse().unwrap());
+            if let Some(date) = date {
+                headers.insert(DATE, date.parse().unwrap());
+            }
+            retry_after(&headers, now).map(|patience| patience.as_secs())
+        };
+        assert_eq!(patience("7", None), Some(7));
+        assert_eq!(patience("0", None), Some(0));
+        assert_eq!(patience("999999", None), Some(3600));
+        let at = "Tue, 24 Nov 2026 12:00:30 GMT";
+        assert_eq!(patience(at, None), Some(30));
+        assert_eq!(
+            patience(at, Some("Tue, 24 Nov 2026 12:00:10 GMT")),
+            Some(20)
+        );
+        assert_eq!(patience("Tue, 24 Nov 2026 11:00:00 GMT", None), Some(0));
+        assert_eq!(patience("soon", None), None);
+    }
 
     #[test]
     fn an_errors_text_fits_on_one_line() {

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{
     OWN, PingSystem, RawServer, Runner, free_port, get, good_gateway, respond, wait_until,
@@ -355,6 +355,69 @@ fn an_agent_whose_jobs_fail_is_not_believed_where_that_is_wanted() {
             if verified { 0 } else { 6000 }
         );
     }
+}
+
+/// A gateway that answers by the number of the request, from 0.
+fn counting_gateway(answer: impl Fn(&mut TcpStream, usize) + Send + Sync + 'static) -> RawServer {
+    let asked = AtomicUsize::new(0);
+    RawServer::start(move |stream, _| answer(stream, asked.fetch_add(1, Ordering::Relaxed)))
+}
+
+#[test]
+fn a_proxy_that_asks_for_patience_is_given_it() {
+    let pings = PingSystem::start(99.5);
+    let gateway = counting_gateway(|stream, number| {
+        if number == 5 {
+            respond(stream, 429, "Retry-After: 2\r\n", "");
+        } else {
+            respond(stream, 200, "", "{}");
+        }
+    });
+    let mut runner = Runner::start(&pings.url(), &gateway.url(), &["--rate", "600"]);
+    let held = runner.wait_for("the patience", |event| event["reason"] == "throttled");
+    assert_eq!((&held["from"], &held["to"]), (&600.into(), &0.into()));
+    let begin = Instant::now();
+    let back = runner.wait_for_rate(600);
+    assert_eq!(back["reason"], "uptime");
+    let passed = begin.elapsed();
+    assert!(passed > Duration::from_millis(1500), "{passed:?}");
+    runner.wait_for_event("job");
+    runner.signal(Signal::INT);
+    let finished = runner.finish();
+    finished.assert_accounts_add_up(600);
+    let jobs = finished.of_kind("job");
+    let throttled = jobs
+        .iter()
+        .filter(|job| job["outcome"] == "throttled")
+        .count();
+    assert_eq!(throttled, 1);
+}
+
+#[test]
+fn jobs_that_do_no_good_are_paused_until_one_succeeds() {
+    let pings = PingSystem::start(99.5);
+    let gateway = counting_gateway(|stream, number| {
+        if number < 5 {
+            respond(stream, 502, "", "");
+        } else {
+            respond(stream, 200, "", "{}");
+        }
+    });
+    let arguments = ["--rate", "60", "--pause-after", "5"];
+    let mut runner = Runner::start(&pings.url(), &gateway.url(), &arguments);
+    let paused = runner.wait_for_event("paused");
+    assert_eq!(
+        (&paused["jobs"], &paused["outcome"]),
+        (&5.into(), &"bad_gateway".into())
+    );
+    let held = runner.wait_for_rate(6);
+    assert_eq!(held["reason"], "paused");
+    runner.wait_for_event("resumed");
+    let back = runner.wait_for_rate(60);
+    assert_eq!(back["reason"], "uptime");
+    runner.signal(Signal::INT);
+    let finished = runner.finish();
+    finished.assert_accounts_add_up(60);
 }
 
 /// The first answers of a gateway are good; then the worker is gone.

@@ -13,6 +13,7 @@ use crate::runner::events::event::Freshness;
 use crate::runner::events::event::{
     ClaimChecked, Event, JobDone, RateChanged, RateReason, UptimePolled,
 };
+use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::Roster;
 use crate::units::{JobsPerMinute, Percent, milliseconds, serialize_timestamp};
 use crate::wire::outcome::Outcome;
@@ -48,6 +49,18 @@ enum JsonEvent<'a> {
         agent: &'a str,
         orchestrator: &'a str,
         name: &'a str,
+    },
+    Paused {
+        #[serde(serialize_with = "serialize_timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        jobs: u64,
+        outcome: Outcome,
+    },
+    Resumed {
+        #[serde(serialize_with = "serialize_timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
     },
     Claim {
         #[serde(serialize_with = "serialize_timestamp")]
@@ -138,6 +151,18 @@ pub(crate) fn event(event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
             name: &alias.name,
         },
         Event::Claim(checked) => claim(checked, roster),
+        Event::Pause(pause) => {
+            let (ts, agent) = (pause.ts, roster.agent(pause.agent));
+            match pause.change {
+                PauseChange::Paused(jobs) => JsonEvent::Paused {
+                    ts,
+                    agent,
+                    jobs,
+                    outcome: pause.outcome,
+                },
+                PauseChange::Resumed => JsonEvent::Resumed { ts, agent },
+            }
+        }
         Event::Uptime(polled) => uptime(polled, roster),
         Event::RateChanged(changed) => rate_changed(changed, roster),
         Event::Job(done) => job(done, roster),

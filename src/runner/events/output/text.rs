@@ -10,6 +10,7 @@ use chrono::{DateTime, Local, TimeZone, Utc};
 use super::{AgentProgress, Progress};
 use crate::runner::events::accounts::{AgentStatistics, CapabilityStatistics, Statistics};
 use crate::runner::events::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason};
+use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::Roster;
 use crate::text;
 use crate::wire::outcome::Outcome;
@@ -58,6 +59,18 @@ impl TextOutput {
                 .expect(WRITABLE);
             }
             Event::Claim(claim) => self.claim(claim, roster, lines),
+            Event::Pause(pause) => {
+                let agent = roster.agent(pause.agent);
+                match pause.change {
+                    PauseChange::Paused(jobs) => writeln!(
+                        lines,
+                        "⏸️  Agent {agent} is paused: {jobs} jobs in a row did no good ({}); one is sent every 10 s",
+                        pause.outcome.name()
+                    ),
+                    PauseChange::Resumed => writeln!(lines, "▶️  Agent {agent} is sent jobs again"),
+                }
+                .expect(WRITABLE);
+            }
             Event::Started { .. }
             | Event::BaseChanged(_)
             | Event::Uptime(_)
@@ -142,6 +155,8 @@ impl TextOutput {
                     RateReason::Evidence => ", but its jobs contradict that",
                     RateReason::Allotment => " (another part of the total rate)",
                     RateReason::Budget => " (its budget is spent)",
+                    RateReason::Throttled => " (the gateway asks for patience)",
+                    RateReason::Paused => " (its jobs did no good)",
                 };
                 format!("{}%{why}", uptime.floored(1))
             }
@@ -365,6 +380,7 @@ mod tests {
             cost: None,
             answer: JobAnswer {
                 is_stream: false,
+                retry_after: None,
                 unpaid_since: None,
                 status,
                 ..JobAnswer::failure(outcome, error.to_owned())
