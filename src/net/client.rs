@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use reqwest::header::DATE;
-use reqwest::tls::Certificate;
 use reqwest::{Client, ClientBuilder, Response, redirect, retry};
+use rustls::pki_types::CertificateDer;
+
+use super::tls;
 
 /// Shorter than the shortest keep-alive time of the servers that stand before gateways (uvicorn
 /// and Node: 5 s), so that a job does not leave on a connection that is just being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The timeout of connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -20,12 +22,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When TLS is wanted and no roots can be loaded.
-pub fn new(with_tls: bool, extra_roots: Vec<Certificate>) -> reqwest::Result<Client> {
-    builder(with_tls, extra_roots).build()
+pub fn new(with_tls: bool, extra_roots: Vec<CertificateDer<'static>>) -> anyhow::Result<Client> {
+    Ok(builder(with_tls, extra_roots)?.build()?)
 }
 
 /// The builder of [`new`]'s client, for callers with further settings.
-pub fn builder(with_tls: bool, extra_roots: Vec<Certificate>) -> ClientBuilder {
+///
+/// # Errors
+/// When TLS is wanted and no roots can be loaded.
+pub fn builder(
+    with_tls: bool,
+    extra_roots: Vec<CertificateDer<'static>>,
+) -> anyhow::Result<ClientBuilder> {
     // An error means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
@@ -38,11 +46,11 @@ pub fn builder(with_tls: bool, extra_roots: Vec<Certificate>) -> ClientBuilder {
         .pool_idle_timeout(IDLE_TIMEOUT)
         .connect_timeout(CONNECT_TIMEOUT);
     // A machine without root certificates must still be able to speak plain http.
-    if with_tls {
-        builder.tls_certs_merge(extra_roots)
+    Ok(if with_tls {
+        builder.tls_backend_preconfigured(tls::trusting(extra_roots)?)
     } else {
-        builder.tls_certs_only(extra_roots)
-    }
+        builder.tls_certs_only([])
+    })
 }
 
 /// Why a body could not be read.
@@ -81,6 +89,12 @@ pub(crate) fn date_of(response: &Response) -> Option<DateTime<Utc>> {
 /// The innermost error, without the layers around it.
 #[must_use]
 pub fn root_cause(error: &reqwest::Error) -> String {
+    cause_of(error)
+}
+
+/// The same of any error.
+#[must_use]
+pub(crate) fn cause_of(error: &(dyn Error + 'static)) -> String {
     let mut cause: &dyn Error = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use reqwest::Certificate;
 use reqwest::header::HeaderValue;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use subtle::ConstantTimeEq;
 
 /// A bearer token that a server requires. Never printed.
@@ -94,10 +95,11 @@ pub(crate) fn secret(
 ///
 /// # Errors
 /// A file that cannot be read, or holds no certificate in PEM form.
-pub(crate) fn roots(file: &Path) -> anyhow::Result<Vec<Certificate>> {
+pub(crate) fn roots(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let source = format!("--ca-file {}", file.display());
     let pem = std::fs::read(file).with_context(|| format!("{source}: cannot be read"))?;
-    let roots = Certificate::from_pem_bundle(&pem)
+    let roots: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
         .with_context(|| format!("{source}: expected certificates in PEM form"))?;
     ensure!(
         !roots.is_empty(),

@@ -2,7 +2,9 @@
 
 pub mod client;
 pub(crate) mod credentials;
+pub(crate) mod dial;
 pub(crate) mod endpoint;
+pub(crate) mod job_client;
 pub(crate) mod metrics;
 pub mod server;
 pub(crate) mod tls;

@@ -56,6 +56,14 @@ pub(crate) fn verifier(
         let (_, ignored) = store.add_parsable_certificates(pinned.clone());
         ensure!(ignored == 0, "a root certificate cannot be read");
     }
+    issued_by(store, pinned, name_check)
+}
+
+fn issued_by(
+    store: RootCertStore,
+    pinned: Vec<CertificateDer<'static>>,
+    name_check: NameCheck,
+) -> anyhow::Result<Arc<dyn ServerCertVerifier>> {
     let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider());
     let webpki = webpki.build().context("TLS cannot be set up")?;
     Ok(Arc::new(IssuedByRoots {
@@ -63,6 +71,23 @@ pub(crate) fn verifier(
         pinned,
         name_check,
     }))
+}
+
+/// A client that trusts the system's roots and further ones.
+///
+/// # Errors
+/// No usable root certificate.
+pub(crate) fn trusting(extra_roots: Vec<CertificateDer<'static>>) -> anyhow::Result<ClientConfig> {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let (_, ignored) = store.add_parsable_certificates(extra_roots.clone());
+    ensure!(ignored == 0, "--ca-file: a certificate cannot be read");
+    ensure!(
+        !store.is_empty(),
+        "the system has no root certificates: install them (package ca-certificates), or name a file (--ca-file)"
+    );
+    let verifier = issued_by(store, extra_roots, NameCheck::Required)?;
+    Ok(client_config(verifier)?.with_no_client_auth())
 }
 
 /// Accepts every certificate: the connection is encrypted, but to whom is unknown.

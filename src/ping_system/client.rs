@@ -85,20 +85,19 @@ impl AgentClient {
         address_policy: AddressPolicy,
         authorization: Option<HeaderValue>,
         timeout: Duration,
-    ) -> reqwest::Result<Self> {
-        let build = |with_tls| {
-            net::client::builder(with_tls, Vec::new())
+    ) -> anyhow::Result<Self> {
+        let build = |with_tls| -> anyhow::Result<_> {
+            let builder = net::client::builder(with_tls, Vec::new())?
                 .dns_resolver(address_policy.clone())
                 // Pings are so rare that agents close idle connections in between, and a ping on a
                 // connection that is being closed would look like an unreachable agent.
                 .pool_max_idle_per_host(0)
-                .connect_timeout(timeout)
-                .build()
+                .connect_timeout(timeout);
+            Ok(builder.build()?)
         };
         let client = build(true).or_else(|error| {
             tracing::warn!(
-                "the system's root certificates cannot be loaded, agents at https cannot be asked: {}",
-                root_cause(&error)
+                "the system's root certificates cannot be loaded, agents at https cannot be asked: {error:#}"
             );
             build(false)
         })?;

@@ -211,15 +211,20 @@ async fn agent(client: &Client, agent_id: &str, url: &str) -> Finding {
 /// What answers where the jobs of each capability go. A job costs money, so none is sent.
 async fn gateway(config: &RunnerConfig, client: &Client) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
-    for capability in &config.gateway.capabilities {
-        let mut request = client.post(job_url(config, capability)).timeout(TIMEOUT);
+    let capabilities = &config.gateway.capabilities;
+    let asked = config
+        .gateway
+        .urls()
+        .flat_map(|url| capabilities.iter().map(move |c| (url, c)));
+    for (url, capability) in asked {
+        let mut request = client.post(job_url(url, capability)).timeout(TIMEOUT);
         request = request.headers(capability.headers.clone());
         if let Some(authorization) = &config.gateway.endpoint.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
         }
         let finding = match request.send().await {
-            Ok(answer) => answered(config, client, answer).await,
-            Err(error) => unreachable_gateway(config, &error),
+            Ok(answer) => answered(config, url, client, answer).await,
+            Err(error) => unreachable_gateway(url, &error),
         };
         // Most are alike.
         if !findings
@@ -232,8 +237,7 @@ async fn gateway(config: &RunnerConfig, client: &Client) -> Vec<Finding> {
     findings
 }
 
-async fn answered(config: &RunnerConfig, client: &Client, answer: Response) -> Finding {
-    let url = &config.gateway.endpoint.url;
+async fn answered(config: &RunnerConfig, url: &Url, client: &Client, answer: Response) -> Finding {
     let status = answer.status().as_u16();
     let body = read_body(answer, MAX_PROBED_BYTES)
         .await
@@ -249,7 +253,7 @@ async fn answered(config: &RunnerConfig, client: &Client, answer: Response) -> F
                 .to_owned()
         }
         Probed::NoSuchPath => {
-            let right = right_prefix(config, client).await;
+            let right = right_prefix(url, client).await;
             let right = right.unwrap_or_else(|| {
                 "Is this the node's port for HTTP (-httpAddr), not the one of its command line (-cliAddr)?".to_owned()
             });
@@ -279,8 +283,8 @@ async fn answered(config: &RunnerConfig, client: &Client, answer: Response) -> F
 }
 
 /// The prefix at which a gateway answers, if the usual ones do.
-async fn right_prefix(config: &RunnerConfig, client: &Client) -> Option<String> {
-    let mut base = config.gateway.endpoint.url.clone();
+async fn right_prefix(url: &Url, client: &Client) -> Option<String> {
+    let mut base = url.clone();
     for prefix in ["", "/gateway"] {
         base.set_path(prefix);
         let request = client
@@ -302,8 +306,7 @@ async fn right_prefix(config: &RunnerConfig, client: &Client) -> Option<String> 
     None
 }
 
-fn unreachable_gateway(config: &RunnerConfig, error: &reqwest::Error) -> Finding {
-    let url = &config.gateway.endpoint.url;
+fn unreachable_gateway(url: &Url, error: &reqwest::Error) -> Finding {
     let why = root_cause(error);
     let is_clear = ["InvalidContentType", "corrupt message", "handshake eof"];
     let advice = if is_clear.iter().any(|sign| why.contains(sign)) {

@@ -169,7 +169,7 @@ impl Run {
         events.record(&Event::Started { ts: events.now() });
         config.warn();
 
-        let shared = Arc::new(setup::shared(&config, client.clone(), &events, stop));
+        let shared = Arc::new(setup::shared(&config, &events, stop)?);
         let ping_system = Arc::new(setup::ping_system(&config, client));
         let ends_at = config
             .limits
@@ -194,6 +194,8 @@ impl Run {
                 interval,
             ));
         }
+        let tended = Arc::clone(&shared);
+        helpers.spawn(async move { tended.gateway.tend().await });
         let rates = Arc::clone(&shared.rates);
         helpers.spawn(async move { rates.end_throttling().await });
         let (sender, listed) = mpsc::channel(1);
@@ -290,7 +292,7 @@ fn description(config: &RunnerConfig) -> RunDescription {
         uptime_window: config.ping.window,
         stale_after: config.ping.stale_after,
         ping_urls: vec![config.ping.endpoint.url.to_string()],
-        gateway_urls: vec![config.gateway.endpoint.url.to_string()],
+        gateway_urls: config.gateway.urls().map(ToString::to_string).collect(),
         terms: run_terms(config),
         keep: config.record.keep,
     }

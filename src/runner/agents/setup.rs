@@ -7,19 +7,22 @@ use std::time::Duration;
 use anyhow::Context;
 use reqwest::{Client, Url};
 use tokio::sync::{Mutex, Semaphore};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::submitter::{JobCount, SubmitterContext};
 use crate::clock::AgeClock;
 use crate::net;
+use crate::net::dial::Dialer;
 use crate::net::endpoint::with_path;
+use crate::net::job_client::JobClient;
 use crate::runner::config::RunnerConfig;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::send::budget::Budgets;
 use crate::runner::send::capability::Capability;
-use crate::runner::send::gateway::{Gateway, Route};
+use crate::runner::send::gateway::{Gateway, Route, Site, SiteHealth};
 use crate::runner::send::in_flight::InFlightLimit;
 use crate::runner::uptime::client::PingSystem;
 use crate::runner::uptime::outage::OutageLog;
@@ -29,14 +32,13 @@ const MAX_POLL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Concurrent polls of the ping system, over all agents.
 const MAX_CONCURRENT_POLLS: usize = 8;
 
-/// The HTTP client for ping system and gateway.
+/// The HTTP client for all but jobs.
 ///
 /// # Errors
 /// When TLS is wanted and no roots can be loaded.
 pub(crate) fn client(config: &RunnerConfig) -> anyhow::Result<Client> {
-    let with_tls = [&config.ping.endpoint.url, &config.gateway.endpoint.url]
-        .iter()
-        .any(|u| u.scheme() == "https");
+    let mut urls = config.gateway.urls().chain([&config.ping.endpoint.url]);
+    let with_tls = urls.any(|url| url.scheme() == "https");
     net::client::new(with_tls, config.extra_roots.clone())
         .context("the HTTP client cannot be set up")
 }
@@ -59,15 +61,16 @@ pub(crate) fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
 }
 
 /// Gateway, limits and rates, for no agent yet.
-#[must_use]
+///
+/// # Errors
+/// When TLS is wanted and cannot be set up.
 pub(crate) fn shared(
     config: &RunnerConfig,
-    client: Client,
     events: &Arc<EventDispatcher>,
     stop: CancellationToken,
-) -> SubmitterContext<Gateway> {
-    SubmitterContext {
-        gateway: gateway(config, client),
+) -> anyhow::Result<SubmitterContext<Gateway>> {
+    Ok(SubmitterContext {
+        gateway: gateway(config).context("the way to the gateway cannot be set up")?,
         in_flight: Arc::new(InFlightLimit::new(config.limits.max_in_flight)),
         job_count: JobCount::new(config.limits.max_jobs),
         budgets: config
@@ -81,30 +84,41 @@ pub(crate) fn shared(
         jobs: TaskTracker::new(),
         stop,
         abandon: CancellationToken::new(),
-    }
+    })
 }
 
-/// Where the jobs of a capability go.
+/// Where the jobs of a capability go at a gateway's address, prefix included.
 #[must_use]
-pub(crate) fn job_url(config: &RunnerConfig, capability: &Capability) -> Url {
+pub(crate) fn job_url(gateway: &Url, capability: &Capability) -> Url {
     let route = capability.route.trim_start_matches('/');
-    with_path(
-        &config.gateway.endpoint.url,
-        &format!("process/request/{route}"),
-    )
+    with_path(gateway, &format!("process/request/{route}"))
 }
 
-fn gateway(config: &RunnerConfig, client: Client) -> Gateway {
-    let routes = config.gateway.capabilities.iter().map(|capability| {
-        Route::new(
-            job_url(config, capability),
-            capability.headers.clone(),
-            capability.expect.clone(),
-        )
-    });
-    Gateway::new(
-        client,
+fn gateway(config: &RunnerConfig) -> anyhow::Result<Gateway> {
+    let gateway = &config.gateway;
+    let is_https = gateway.urls().any(|url| url.scheme() == "https");
+    let tls = if is_https {
+        let tls = net::tls::trusting(config.extra_roots.clone())?;
+        Some(TlsConnector::from(Arc::new(tls)))
+    } else {
+        None
+    };
+    let site = |url: &Url| -> anyhow::Result<Site> {
+        let capabilities = gateway.capabilities.iter();
+        let uris = capabilities.map(|capability| job_url(url, capability).as_str().parse());
+        Ok(Site {
+            client: JobClient::new(Dialer::new(url, tls.clone())?),
+            uris: uris.collect::<Result<_, _>>()?,
+            health: SiteHealth::default(),
+        })
+    };
+    let routes = gateway
+        .capabilities
+        .iter()
+        .map(|capability| Route::new(capability.headers.clone(), capability.expect.clone()));
+    Ok(Gateway::new(
+        gateway.urls().map(site).collect::<Result<_, _>>()?,
         routes.collect(),
-        config.gateway.endpoint.authorization.clone(),
-    )
+        gateway.endpoint.authorization.clone(),
+    ))
 }

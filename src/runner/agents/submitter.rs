@@ -73,7 +73,9 @@ impl<G> SubmitterContext<G> {
                 name: name.clone(),
             }));
         }
-        if let (Outcome::Throttled, Some(patience)) = (answer.outcome, answer.retry_after) {
+        if let (Outcome::Throttled, Some(patience)) = (answer.outcome, answer.retry_after)
+            && !patience.is_zero()
+        {
             self.rates
                 .throttle_until(Instant::now().into_std() + patience);
         }
@@ -379,7 +381,10 @@ impl<G: SendJob> Submitter<G> {
                 outcome: answer.outcome,
                 is_stream: answer.is_stream,
                 // A timer that is late costs nobody anything.
-                time: ended_at.saturating_duration_since(sent_at).min(timeout),
+                time: ended_at
+                    .saturating_duration_since(sent_at)
+                    .saturating_sub(answer.connect.unwrap_or_default())
+                    .min(timeout),
                 timeout_seconds,
             };
             let charged = work.charged_seconds();

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
-use reqwest::Certificate;
+use rustls::pki_types::CertificateDer;
+use url::Url;
 
 use self::checks::{agents, agents_capabilities, capabilities, prices, record, sharing};
 use self::file::{FileTables, FileText};
@@ -54,7 +55,7 @@ pub struct RunnerConfig {
     /// What is recorded.
     pub record: RecordConfig,
     /// Further roots for https.
-    pub extra_roots: Vec<Certificate>,
+    pub extra_roots: Vec<CertificateDer<'static>>,
 }
 
 /// Which agents to follow.
@@ -87,6 +88,8 @@ pub struct PingConfig {
 pub struct GatewayConfig {
     /// The gateway, prefix included.
     pub endpoint: Endpoint,
+    /// Where jobs go if that accepts no connection, in this order, prefix included.
+    pub further_urls: Vec<Url>,
     /// At least one.
     pub capabilities: Vec<Capability>,
     /// The timeout of all jobs, instead of the capability's own.
@@ -194,6 +197,13 @@ impl RunnerConfig {
     pub fn has_budgets(&self) -> bool {
         let mut agents = self.agents.configured.iter();
         self.limits.budget.is_some() || agents.any(|agent| agent.budget.is_some())
+    }
+}
+
+impl GatewayConfig {
+    /// The gateway's addresses in the order in which they are preferred.
+    pub fn urls(&self) -> impl Iterator<Item = &Url> {
+        std::iter::once(&self.endpoint.url).chain(&self.further_urls)
     }
 }
 
@@ -384,7 +394,7 @@ impl RunnerArgs {
         let pause_after = jobs.pause_after.map(|Count(jobs)| jobs.get());
         allow_open_files(max_in_flight, configured.len(), all)?;
         let extra_roots = endpoints.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?;
-        let (ping_system, gateway) = resolve_endpoints(endpoints)?;
+        let (ping_system, gateway, further_urls) = resolve_endpoints(endpoints)?;
         let base = rate.rate.map_or_else(|| DEFAULT_RATE.parse(), Ok);
         let BaseRate(base) = base.map_err(anyhow::Error::msg)?;
         let config = RunnerConfig {
@@ -401,6 +411,7 @@ impl RunnerArgs {
             },
             gateway: GatewayConfig {
                 endpoint: gateway,
+                further_urls,
                 capabilities,
                 timeout: jobs.timeout.map(Span::get),
                 random_seed: jobs.random_seed.map(|Whole(seed)| seed),
@@ -437,21 +448,25 @@ impl RunnerArgs {
 }
 
 /// Ping system and gateway.
-fn resolve_endpoints(options: EndpointOptions) -> anyhow::Result<(Endpoint, Endpoint)> {
-    let (HttpUrl(ping_url), HttpUrl(gateway_url)) = (options.ping_url, options.gateway_url);
+fn resolve_endpoints(options: EndpointOptions) -> anyhow::Result<(Endpoint, Endpoint, Vec<Url>)> {
+    let HttpUrl(ping_url) = options.ping_url;
+    let urls = options.gateway_url.into_iter();
+    let mut urls = urls.map(|HttpUrl(url)| with_path(&url, &options.gateway_prefix));
     let ping_system = Endpoint {
         url: ping_url,
         authorization: bearer("--ping-token-file", options.ping_token_file, PING_TOKEN)?,
     };
     let gateway = Endpoint {
-        url: with_path(&gateway_url, &options.gateway_prefix),
+        url: urls
+            .next()
+            .context("--gateway-url: expected at least one")?,
         authorization: bearer(
             "--gateway-token-file",
             options.gateway_token_file,
             GATEWAY_TOKEN,
         )?,
     };
-    Ok((ping_system, gateway))
+    Ok((ping_system, gateway, urls.collect()))
 }
 
 /// One connection that polls and one that listens, for each agent, beside those of jobs.

@@ -127,9 +127,9 @@ pub(super) struct EndpointOptions {
     #[arg(long, value_name = "URL", default_value = "http://localhost:8000")]
     pub(super) ping_url: HttpUrl,
 
-    /// Gateway, or the proxy before it
+    /// Gateway, or the proxy before it; may be repeated: the first that accepts connections gets the jobs
     #[arg(long, value_name = "URL", default_value = "http://localhost:8088")]
-    pub(super) gateway_url: HttpUrl,
+    pub(super) gateway_url: Vec<HttpUrl>,
 
     /// What stands before /process/request/…; empty for a gateway without proxy
     #[arg(long, value_name = "PATH", default_value = "/gateway")]

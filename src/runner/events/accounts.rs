@@ -411,6 +411,7 @@ mod tests {
             cost: None,
             answer: JobAnswer {
                 is_stream: false,
+                connect: None,
                 retry_after: None,
                 unpaid_since: None,
                 status,

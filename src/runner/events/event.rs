@@ -19,6 +19,10 @@ use crate::wire::ping_system::HistoryPing;
 
 /// Something that happened in a run.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "events are passed by reference, and most of them are jobs"
+)]
 pub(crate) enum Event {
     /// The run began.
     Started { ts: DateTime<Utc> },
@@ -336,6 +340,8 @@ pub(crate) struct JobAnswer {
     pub error: Option<String>,
     /// Whether it is an event stream.
     pub is_stream: bool,
+    /// The part of its time that was spent on a new connection.
+    pub connect: Option<Duration>,
     /// How long a proxy asks not to be asked.
     pub retry_after: Option<Duration>,
     /// When the money of a stream ran out.
@@ -354,6 +360,7 @@ impl JobAnswer {
             metadata: None,
             error: Some(error),
             is_stream: false,
+            connect: None,
             retry_after: None,
             unpaid_since: None,
         }

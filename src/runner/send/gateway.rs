@@ -1,27 +1,40 @@
 //! Sends one job to the gateway and tells what came of it.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+use axum::body::Bytes;
+use axum::http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    USER_AGENT, X_CONTENT_TYPE_OPTIONS,
 };
-use reqwest::{Client, Response, StatusCode, Url};
+use axum::http::{Method, Request, Response, StatusCode, Uri};
+use chrono::{DateTime, Utc};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use crate::net::client::root_cause;
+use crate::net::client::cause_of;
+use crate::net::dial::watch_addresses;
+use crate::net::job_client::{Dialled, JobClient};
 use crate::runner::events::event::JobAnswer;
 use crate::runner::roster::CapabilityIndex;
 use crate::wire::expectation::{Expectation, ExpectedBody, MAX_EXPECTED_BYTES};
 use crate::wire::gateway::{
     BALANCE_HEADER, JOB_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, balance_wei,
 };
+use crate::wire::gateway_probe::{Probed, probed};
 use crate::wire::job_stream::{JobStream, StreamState};
 use crate::wire::outcome::{self, AnswerHead, Outcome};
 
+/// What the runner calls itself.
+const AGENT: &str = concat!("uptime-runner/", env!("CARGO_PKG_VERSION"));
+/// After so many answers in a row that no gateway gave, a site is down.
+const MAX_BAD_IN_A_ROW: u32 = 5;
+/// How often sites that are down are tried again, and for how long.
+const REVIVAL_INTERVAL: Duration = Duration::from_secs(1);
+const REVIVAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read to its end.
 const MAX_BODY_BYTES: u64 = 256 << 20;
 /// How much of an answer's header is kept.
@@ -53,18 +66,61 @@ pub(crate) trait SendJob: Send + Sync + 'static {
     fn send(&self, job: Job) -> impl Future<Output = JobAnswer> + Send;
 }
 
-/// A Livepeer BYOC gateway.
+/// A Livepeer BYOC gateway, reached at one of several addresses.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    client: Client,
+    /// In the order in which they are preferred; at least one.
+    sites: Vec<Site>,
+    /// By capability.
     routes: Vec<Route>,
     authorization: Option<HeaderValue>,
 }
 
-/// Where the jobs of a capability go, and what it requires of their answers.
+/// One address of the gateway.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub client: JobClient,
+    /// Where the jobs of each capability go.
+    pub uris: Vec<Uri>,
+    pub health: SiteHealth,
+}
+
+/// Whether a site is sent jobs.
+#[derive(Debug, Default)]
+pub(crate) struct SiteHealth {
+    is_down: AtomicBool,
+    bad_in_a_row: AtomicU32,
+}
+
+impl SiteHealth {
+    /// Takes in how a job ended there. Returns whether the site is down from now on.
+    fn ended(&self, outcome: Outcome) -> bool {
+        let is_bad = match outcome {
+            Outcome::Connect => true,
+            Outcome::BadGateway => {
+                self.bad_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_BAD_IN_A_ROW
+            }
+            _ => {
+                self.bad_in_a_row.store(0, Ordering::Relaxed);
+                false
+            }
+        };
+        is_bad && !self.is_down.swap(true, Ordering::Relaxed)
+    }
+
+    fn is_down(&self) -> bool {
+        self.is_down.load(Ordering::Relaxed)
+    }
+
+    fn is_up_again(&self) {
+        self.bad_in_a_row.store(0, Ordering::Relaxed);
+        self.is_down.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What the jobs of a capability have in common.
 #[derive(Debug)]
 pub(crate) struct Route {
-    url: Url,
     headers: HeaderMap,
     expect: Expectation,
     /// Whether the user knows that its streams should be tied.
@@ -72,19 +128,84 @@ pub(crate) struct Route {
 }
 
 impl Gateway {
-    /// A gateway that is reached by `client`, which must not follow redirects, with one route for
-    /// each capability.
+    /// With one route for each capability, at each site.
     #[must_use]
     pub(crate) fn new(
-        client: Client,
+        sites: Vec<Site>,
         routes: Vec<Route>,
         authorization: Option<HeaderValue>,
     ) -> Self {
         Self {
-            client,
+            sites,
             routes,
             authorization,
         }
+    }
+
+    /// Keeps the sites usable: leaves addresses that are gone, and tries again those that are down. Never returns.
+    pub(crate) async fn tend(&self) {
+        let watched = self
+            .sites
+            .iter()
+            .map(|site| watch_addresses(site.client.dialer(), || site.client.leave_connections()));
+        let revived = async {
+            loop {
+                tokio::time::sleep(REVIVAL_INTERVAL).await;
+                // A single one is used anyway.
+                for site in self.sites.iter().filter(|site| site.health.is_down()) {
+                    self.revive(site).await;
+                }
+            }
+        };
+        tokio::join!(futures_util::future::join_all(watched), revived);
+    }
+
+    /// Asks a site without sending a job (`.github/docs/gateway.md`).
+    async fn revive(&self, site: &Site) {
+        let Some(uri) = site.uris.first() else { return };
+        let request = self.request(uri, &self.routes[0], None, Bytes::new());
+        let answered = async {
+            let answer = site.client.request(request).await.ok()?;
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.ok()?.to_bytes();
+            Some(probed(status, &body))
+        };
+        let probed = tokio::time::timeout(REVIVAL_TIMEOUT, answered).await;
+        if let Ok(Some(Probed::Gateway)) = probed {
+            site.health.is_up_again();
+            tracing::info!("the gateway at {uri} answers again");
+        }
+    }
+
+    fn request(
+        &self,
+        uri: &Uri,
+        route: &Route,
+        job_header: Option<HeaderValue>,
+        body: Bytes,
+    ) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri.clone();
+        let headers = request.headers_mut();
+        headers.clone_from(&route.headers);
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(job_header) = job_header {
+            headers.insert(HeaderName::from_static(JOB_HEADER), job_header);
+        }
+        request
+    }
+
+    /// The sites to try, in this order: those that are up, or all.
+    fn sites(&self) -> impl Iterator<Item = &Site> {
+        let all_down = self.sites.iter().all(|site| site.health.is_down());
+        let sites = self.sites.iter();
+        sites.filter(move |site| all_down || !site.health.is_down())
     }
 
     /// Sends a job and reads its answer. What it has said so far is in `partial`, also where this is cancelled.
@@ -92,30 +213,58 @@ impl Gateway {
         let header = HeaderValue::try_from(job.header)
             .expect("base64 has only characters that a header may have");
         let route = &self.routes[job.capability.0];
-        let mut request = self
-            .client
-            .post(route.url.clone())
-            .headers(route.headers.clone())
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .header(HeaderName::from_static(JOB_HEADER), header)
-            .body(job.body);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
-        }
-        let response = request.send().await.map_err(|error| failure(&error))?;
-        partial.status = Some(response.status().as_u16());
-        partial.headers = KeptHeaders::of(response.headers());
-        partial.retry_after = retry_after(response.headers(), Utc::now());
-        if is_stream(&response) {
-            if !job.is_tied {
-                route.warn_of_stream();
+        let body = Bytes::from(job.body);
+        let mut last = None;
+        for site in self.sites() {
+            let uri = &site.uris[job.capability.0];
+            let request = self.request(uri, route, Some(header.clone()), body.clone());
+            let began = std::time::Instant::now();
+            let result = match site.client.request(request).await {
+                Ok(response) => {
+                    let dialled = response.extensions().get::<Dialled>();
+                    // One that was made for another request, and came first, is an old one.
+                    let own = dialled.filter(|dialled| dialled.began >= began);
+                    partial.connect = own.map(|dialled| dialled.took);
+                    read(response, uri, route, job.is_tied, partial).await
+                }
+                Err(error) => Err(failure(&error)),
+            };
+            let outcome = match &result {
+                Ok((outcome, _)) | Err(Unread { outcome, .. }) => *outcome,
+            };
+            if site.health.ended(outcome) && self.sites.len() > 1 {
+                tracing::warn!("the gateway at {uri} is down: jobs go to the next one");
             }
-            partial.is_stream = true;
-            read_stream(response, partial).await
-        } else {
-            let has_orchestrator = partial.headers.orchestrator.is_some();
-            read_whole(response, has_orchestrator, &route.expect).await
+            // Nothing was sent.
+            if outcome != Outcome::Connect {
+                return result;
+            }
+            last = Some(result);
         }
+        last.unwrap_or_else(|| Err(lost("there is no gateway".to_owned())))
+    }
+}
+
+/// Reads an answer to its end.
+async fn read(
+    response: Response<Incoming>,
+    uri: &Uri,
+    route: &Route,
+    is_tied: bool,
+    partial: &mut PartialAnswer,
+) -> Result<Judged, Unread> {
+    partial.status = Some(response.status().as_u16());
+    partial.headers = KeptHeaders::of(response.headers());
+    partial.retry_after = retry_after(response.headers(), Utc::now());
+    if is_stream(&response) {
+        if !is_tied {
+            route.warn_of_stream(uri);
+        }
+        partial.is_stream = true;
+        read_stream(response, partial).await
+    } else {
+        let has_orchestrator = partial.headers.orchestrator.is_some();
+        read_whole(response, has_orchestrator, &route.expect).await
     }
 }
 
@@ -125,6 +274,7 @@ struct PartialAnswer {
     status: Option<u16>,
     headers: KeptHeaders,
     retry_after: Option<Duration>,
+    connect: Option<Duration>,
     is_stream: bool,
     /// Its events, if it is a stream.
     stream: JobStream,
@@ -133,21 +283,20 @@ struct PartialAnswer {
 
 impl Route {
     #[must_use]
-    pub(crate) fn new(url: Url, headers: HeaderMap, expect: Expectation) -> Self {
+    pub(crate) fn new(headers: HeaderMap, expect: Expectation) -> Self {
         Self {
-            url,
             headers,
             expect,
             is_warned: AtomicBool::new(false),
         }
     }
 
-    fn warn_of_stream(&self) {
+    fn warn_of_stream(&self, uri: &Uri) {
         if !self.is_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "{} answers with event streams, and the agent has no orchestrators in the file: a gateway that knows several \
                  has a stream done again by the next one, or loses a place there for good; give each agent its orchestrators",
-                self.url
+                uri
             );
         }
     }
@@ -170,6 +319,7 @@ impl SendJob for Gateway {
             status,
             headers,
             retry_after,
+            connect,
             is_stream,
             stream,
             unpaid_since,
@@ -190,6 +340,7 @@ impl SendJob for Gateway {
             error,
             is_stream,
             retry_after,
+            connect,
             unpaid_since,
         }
     }
@@ -284,7 +435,7 @@ struct Unread {
     error: String,
 }
 
-fn is_stream(response: &Response) -> bool {
+fn is_stream(response: &Response<Incoming>) -> bool {
     let content_type = response.headers().get(CONTENT_TYPE);
     let content_type = content_type.map(|kind| kind.as_bytes().to_ascii_lowercase());
     response.status() == StatusCode::OK
@@ -293,18 +444,15 @@ fn is_stream(response: &Response) -> bool {
 
 /// Reads pieces until `take` says that these were enough.
 async fn read_pieces(
-    response: &mut Response,
+    body: &mut Incoming,
     mut take: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), Unread> {
     let mut read: u64 = 0;
-    while let Some(piece) = response.chunk().await.map_err(|error| Unread {
-        outcome: if error.is_timeout() {
-            Outcome::Timeout
-        } else {
-            Outcome::Transport
-        },
-        error: root_cause(&error),
-    })? {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| lost(cause_of(&error)))?;
+        let Ok(piece) = frame.into_data() else {
+            continue;
+        };
         read += piece.len() as u64;
         if read > MAX_BODY_BYTES {
             return Err(lost(format!("answer over {} MiB", MAX_BODY_BYTES >> 20)));
@@ -326,17 +474,18 @@ fn lost(error: String) -> Unread {
 /// Reads the body to its end and throws it away but for its start: all that is needed of an error's text, one byte of a
 /// success of which nothing is expected.
 async fn read_whole(
-    mut response: Response,
+    response: Response<Incoming>,
     has_orchestrator: bool,
     expect: &Expectation,
 ) -> Result<Judged, Unread> {
-    let headers = response.headers();
+    let (parts, mut body) = response.into_parts();
+    let headers = &parts.headers;
     let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::to_owned);
     let content_type = text(CONTENT_TYPE);
     let has_nosniff =
         text(X_CONTENT_TYPE_OPTIONS).is_some_and(|kind| kind.eq_ignore_ascii_case("nosniff"));
     let has_retry_after = headers.contains_key(RETRY_AFTER);
-    let status = response.status().as_u16();
+    let status = parts.status.as_u16();
     let kept_bytes = match status {
         200 if expect.is_empty() => 1,
         // One byte more tells that it is too long.
@@ -344,7 +493,7 @@ async fn read_whole(
         _ => KEPT_BYTES,
     };
     let mut start: Vec<u8> = Vec::new();
-    read_pieces(&mut response, |piece| {
+    read_pieces(&mut body, |piece| {
         let wanted = kept_bytes.saturating_sub(start.len()).min(piece.len());
         start.extend_from_slice(&piece[..wanted]);
         false
@@ -363,11 +512,12 @@ async fn read_whole(
 /// Reads a stream to its end mark. A gateway goes on with the next orchestrator, or with empty lines without end: dropping
 /// the response closes the connection.
 async fn read_stream(
-    mut response: Response,
+    response: Response<Incoming>,
     partial: &mut PartialAnswer,
 ) -> Result<Judged, Unread> {
     let mut state = StreamState::GoesOn;
-    read_pieces(&mut response, |piece| {
+    let mut body = response.into_body();
+    read_pieces(&mut body, |piece| {
         state = partial.stream.push(piece);
         if partial.unpaid_since.is_none() && partial.stream.is_unpaid() {
             partial.unpaid_since = Some(Instant::now());
@@ -384,17 +534,15 @@ async fn read_stream(
     }
 }
 
-fn failure(error: &reqwest::Error) -> Unread {
+fn failure(error: &hyper_util::client::legacy::Error) -> Unread {
     let outcome = if error.is_connect() {
         Outcome::Connect
-    } else if error.is_timeout() {
-        Outcome::Timeout
     } else {
         Outcome::Transport
     };
     Unread {
         outcome,
-        error: root_cause(error),
+        error: cause_of(error),
     }
 }
 

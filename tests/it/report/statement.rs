@@ -66,7 +66,8 @@ fn answer(stream: &mut TcpStream, way: usize, orchestrator: &str) -> (&'static s
         ),
         2 => respond(stream, 400, OWN, "Insufficient balance for request\n"),
         3 => respond(stream, 502, "", ""),
-        4 => respond(stream, 503, "Retry-After: 1\r\n", ""),
+        // Without patience, so that nothing is withheld.
+        4 => respond(stream, 503, "Retry-After: 0\r\n", ""),
         5 => respond(stream, 200, "", ""),
         _ => respond(stream, 200, &by, "{}"),
     }

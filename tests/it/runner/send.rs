@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::{
     Finished, OWN, PingSystem, RawServer, Runner, free_port, get, good_gateway, respond, wait_until,
@@ -220,6 +222,74 @@ fn nobody_there_is_no_connection() {
         );
         assert!(job["error"].as_str().unwrap().contains("refused"), "{job}");
     }
+}
+
+#[test]
+fn of_two_gateways_one_may_die_and_come_back() {
+    let pings = PingSystem::start(99.5);
+    let port = free_port();
+    let first = format!("http://127.0.0.1:{port}");
+    let second = good_gateway();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runner.toml");
+    let urls = format!(
+        "gateway_url = ['{first}', '{}']\nrate = 600\n",
+        second.url()
+    );
+    std::fs::write(&file, urls).unwrap();
+    let arguments = ["--config", file.to_str().unwrap(), "--agent", "agent-001"];
+    // The first one is not there yet: no job is lost.
+    let mut command = crate::support::binary();
+    command
+        .args(["--output", "json", "--ping-url", &pings.url()])
+        .args(arguments);
+    let mut runner = Runner::spawn(command);
+    let job = runner.wait_for_event("job");
+    assert_eq!(job["outcome"], "success", "{job}");
+    assert!(!second.requests.lock().unwrap().is_empty());
+    // It comes, is found by a request without a job, and gets the jobs.
+    let jobs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&jobs);
+    let gateway = RawServer::start_at(port, move |stream, head| {
+        if head.to_ascii_lowercase().contains("\r\nlivepeer:") {
+            counted.fetch_add(1, Ordering::Relaxed);
+            respond(stream, 200, DONE_BY, "{}");
+        } else {
+            respond(
+                stream,
+                400,
+                OWN,
+                "Unable to parse job request, err=unexpected end of JSON input\n",
+            );
+        }
+    });
+    wait_until("jobs at the first gateway", || {
+        (jobs.load(Ordering::Relaxed) > 3).then_some(())
+    });
+    drop(gateway);
+    runner.signal(Signal::INT);
+    let finished = runner.finish();
+    assert!(
+        finished.stderr.contains("is down: jobs go to the next one"),
+        "{}",
+        finished.stderr
+    );
+    assert!(
+        finished.stderr.contains("answers again"),
+        "{}",
+        finished.stderr
+    );
+    for job in finished.of_kind("job") {
+        assert_eq!(job["outcome"], "success", "{job}");
+    }
+}
+
+#[test]
+fn the_time_of_a_new_connection_is_told() {
+    let finished = means("success", Some(200), &[], |s, _| respond(s, 200, "", "{}"));
+    let jobs = finished.of_kind("job");
+    let connect = jobs[0]["connect_ms"].as_f64().unwrap();
+    assert!(connect > 0.0 && connect < jobs[0]["latency_ms"].as_f64().unwrap());
 }
 
 #[test]

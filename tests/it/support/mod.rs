@@ -323,7 +323,14 @@ pub(crate) struct RawServer {
 
 impl RawServer {
     pub(crate) fn start(answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at(0, answer)
+    }
+
+    pub(crate) fn start_at(
+        port: u16,
+        answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let address = listener.local_addr().unwrap();
         let requests: Arc<Mutex<Vec<_>>> = Arc::default();
         let answer = Arc::new(answer);

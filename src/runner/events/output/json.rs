@@ -104,6 +104,7 @@ enum JsonEvent<'a> {
         status: Option<u16>,
         #[serde(serialize_with = "as_milliseconds")]
         latency_ms: Duration,
+        connect_ms: Option<f64>,
         #[serde(serialize_with = "as_milliseconds")]
         send_lag_ms: Duration,
         rate: JobsPerMinute,
@@ -237,6 +238,7 @@ fn job<'a>(done: &'a JobDone, roster: &'a Roster) -> JsonEvent<'a> {
         outcome: answer.outcome,
         status: answer.status,
         latency_ms: done.latency,
+        connect_ms: answer.connect.map(milliseconds),
         send_lag_ms: done.send_lag,
         rate: done.rate,
         uptime_percent: done.uptime,
