@@ -3,6 +3,7 @@
 
 pub(crate) mod jobs;
 mod read;
+mod sums;
 pub mod verify;
 
 use std::collections::BTreeMap;

@@ -10,19 +10,16 @@ use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 use super::jobs::JobsFile;
-use super::{
-    AgentStatement, AmountSource, BalancesSpent, ChargedAt, Day, Ended, FORMAT, Gap, Head, JobSums,
-    OutcomeSum, RunStatement, SlotSums, Statements, WithheldInterval, day, instant,
-};
+use super::sums::{AgentSums, Interval, Job, UNKNOWN};
+use super::{AgentStatement, Ended, FORMAT, Gap, Head, RunStatement, Statements, instant};
 use crate::money::{Wei, WeiPerSecond};
-use crate::report::balance::{BalanceSums, OrchestratorBalances, ToldBalance};
+use crate::report::balance::{OrchestratorBalances, ToldBalance};
 use crate::report::history::{HistoryError, ReadOptions, RecordedRuns};
 use crate::report::period::Period;
-use crate::report::timeline::{Micros, Slots, Timeline, UptimeIntegral, cause};
+use crate::report::timeline::{Micros, Slots, cause};
 use crate::runner::events::event::RateReason;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::charge::Work;
-use crate::wire::coverage::mean_between;
 use crate::wire::outcome::Outcome;
 use crate::wire::ping_system::HistoryPing;
 
@@ -30,9 +27,6 @@ use crate::wire::ping_system::HistoryPing;
 const ALIVE: Micros = 10_000_000;
 /// Slots are recorded every second: jobs that were sent so long before a row are all in it.
 const SLOTS_LAG: Micros = 3_000_000;
-const DAY: Micros = 86_400_000_000;
-/// What became of a job that was in flight when its runner was killed.
-pub(super) const UNKNOWN: &str = "unknown";
 /// The reasons of dropped slots, in the order of their columns.
 const DROPPED: [&str; 3] = ["in_flight", "late", "budget"];
 
@@ -65,45 +59,6 @@ struct Run {
     is_old: bool,
     /// Whether it is in more than one place: its jobs may be, too.
     is_split: bool,
-}
-
-/// What an agent's records add up to.
-#[derive(Debug, Default)]
-struct AgentSums {
-    jobs: JobSums,
-    charged: BTreeMap<(String, String), Charge>,
-    days: BTreeMap<Micros, Day>,
-    has_price: bool,
-    amount: Wei,
-    balance: BalanceSums,
-    pings: BTreeMap<Micros, HistoryPing>,
-    withheld: BTreeMap<String, u64>,
-    dropped: BTreeMap<String, u64>,
-    intervals: Vec<Interval>,
-    /// Jobs that the slots tell, less those that are recorded.
-    missing: i64,
-    /// Slots of runs that did not record them.
-    old_asked: u64,
-    old_uptimes: Vec<Timeline>,
-}
-
-#[derive(Debug)]
-struct Charge {
-    price: WeiPerSecond,
-    from: Micros,
-    until: Micros,
-    jobs: u64,
-    seconds: u64,
-}
-
-#[derive(Debug)]
-struct Interval {
-    from: Micros,
-    until: Micros,
-    reason: String,
-    rate: JobsPerMinute,
-    base: JobsPerMinute,
-    slots: u64,
 }
 
 /// An agent's slots of a run, as they were recorded last.
@@ -226,6 +181,14 @@ impl<'a> FileContent<'a> {
         let agents: Vec<String> = self.agents.keys().map(ToString::to_string).collect();
         agents.join(",")
     }
+}
+
+/// A job that counts.
+struct Found {
+    /// When its run began and ended.
+    run: (Micros, Micros),
+    job_id: Uuid,
+    sent_at: Micros,
 }
 
 struct Reader<'a, W: Write> {
@@ -493,6 +456,32 @@ impl<W: Write> Reader<'_, W> {
         Ok(())
     }
 
+    /// The job of a row that begins with run, agent, capability, id and time, if it counts.
+    fn find(&mut self, file: &FileContent<'_>, row: &Row<'_>) -> rusqlite::Result<Option<Found>> {
+        let number: i64 = row.get(0)?;
+        let known = file.runs.get(&number);
+        let Some((id, run)) = known.and_then(|id| self.runs.get_key_value(id)) else {
+            return Ok(None);
+        };
+        let job_id: Vec<u8> = row.get(3)?;
+        if run.is_split && !self.seen.insert(job_id.clone()) {
+            return Ok(None);
+        }
+        let agent: i64 = row.get(1)?;
+        let name = &file.agents[&agent];
+        let sent_at: Micros = row.get(4)?;
+        let window = self.windows.get(&(id.clone(), name.clone()));
+        if window.is_some_and(|window| window.from < sent_at && sent_at <= window.last.at) {
+            self.agents.entry(name.clone()).or_default().missing -= 1;
+        }
+        let found = Found {
+            run: (run.started_at, run.end),
+            job_id: Uuid::from_slice(&job_id).unwrap_or_default(),
+            sent_at,
+        };
+        Ok((sent_at >= self.period.from).then_some(found))
+    }
+
     fn read_jobs(&mut self, file: &FileContent<'_>) -> anyhow::Result<()> {
         let Period { from, until } = self.period;
         let mut balances: HashMap<i64, OrchestratorBalances> = HashMap::new();
@@ -506,28 +495,17 @@ impl<W: Write> Reader<'_, W> {
         let mut rows = statement.query(params![from.saturating_sub(SLOTS_LAG), until])?;
         while let Some(row) = rows.next()? {
             let number: i64 = row.get(0)?;
-            let Some((id, run)) = file
-                .runs
-                .get(&number)
-                .and_then(|id| self.runs.get_key_value(id))
+            let Some(Found {
+                run,
+                job_id,
+                sent_at,
+            }) = self.find(file, row)?
             else {
                 continue;
             };
-            let job_id: Vec<u8> = row.get(3)?;
-            if run.is_split && !self.seen.insert(job_id.clone()) {
-                continue;
-            }
             let agent: i64 = row.get(1)?;
             let name = &file.agents[&agent];
-            let sent_at: Micros = row.get(4)?;
-            let window = self.windows.get(&(id.clone(), name.clone()));
             let sums = self.agents.entry(name.clone()).or_default();
-            if window.is_some_and(|window| window.from < sent_at && sent_at <= window.last.at) {
-                sums.missing -= 1;
-            }
-            if sent_at < from {
-                continue;
-            }
             let outcome: String = row.get(5)?;
             let outcome = Outcome::named(&outcome).ok_or(HistoryError::Unknown {
                 column: "jobs.outcome",
@@ -563,7 +541,7 @@ impl<W: Write> Reader<'_, W> {
             let capability = &file.capabilities[&capability];
             let sent_to: Option<String> = row.get(10)?;
             let job = Job {
-                id: Uuid::from_slice(&job_id).unwrap_or_default(),
+                id: job_id,
                 agent: name,
                 capability,
                 orchestrator: orchestrator.or(sent_to).unwrap_or_default(),
@@ -572,7 +550,7 @@ impl<W: Write> Reader<'_, W> {
                 seconds: work.outcome.is_charged(work.is_stream).then_some(seconds),
                 price,
             };
-            let charged_in = (run.started_at.max(from), run.end.min(until));
+            let charged_in = (run.0.max(from), run.1.min(until));
             sums.add(&job, outcome == Outcome::Success, charged_in);
             if let Some(out) = &mut self.jobs_file {
                 job.write(out)?;
@@ -591,30 +569,17 @@ impl<W: Write> Reader<'_, W> {
         let mut rows = statement.query(params![from.saturating_sub(SLOTS_LAG), until])?;
         while let Some(row) = rows.next()? {
             let number: i64 = row.get(0)?;
-            let Some((id, run)) = file
-                .runs
-                .get(&number)
-                .and_then(|id| self.runs.get_key_value(id))
+            let Some(Found {
+                job_id, sent_at, ..
+            }) = self.find(file, row)?
             else {
                 continue;
             };
-            let job_id: Vec<u8> = row.get(3)?;
-            if run.is_split && !self.seen.insert(job_id.clone()) {
-                continue;
-            }
             let agent: i64 = row.get(1)?;
             let name = &file.agents[&agent];
-            let sent_at: Micros = row.get(4)?;
-            let window = self.windows.get(&(id.clone(), name.clone()));
             let sums = self.agents.entry(name.clone()).or_default();
-            if window.is_some_and(|window| window.from < sent_at && sent_at <= window.last.at) {
-                sums.missing -= 1;
-            }
-            if sent_at < from {
-                continue;
-            }
             let job = Job {
-                id: Uuid::from_slice(&job_id).unwrap_or_default(),
+                id: job_id,
                 agent: name,
                 capability: &file.capabilities[&row.get(2)?],
                 orchestrator: String::new(),
@@ -762,182 +727,5 @@ impl Run {
         self.end = self.end.max(other.end);
         let dropped = &mut self.statement.records_dropped;
         *dropped = (*dropped).max(other.statement.records_dropped);
-    }
-}
-
-/// A job of a statement.
-struct Job<'a> {
-    id: Uuid,
-    agent: &'a str,
-    capability: &'a str,
-    orchestrator: String,
-    sent_at: Micros,
-    outcome: &'static str,
-    /// If it is charged.
-    seconds: Option<u64>,
-    price: Option<&'a WeiPerSecond>,
-}
-
-impl Job<'_> {
-    fn amount(&self) -> Wei {
-        let seconds = self.seconds.unwrap_or(0);
-        self.price
-            .map_or_else(Wei::default, |price| price.for_seconds(seconds))
-    }
-
-    fn write<W: Write>(&self, out: &mut JobsFile<W>) -> csv::Result<()> {
-        let price = self.price.map(ToString::to_string).unwrap_or_default();
-        out.write([
-            &self.id.to_string(),
-            self.agent,
-            self.capability,
-            &self.orchestrator,
-            &instant(self.sent_at),
-            self.outcome,
-            &self.seconds.unwrap_or(0).to_string(),
-            &price,
-            &self.amount().to_string(),
-        ])
-    }
-}
-
-impl AgentSums {
-    /// `charged_in` is the time of the job's run in the period.
-    fn add(&mut self, job: &Job<'_>, succeeded: bool, charged_in: (Micros, Micros)) {
-        let amount = job.amount();
-        let seconds = job.seconds.unwrap_or(0);
-        self.jobs.sent += 1;
-        self.jobs.succeeded += u64::from(succeeded);
-        if !self.jobs.outcomes.contains_key(job.outcome) {
-            let none = OutcomeSum::default();
-            self.jobs.outcomes.insert(job.outcome.to_owned(), none);
-        }
-        if let Some(outcome) = self.jobs.outcomes.get_mut(job.outcome) {
-            outcome.jobs += 1;
-            outcome.seconds += seconds;
-            outcome.amount_wei += &amount;
-        }
-        let day_of = job.sent_at.div_euclid(DAY) * DAY;
-        let of_day = self.days.entry(day_of).or_insert_with(|| Day {
-            day: day(day_of),
-            jobs: 0,
-            succeeded: 0,
-            amount_wei: Wei::default(),
-        });
-        of_day.jobs += 1;
-        of_day.succeeded += u64::from(succeeded);
-        of_day.amount_wei += &amount;
-        self.amount += &amount;
-        let Some(price) = job.price else { return };
-        self.has_price = true;
-        if job.seconds.is_none() {
-            return;
-        }
-        let key = (job.capability.to_owned(), price.to_string());
-        let (from, until) = charged_in;
-        let charge = self.charged.entry(key).or_insert_with(|| Charge {
-            price: price.clone(),
-            from,
-            until,
-            jobs: 0,
-            seconds: 0,
-        });
-        charge.from = charge.from.min(from);
-        charge.until = charge.until.max(until);
-        charge.jobs += 1;
-        charge.seconds += seconds;
-    }
-
-    /// Times that follow each other at the same rates for the same reason are one.
-    fn withhold(&mut self, new: Interval) {
-        let terms = |interval: &Interval| (interval.rate, interval.base);
-        match self.intervals.last_mut() {
-            Some(last)
-                if last.until == new.from
-                    && terms(last) == terms(&new)
-                    && last.reason == new.reason =>
-            {
-                last.until = new.until;
-                last.slots += new.slots;
-            }
-            _ => self.intervals.push(new),
-        }
-    }
-
-    fn uptime(&self, from: Micros, until: Micros) -> Option<Percent> {
-        let time = |micros| DateTime::from_timestamp_micros(micros);
-        let pings: Vec<HistoryPing> = self.pings.values().cloned().collect();
-        let of_pings = mean_between(&pings, time(from)?, time(until)?);
-        of_pings.or_else(|| UptimeIntegral::of(&self.old_uptimes).mean(from, until))
-    }
-
-    fn statement(self, agent_id: String, from: Micros, until: Micros) -> AgentStatement {
-        let uptime_percent = self.uptime(from, until);
-        let accounted = self.jobs.sent
-            + self.withheld.values().sum::<u64>()
-            + self.dropped.values().sum::<u64>();
-        // What runs of 0.1.0 dropped is not known.
-        let missing = self.missing.max(0).unsigned_abs();
-        let of_old = if self.old_asked > 0 {
-            self.old_asked.saturating_sub(accounted)
-        } else {
-            0
-        };
-        let unaccounted = missing.max(of_old);
-        let (amount, amount_from) = if self.has_price {
-            (self.amount, AmountSource::Price)
-        } else if self.balance.jobs > 0 {
-            (self.balance.spent.clone(), AmountSource::Balance)
-        } else {
-            (Wei::default(), AmountSource::None)
-        };
-        let balances = (self.balance.jobs > 0).then(|| BalancesSpent {
-            differs_by_wei: self.balance.spent.clone() - &amount,
-            spent_wei: self.balance.spent,
-        });
-        let mut intervals = self.intervals;
-        intervals.sort_by_key(|interval| interval.from);
-        AgentStatement {
-            agent_id,
-            uptime_percent,
-            slots: SlotSums {
-                asked: accounted + unaccounted,
-                sent: self.jobs.sent,
-                withheld: self.withheld,
-                dropped: self.dropped,
-                unaccounted,
-            },
-            jobs: self.jobs,
-            withheld: intervals
-                .into_iter()
-                .map(|interval| WithheldInterval {
-                    from: instant(interval.from),
-                    until: instant(interval.until),
-                    reason: interval.reason,
-                    rate: interval.rate,
-                    base_rate: interval.base,
-                    slots: interval.slots,
-                })
-                .collect(),
-            charged: self
-                .charged
-                .into_iter()
-                .map(|((capability, price_wei), charge)| ChargedAt {
-                    capability,
-                    price_wei,
-                    per: "second",
-                    from: instant(charge.from),
-                    until: instant(charge.until),
-                    jobs: charge.jobs,
-                    seconds: charge.seconds,
-                    amount_wei: charge.price.for_seconds(charge.seconds),
-                })
-                .collect(),
-            days: self.days.into_values().collect(),
-            amount_eth: amount.in_eth(),
-            amount_wei: amount,
-            amount_from,
-            balances,
-        }
     }
 }

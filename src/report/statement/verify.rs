@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::jobs::{COLUMNS, sha256, text_of};
-use super::read::UNKNOWN;
+use super::sums::UNKNOWN;
 use crate::money::Wei;
 
 /// `uptime-runner verify`.
