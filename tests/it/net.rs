@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use crate::support::{PingSystem, Runner};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use crate::support::{PingSystem, Runner, binary};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -20,6 +20,19 @@ fn https_gateway() -> (String, String) {
         .unwrap()
         .signed_by(&key, &Issuer::new(root, root_key))
         .unwrap();
+    (serve(&certificate, &key), root_pem)
+}
+
+/// The same with a self-signed certificate that is marked as an authority, as openssl makes it, for this name.
+fn self_signed_gateway(name: &str) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut certificate = CertificateParams::new([name.to_owned()]).unwrap();
+    certificate.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = certificate.self_signed(&key).unwrap();
+    (serve(&certificate, &key), certificate.pem())
+}
+
+fn serve(certificate: &Certificate, key: &KeyPair) -> String {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -39,7 +52,7 @@ fn https_gateway() -> (String, String) {
             std::thread::spawn(move || answer_one(StreamOwned::new(connection, tcp)));
         }
     });
-    (format!("https://localhost:{port}"), root_pem)
+    format!("https://localhost:{port}")
 }
 
 fn answer_one(mut stream: impl Read + Write) {
@@ -87,5 +100,25 @@ fn a_private_root_is_trusted_when_it_is_named() {
             finished.summary()["capabilities"]["gpu-check"]["attempts"],
             3
         );
+    }
+}
+
+#[test]
+fn a_self_signed_certificate_is_compared_and_its_name_checked() {
+    let pings = PingSystem::start(99.5);
+    for (name, outcome) in [("localhost", "success"), ("elsewhere.example", "connect")] {
+        let (url, pem) = self_signed_gateway(name);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("own.pem");
+        std::fs::write(&file, pem).unwrap();
+        let arguments = ["--max-jobs", "1", "--ca-file", file.to_str().unwrap()];
+        let finished = Runner::start(&pings.url(), &url, &arguments).finish();
+        let job = finished.of_kind("job")[0];
+        assert_eq!(job["outcome"], outcome, "{job}");
+        let mut check = binary();
+        check.args(["check", "--agent", "agent-001", "--ping-url", &pings.url()]);
+        check.args(["--gateway-url", &url, "--timeout", "77s"]);
+        let said = String::from_utf8(check.output().unwrap().stdout).unwrap();
+        assert!(said.contains("its certificate is not trusted"), "{said}");
     }
 }
