@@ -1,6 +1,7 @@
 //! Sends one job to the gateway and tells what came of it.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use axum::http::{Method, Request, Response, StatusCode, Uri};
 use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::capture_connection;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::net::client::cause_of;
@@ -209,7 +212,12 @@ impl Gateway {
     }
 
     /// Sends a job and reads its answer. What it has said so far is in `partial`, also where this is cancelled.
-    async fn exchange(&self, job: Job, partial: &mut PartialAnswer) -> Result<Judged, Unread> {
+    async fn exchange(
+        &self,
+        job: Job,
+        partial: &mut PartialAnswer,
+        connected: &Notify,
+    ) -> Result<Judged, Unread> {
         let header = HeaderValue::try_from(job.header)
             .expect("base64 has only characters that a header may have");
         let route = &self.routes[job.capability.0];
@@ -217,9 +225,20 @@ impl Gateway {
         let mut last = None;
         for site in self.sites() {
             let uri = &site.uris[job.capability.0];
-            let request = self.request(uri, route, Some(header.clone()), body.clone());
+            let mut request = self.request(uri, route, Some(header.clone()), body.clone());
+            let mut connection = capture_connection(&mut request);
+            let has_connection = async {
+                drop(connection.wait_for_connection_metadata().await);
+                connected.notify_one();
+            };
             let began = std::time::Instant::now();
-            let result = match site.client.request(request).await {
+            let mut answer = pin!(site.client.request(request));
+            let answer = tokio::select! {
+                biased;
+                answer = &mut answer => answer,
+                () = has_connection => answer.await,
+            };
+            let result = match answer {
                 Ok(response) => {
                     let dialled = response.extensions().get::<Dialled>();
                     // One that was made for another request, and came first, is an old one.
@@ -306,8 +325,17 @@ impl SendJob for Gateway {
     async fn send(&self, job: Job) -> JobAnswer {
         let timeout = job.timeout;
         let mut partial = PartialAnswer::default();
-        let exchange = tokio::time::timeout(timeout, self.exchange(job, &mut partial)).await;
-        let (outcome, error) = match exchange {
+        let connected = Notify::new();
+        let result = {
+            let mut exchange = pin!(self.exchange(job, &mut partial, &connected));
+            // Connecting has a time of its own.
+            tokio::select! {
+                biased;
+                result = &mut exchange => Ok(result),
+                () = connected.notified() => tokio::time::timeout(timeout, exchange).await,
+            }
+        };
+        let (outcome, error) = match result {
             Ok(Ok(judged)) => judged,
             Ok(Err(Unread { outcome, error })) => (outcome, Some(error)),
             Err(_) => {
