@@ -179,7 +179,7 @@ pub enum RecordsError {
     OtherVersion(i32),
 }
 
-/// Opens a file to add a run to it, creates it where there is none, and brings one of 0.1.0 up to date.
+/// Opens a file to add a run to it. Creates a missing file, and brings one of 0.1.0 up to date.
 ///
 /// # Errors
 /// A file that cannot be written to, or holds something else.

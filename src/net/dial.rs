@@ -21,7 +21,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a name's addresses are used before it is resolved again.
 const FRESH: Duration = Duration::from_secs(30);
-/// An address that so many answers in a row lack is left.
+/// The number of consecutive answers without an address after which it is left.
 const MISSING_ANSWERS: u32 = 2;
 
 /// A connection, in clear text or TLS.

@@ -137,7 +137,7 @@ fn the_mocks_agents_have_uptimes_of_their_own() {
     let _ = child.wait();
 }
 
-/// Each answer that was recorded can be had from the mock, to the byte.
+/// The mock gives each recorded answer, to the byte.
 #[tokio::test]
 async fn the_mock_gives_each_recorded_answer() {
     let client = uptime_runner::net::client::new(false, Vec::new()).unwrap();

@@ -92,7 +92,7 @@ impl Sum {
 /// Compares every figure that follows from the jobs.
 ///
 /// # Errors
-/// A list of jobs that is none.
+/// A file that is not a list of jobs.
 pub(crate) fn compare(statement: &Value, csv: &[u8]) -> anyhow::Result<Verified> {
     let mut checks = Checks(None);
     checks.equal(

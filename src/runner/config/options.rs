@@ -99,7 +99,7 @@ pub(super) struct JobsOptions {
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(super) max_in_flight: Count,
 
-    /// Pause an agent's jobs but for one every 10 s after so many in a row that nobody was paid for, until one succeeds
+    /// After N consecutive jobs that nobody was paid for, send the agent only one every 10 s until one succeeds
     #[arg(long, value_name = "N")]
     pub(super) pause_after: Option<Count>,
 

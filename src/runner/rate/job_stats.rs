@@ -44,7 +44,7 @@ struct RecentJobs {
 }
 
 impl JobStats {
-    /// Of an agent that is tied to so many orchestrators, 0 if it is not tied; evidence counts for `window`.
+    /// Of an agent that is tied to this number of orchestrators, 0 if it is not tied; evidence counts for `window`.
     #[must_use]
     pub(crate) fn new(orchestrators: usize, window: Duration) -> Self {
         let jobs = RecentJobs {

@@ -10,7 +10,7 @@ const MAX_REMEMBERED: usize = 10_000;
 /// An agent's jobs in a row that were never charged.
 #[derive(Debug)]
 pub(crate) struct Pause {
-    /// So many pause it.
+    /// The number of jobs that pauses it.
     after: u64,
     in_a_row: u64,
     is_paused: bool,
@@ -21,7 +21,7 @@ pub(crate) struct Pause {
 /// An agent's jobs begin or cease to be paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PauseChange {
-    /// After so many jobs in a row that were never charged.
+    /// After this number of consecutive jobs that were never charged.
     Paused(u64),
     Resumed,
 }

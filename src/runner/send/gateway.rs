@@ -33,7 +33,7 @@ use crate::wire::outcome::{self, AnswerHead, Outcome};
 
 /// What the runner calls itself.
 const AGENT: &str = concat!("uptime-runner/", env!("CARGO_PKG_VERSION"));
-/// After so many answers in a row that no gateway gave, a site is down.
+/// The number of consecutive answers that no gateway gave after which a site is down.
 const MAX_BAD_IN_A_ROW: u32 = 5;
 /// How often sites that are down are tried again, and for how long.
 const REVIVAL_INTERVAL: Duration = Duration::from_secs(1);
