@@ -82,7 +82,7 @@ impl Dialer {
     /// For the host and port of a URL; `tls` is used if its scheme is https.
     ///
     /// # Errors
-    /// A URL without a host that can be connected to.
+    /// A URL without a host, or with one that no certificate can be for if it is https.
     pub(crate) fn new(url: &Url, tls: Option<TlsConnector>) -> anyhow::Result<Self> {
         let host = match url.host() {
             Some(Host::Domain(name)) => name.to_owned(),
@@ -91,12 +91,15 @@ impl Dialer {
             None => anyhow::bail!("{url}: expected a URL with a host"),
         };
         let port = url.port_or_known_default().unwrap_or(80);
-        let name = ServerName::try_from(host.clone())?;
-        let is_https = url.scheme() == "https";
+        // Clear text works with names that no certificate can have.
+        let tls = match tls.filter(|_| url.scheme() == "https") {
+            Some(tls) => Some((tls, ServerName::try_from(host.clone())?)),
+            None => None,
+        };
         Ok(Self {
             host,
             port,
-            tls: tls.filter(|_| is_https).map(|tls| (tls, name)),
+            tls,
             known: Mutex::default(),
         })
     }

@@ -95,7 +95,7 @@ impl Capability {
         ]
     }
 
-    /// The timeout of a job if none is set: how long a gateway may take with so many orchestrators, for a stream too.
+    /// The timeout of a job if none is set: how long a gateway may take that tries this number of orchestrators, for a stream too.
     #[must_use]
     pub fn default_timeout(&self, orchestrators: u32) -> Duration {
         let each = Duration::from_secs(self.timeout_seconds.into()) + ORCHESTRATOR_OVERHEAD;

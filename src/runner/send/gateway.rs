@@ -12,7 +12,7 @@ use axum::http::header::{
 };
 use axum::http::{Method, Request, Response, StatusCode, Uri};
 use chrono::{DateTime, Utc};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::capture_connection;
 use tokio::sync::Notify;
@@ -152,9 +152,9 @@ impl Gateway {
             .iter()
             .map(|site| watch_addresses(site.client.dialer(), || site.client.leave_connections()));
         let revived = async {
-            loop {
+            // A single site is used whether it is down or not: its jobs show when it is back.
+            while self.sites.len() > 1 {
                 tokio::time::sleep(REVIVAL_INTERVAL).await;
-                // A single one is used anyway.
                 for site in self.sites.iter().filter(|site| site.health.is_down()) {
                     self.revive(site).await;
                 }
@@ -170,7 +170,8 @@ impl Gateway {
         let answered = async {
             let answer = site.client.request(request).await.ok()?;
             let status = answer.status().as_u16();
-            let body = answer.into_body().collect().await.ok()?.to_bytes();
+            let body = Limited::new(answer.into_body(), KEPT_BYTES);
+            let body = body.collect().await.ok()?.to_bytes();
             Some(probed(status, &body))
         };
         let probed = tokio::time::timeout(REVIVAL_TIMEOUT, answered).await;
@@ -414,7 +415,7 @@ fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     Some(patience.min(MAX_PATIENCE))
 }
 
-/// The outcome of an answer, and why it is none of the good ones.
+/// The outcome of an answer, and the reason unless it is a success.
 type Judged = (Outcome, Option<String>);
 
 /// Tells the outcome of a whole answer that is no stream.

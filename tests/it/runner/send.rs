@@ -284,6 +284,19 @@ fn of_two_gateways_one_may_die_and_come_back() {
     }
 }
 
+/// Only one of several is asked whether it is back.
+#[test]
+fn a_single_gateway_that_is_down_is_sent_nothing_but_jobs() {
+    let pings = PingSystem::start(99.5);
+    let gateway = RawServer::start(|stream, _| respond(stream, 502, "", ""));
+    let arguments = ["--rate", "600", "--duration", "2500ms"];
+    let finished = Runner::start(&pings.url(), &gateway.url(), &arguments).finish();
+    let jobs = finished.of_kind("job").len();
+    assert!(jobs > 5);
+    assert_eq!(gateway.requests.lock().unwrap().len(), jobs);
+    assert!(!finished.stderr.contains("is down"), "{}", finished.stderr);
+}
+
 #[test]
 fn the_time_of_a_new_connection_is_told() {
     let finished = means("success", Some(200), &[], |s, _| respond(s, 200, "", "{}"));
