@@ -112,10 +112,7 @@ fn gateway(config: &RunnerConfig) -> anyhow::Result<Gateway> {
             health: SiteHealth::default(),
         })
     };
-    let routes = gateway
-        .capabilities
-        .iter()
-        .map(|capability| Route::new(capability.headers.clone(), capability.expect.clone()));
+    let routes = gateway.capabilities.iter().map(Route::new);
     Ok(Gateway::new(
         gateway.urls().map(site).collect::<Result<_, _>>()?,
         routes.collect(),

@@ -329,7 +329,7 @@ impl<G: SendJob> Submitter<G> {
         let (index, seed) = self.picker.next_sent();
         let template = &self.templates[index.0];
         let job_id = Uuid::new_v4();
-        let body = template.body(&PlaceholderValues {
+        let payload = template.payload(&PlaceholderValues {
             agent_id: &self.agent_id,
             job_id,
             seed,
@@ -338,12 +338,12 @@ impl<G: SendJob> Submitter<G> {
         let timeout_seconds = template.timeout_seconds(granted);
         let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
         let orchestrator = self.orchestrators.next();
-        let parameters = OwnOrchestrator::parameters(orchestrator.as_deref());
         let job = Job {
+            id: job_id,
             capability: index,
-            header: template.header(job_id, timeout_seconds, parameters),
-            body,
-            is_tied: orchestrator.is_some(),
+            payload,
+            orchestrator: orchestrator.clone(),
+            timeout_seconds,
             timeout: self.timeouts[index.0].min(paid),
         };
         let timeout = job.timeout;

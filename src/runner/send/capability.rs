@@ -1,17 +1,14 @@
 //! The jobs of each capability, and the choice of the next one.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use fastrand::Rng;
 use reqwest::header::HeaderMap;
 use serde_json::{Map, Value, json};
-use uuid::Uuid;
 
 use super::template::{PlaceholderValues, Template};
 use crate::runner::roster::CapabilityIndex;
 use crate::wire::expectation::Expectation;
-use crate::wire::gateway::JobHeader;
 
 /// The default capability.
 pub(crate) const DEFAULT: &str = "gpu-check";
@@ -106,13 +103,7 @@ impl Capability {
     #[must_use]
     pub fn prepare(&self) -> JobTemplate {
         JobTemplate {
-            header: JobHeader {
-                id: Uuid::nil(),
-                request: json!({ "run": self.run }).to_string().into(),
-                parameters: "{}".into(),
-                capability: self.capability.clone().into(),
-                timeout_seconds: self.timeout_seconds,
-            },
+            timeout_seconds: self.timeout_seconds,
             payload: Template::new(&Value::Object(self.payload.clone())),
         }
     }
@@ -121,39 +112,21 @@ impl Capability {
 /// A capability's jobs for one agent.
 #[derive(Debug, Clone)]
 pub struct JobTemplate {
-    header: JobHeader<'static>,
+    timeout_seconds: u32,
     payload: Template,
 }
 
 impl JobTemplate {
-    /// The value of the job header of a job with these `parameters`.
-    #[must_use]
-    pub fn header(&self, job_id: Uuid, timeout_seconds: u32, parameters: &str) -> String {
-        let JobHeader {
-            request,
-            capability,
-            ..
-        } = &self.header;
-        JobHeader {
-            id: job_id,
-            request: Cow::Borrowed(request),
-            parameters: Cow::Borrowed(parameters),
-            capability: Cow::Borrowed(capability),
-            timeout_seconds,
-        }
-        .encode()
-    }
-
     /// `timeout_seconds` of a job that may run for `seconds` at most, and never longer than its capability says.
     #[must_use]
     pub fn timeout_seconds(&self, seconds: u64) -> u32 {
-        let own = self.header.timeout_seconds;
+        let own = self.timeout_seconds;
         u32::try_from(seconds).map_or(own, |seconds| seconds.min(own))
     }
 
     /// The body with its placeholders filled.
     #[must_use]
-    pub fn body(&self, values: &PlaceholderValues) -> Vec<u8> {
+    pub fn payload(&self, values: &PlaceholderValues) -> Vec<u8> {
         self.payload.fill(values)
     }
 }

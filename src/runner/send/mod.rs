@@ -1,6 +1,7 @@
 //! What it takes to send a job: when it is due, what it looks like, whether there is room and money for
 //! it, and what the gateway's answer means.
 
+mod answer;
 pub(crate) mod budget;
 pub(crate) mod capability;
 pub(crate) mod gateway;
