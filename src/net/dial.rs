@@ -20,7 +20,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// The longest wait for a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a name's addresses are used before it is resolved again.
-const FRESH: Duration = Duration::from_secs(30);
+const FRESH: Duration = Duration::from_secs(20);
 /// The number of consecutive answers without an address after which it is left.
 const MISSING_ANSWERS: u32 = 2;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::support::ping_system::PingSystemProcess;
 use crate::support::served::Served;
-use crate::support::{binary, free_port, nvml, wait_until};
+use crate::support::{binary, fake_library, free_port, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -389,7 +389,7 @@ struct FakeDriver {
 impl FakeDriver {
     fn start(state: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let library = nvml::compile(folder.path());
+        let library = fake_library::compile("nvml", folder.path());
         Self::start_with(folder, &library, state)
     }
 
@@ -418,7 +418,7 @@ impl FakeDriver {
     }
 
     fn set(&self, state: &str) {
-        nvml::set(&self.state, state);
+        fake_library::set(&self.state, state);
     }
 
     /// The child processes of the agent.
@@ -601,7 +601,7 @@ fn a_hanging_driver_blocks_no_answer_and_piles_up_no_processes() {
 #[cfg_attr(no_cc, ignore = "needs a C compiler (package gcc)")]
 fn a_library_that_is_missing_is_looked_for_again() {
     let folder = tempfile::tempdir().unwrap();
-    let library = nvml::compile(folder.path());
+    let library = fake_library::compile("nvml", folder.path());
     let hidden = library.with_extension("hidden");
     std::fs::rename(&library, &hidden).unwrap();
     let driver = FakeDriver::start_with(folder, &library, "ok");

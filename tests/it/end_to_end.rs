@@ -14,7 +14,7 @@ use crate::support::ping_system::{PingSystemProcess, is_same_ping};
 use crate::support::proxy::Proxy;
 use crate::support::served::Served;
 use crate::support::wall_clock::WallClock;
-use crate::support::{Finished, Runner, binary, free_port, instant, nvml, wait_until};
+use crate::support::{Finished, Runner, binary, fake_library, free_port, instant, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -48,7 +48,7 @@ struct Chain {
 impl Chain {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let library = nvml::compile(folder.path());
+        let library = fake_library::compile("nvml", folder.path());
         let gpu = folder.path().join("gpu");
         std::fs::write(&gpu, "ok").unwrap();
         let database = folder.path().join("disk");
@@ -241,7 +241,7 @@ fn end_to_end() {
 
     // Each station hears of it after the one before.
     let lost_at = chrono::Utc::now();
-    nvml::set(&chain.gpu, "lost");
+    fake_library::set(&chain.gpu, "lost");
     let peek = "/agent/uptime-since-last-ping?peek=true";
     let at_agent = wait_until("the agent to know", || {
         let report = chain.agent.ask(peek);
@@ -265,7 +265,7 @@ fn end_to_end() {
     });
 
     let back_at = chrono::Utc::now();
-    nvml::set(&chain.gpu, "ok");
+    fake_library::set(&chain.gpu, "ok");
     let full = chain.runner().wait_for_rate(u64::from(RATE));
     assert!(instant(&full["ts"]) > back_at);
     eprintln!("back; all jobs after {}", instant(&full["ts"]) - back_at);

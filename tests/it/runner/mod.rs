@@ -1,3 +1,4 @@
+mod addresses;
 mod agents;
 mod check;
 mod ending;

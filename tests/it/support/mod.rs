@@ -2,7 +2,8 @@
 pub(crate) mod agents;
 pub(crate) mod browser;
 pub(crate) mod disk;
-pub(crate) mod nvml;
+pub(crate) mod fake_library;
+pub(crate) mod names;
 pub(crate) mod ping_system;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
@@ -330,7 +331,13 @@ impl RawServer {
         port: u16,
         answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        Self::listening(TcpListener::bind(("127.0.0.1", port)).unwrap(), answer)
+    }
+
+    pub(crate) fn listening(
+        listener: TcpListener,
+        answer: impl Fn(&mut TcpStream, &str) + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let requests: Arc<Mutex<Vec<_>>> = Arc::default();
         let answer = Arc::new(answer);

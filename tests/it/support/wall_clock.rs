@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::nvml;
+use super::fake_library;
 
 pub(crate) struct WallClock {
     file: PathBuf,
@@ -21,7 +21,7 @@ impl WallClock {
 
     /// Sets it so much ahead of the true time, as in `+3600s`, or behind it.
     pub(crate) fn set(&self, offset: &str) {
-        nvml::set(&self.file, offset);
+        fake_library::set(&self.file, offset);
     }
 
     /// A process that is started by this command sees it.

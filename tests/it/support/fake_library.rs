@@ -1,19 +1,19 @@
-//! NVIDIA's management library as a small C file, steered by another file.
+//! Libraries of the system as small C files, steered by other files: NVIDIA's management library, and what others replace.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compiles the fake NVML.
-pub(crate) fn compile(folder: &Path) -> PathBuf {
-    let library = folder.join("libfake-nvml.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/fake_nvml.c");
+/// Compiles one of the C files beside this one.
+pub(crate) fn compile(name: &str, folder: &Path) -> PathBuf {
+    let library = folder.join(format!("libfake-{name}.so"));
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support");
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-o"])
         .arg(&library)
-        .arg(source)
+        .arg(sources.join(name).with_extension("c"))
         .status();
     let status = compiled.expect("a C compiler is installed (package gcc)");
-    assert!(status.success(), "the fake NVML compiles");
+    assert!(status.success(), "{name} compiles");
     library
 }
 
