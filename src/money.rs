@@ -146,36 +146,36 @@ impl Sum for Wei {
     }
 }
 
-/// The price of a second of compute, at least 0.
+/// The price of a second of compute, or of a job, at least 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WeiPerSecond(Wei);
+pub struct UnitPrice(Wei);
 
-impl WeiPerSecond {
-    /// The cost of this many seconds.
+impl UnitPrice {
+    /// The cost of this many units.
     #[must_use]
-    pub fn for_seconds(&self, seconds: u64) -> Wei {
-        self.0.times(seconds)
+    pub fn for_units(&self, units: u64) -> Wei {
+        self.0.times(units)
     }
 
-    /// The cost of one second.
+    /// The cost of one unit.
     #[must_use]
     pub fn get(&self) -> &Wei {
         &self.0
     }
 }
 
-impl FromStr for WeiPerSecond {
+impl FromStr for UnitPrice {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let price = text.parse().ok().filter(|price: &Wei| !price.is_negative());
         price
             .map(Self)
-            .ok_or("expected whole wei per second of compute, from 0, of at most 256 bits")
+            .ok_or("expected whole wei per second of compute (per job of a live runner), from 0, of at most 256 bits")
     }
 }
 
-impl fmt::Display for WeiPerSecond {
+impl fmt::Display for UnitPrice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -216,7 +216,7 @@ mod tests {
         // 2^256.
         let over = MOST.replace("9935", "9936");
         assert_eq!(over.parse::<Wei>(), Err(NotWei));
-        assert_eq!("-1".parse::<WeiPerSecond>().ok(), None);
+        assert_eq!("-1".parse::<UnitPrice>().ok(), None);
     }
 
     #[test]
@@ -234,9 +234,9 @@ mod tests {
 
     #[test]
     fn costs_are_exact() {
-        let price: WeiPerSecond = MOST.parse().unwrap();
+        let price: UnitPrice = MOST.parse().unwrap();
         // Twice 2^256 - 1 is no 256 bit number, but still exact.
-        assert_eq!(price.for_seconds(2).to_string().len(), 78);
+        assert_eq!(price.for_units(2).to_string().len(), 78);
     }
 
     proptest! {

@@ -147,6 +147,27 @@ impl FromStr for OrchestratorAddress {
     }
 }
 
+/// The address of a live runner: that of its orchestrator, and the path that this gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RunnerUrl(pub(crate) Url);
+
+impl FromStr for RunnerUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let HttpUrl(url) = text.parse()?;
+        let path = url.path().trim_end_matches('/');
+        let label = path.strip_suffix("/app").and_then(|path| {
+            let (_, label) = path.rsplit_once("/apps/")?;
+            Some(label)
+        });
+        if label.is_none_or(|label| label.is_empty() || label.contains('/')) {
+            return Err("expected https://ORCHESTRATOR/apps/LABEL/app".to_owned());
+        }
+        Ok(Self(url))
+    }
+}
+
 /// An address to listen at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ListenAddress(pub SocketAddr);

@@ -32,7 +32,7 @@ CREATE TABLE capabilities (capability INTEGER PRIMARY KEY, name TEXT NOT NULL UN
 CREATE TABLE run_agents (
     run INTEGER NOT NULL,
     agent INTEGER NOT NULL,
-    -- Wei for a second of compute; NULL where no price is known.
+    -- Wei for a second of compute, or for a job; NULL where no price is known.
     price_wei TEXT,
     -- Who could do its jobs and did nobody else's, one a line: only then do they say something of it.
     orchestrators TEXT,
@@ -83,6 +83,8 @@ ALTER TABLE runs ADD COLUMN alive_at INTEGER;
 ALTER TABLE runs ADD COLUMN stopped_at INTEGER;
 ALTER TABLE runs ADD COLUMN uptime_window_us INTEGER;
 ALTER TABLE runs ADD COLUMN stale_after_us INTEGER;
+-- Whether a price is for a second or for a job; NULL is for a second.
+ALTER TABLE run_agents ADD COLUMN price_per TEXT;
 -- One a line.
 ALTER TABLE runs ADD COLUMN ping_urls TEXT;
 ALTER TABLE runs ADD COLUMN gateway_urls TEXT;
@@ -144,12 +146,27 @@ CREATE TABLE claims (
     jobs INTEGER,
     successful INTEGER,
     chance REAL
-);";
+);
+-- What orchestrators told of live runners: listed, full, not listed or unknown, with the places of the runner and its
+-- price; at each change, but for the places in use.
+CREATE TABLE discoveries (
+    run INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    agent INTEGER NOT NULL,
+    listing TEXT NOT NULL,
+    capacity INTEGER,
+    in_use INTEGER,
+    price TEXT,
+    currency TEXT,
+    unit TEXT
+);
+CREATE INDEX discoveries_by_agent ON discoveries (agent, at);";
 
 /// A file of 0.1.0, as the columns and tables of now.
 const OLD_VIEWS: &str = "
 CREATE TEMP VIEW runs AS SELECT *, NULL AS run_id, NULL AS alive_at, NULL AS stopped_at, NULL AS uptime_window_us,
     NULL AS stale_after_us, NULL AS ping_urls, NULL AS gateway_urls, NULL AS terms FROM main.runs;
+CREATE TEMP VIEW run_agents AS SELECT *, NULL AS price_per FROM main.run_agents;
 CREATE TEMP VIEW jobs AS SELECT rowid, *, NULL AS is_stream, NULL AS worked_us, NULL AS timeout_seconds, NULL AS sent_to
     FROM main.jobs;
 CREATE TEMP VIEW polls AS SELECT rowid, *, NULL AS ping_time FROM main.polls;
@@ -158,7 +175,8 @@ CREATE TEMP TABLE pings (agent, timestamp, covers_from, success, is_void, first_
     window_seconds);
 CREATE TEMP TABLE slots (run, agent, at, base_rate, rate, reason, asked, withheld, dropped_in_flight, dropped_late,
     dropped_budget);
-CREATE TEMP TABLE claims (run, at, agent, contradicted, uptime_percent, claimed_tier_percent, jobs, successful, chance);";
+CREATE TEMP TABLE claims (run, at, agent, contradicted, uptime_percent, claimed_tier_percent, jobs, successful, chance);
+CREATE TEMP TABLE discoveries (run, at, agent, listing, capacity, in_use, price, currency, unit);";
 
 /// Why a file of records cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -291,6 +309,7 @@ pub(crate) fn forget_runs_before(
         "rates",
         "slots",
         "claims",
+        "discoveries",
         "run_agents",
     ] {
         transaction.execute(

@@ -13,6 +13,8 @@ use rustls::{
     SignatureScheme, client::WantsClientCert,
 };
 
+use super::fingerprint::Fingerprint;
+
 /// Whether a certificate must be valid for the name of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NameCheck {
@@ -92,7 +94,18 @@ pub(crate) fn trusting(extra_roots: Vec<CertificateDer<'static>>) -> anyhow::Res
 
 /// Accepts every certificate: the connection is encrypted, but to whom is unknown.
 pub(crate) fn accept_any() -> Arc<dyn ServerCertVerifier> {
-    Arc::new(AcceptAny(provider()))
+    Arc::new(Unverified {
+        provider: provider(),
+        pinned: None,
+    })
+}
+
+/// Accepts one certificate, whatever it says and whoever issued it.
+pub(crate) fn pinned(fingerprint: Fingerprint) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(Unverified {
+        provider: provider(),
+        pinned: Some(fingerprint),
+    })
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -162,19 +175,29 @@ impl ServerCertVerifier for IssuedByRoots {
     }
 }
 
+/// Takes no issuer's word: one certificate is accepted, or any.
 #[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
+struct Unverified {
+    provider: Arc<CryptoProvider>,
+    pinned: Option<Fingerprint>,
+}
 
-impl ServerCertVerifier for AcceptAny {
+impl ServerCertVerifier for Unverified {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: &ServerName<'_>,
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
+        let found = Fingerprint::of(end_entity);
+        match self.pinned {
+            Some(pinned) if pinned != found => Err(Error::General(format!(
+                "the server shows the certificate {found}, expected {pinned}"
+            ))),
+            _ => Ok(ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -183,7 +206,7 @@ impl ServerCertVerifier for AcceptAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -193,11 +216,13 @@ impl ServerCertVerifier for AcceptAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

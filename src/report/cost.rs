@@ -131,7 +131,7 @@ mod tests {
     use super::super::tally::{Charged, JobRecord, RunTerms};
     use super::*;
     use crate::units::JobsPerMinute;
-    use crate::wire::charge::Work;
+    use crate::wire::charge::{Price, Work};
     use crate::wire::outcome::Outcome;
     use proptest::prelude::*;
     use std::time::Duration;
@@ -142,7 +142,7 @@ mod tests {
 
     fn tally(jobs: &[(u64, bool)], price: Option<u64>) -> Tally {
         let mut tally = Tally::default();
-        let price = price.map(|price| price.to_string().parse().unwrap());
+        let price = price.map(Price::per_second);
         let terms = RunTerms::new(price, false);
         for &(millis, good) in jobs {
             let job = JobRecord {
@@ -240,7 +240,8 @@ mod tests {
             prop_assert_eq!(got.per_good_job_wei, (good > 0).then(|| wei(spent.div_ceil(good))));
             let not_spent = u128::from(spent) * u128::from(punished.unsigned_abs()) / 1_000_000 / jobs.len() as u128;
             prop_assert_eq!(got.not_spent_wei, wei(not_spent as u64));
-            let charged = Charged { price: price.to_string().parse().unwrap(), jobs: jobs.len() as u64, seconds };
+            let jobs_charged = jobs.len() as u64;
+            let charged = Charged { price: Price::per_second(price), jobs: jobs_charged, seconds, units: seconds };
             prop_assert_eq!(tally.charged, vec![charged]);
             let share = wilson(good as f64, jobs.len() as f64);
             prop_assert!(share.low <= share.estimate + 1e-12 && share.estimate <= share.high + 1e-12);

@@ -13,7 +13,7 @@ use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::Policy;
 use crate::units::{JobsPerMinute, Percent};
-use crate::wire::charge::Work;
+use crate::wire::charge::{ChargedPer, Price, Work};
 use crate::wire::outcome::Outcome;
 
 /// All runs of a file.
@@ -249,8 +249,8 @@ fn timelines(
 /// The terms on which each agent was followed in each run, by the numbers of both.
 fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), RunTerms>, HistoryError> {
     let mut all = HashMap::new();
-    let mut statement =
-        connection.prepare("SELECT run, agent, price_wei, orchestrators FROM run_agents")?;
+    let mut statement = connection
+        .prepare("SELECT run, agent, price_wei, orchestrators, price_per FROM run_agents")?;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
         let price: Option<String> = row.get(2)?;
@@ -261,12 +261,21 @@ fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), RunTerms>, Histo
             })
         });
         let orchestrators: Option<String> = row.get(3)?;
+        let per = price_per(row.get::<_, Option<String>>(4)?.as_deref());
+        let price = price.transpose()?.map(|unit| Price { unit, per });
         all.insert(
             (row.get(0)?, row.get(1)?),
-            RunTerms::new(price.transpose()?, orchestrators.is_some()),
+            RunTerms::new(price, orchestrators.is_some()),
         );
     }
     Ok(all)
+}
+
+/// What a recorded price is for. Before there were live runners, all were for a second.
+#[must_use]
+pub(super) fn price_per(recorded: Option<&str>) -> ChargedPer {
+    let per = recorded.and_then(ChargedPer::named);
+    per.unwrap_or(ChargedPer::Second)
 }
 
 fn read_jobs(

@@ -8,10 +8,10 @@ use hdrhistogram::Histogram;
 use super::balance::{BalanceSums, OrchestratorBalances, ToldBalance};
 use super::drops::DropWindows;
 use super::timeline::Micros;
-use crate::money::{Wei, WeiPerSecond};
+use crate::money::Wei;
 use crate::runner::events::event::Evidence;
-use crate::runner::rate::claims::job_says;
-use crate::wire::charge::Work;
+use crate::runner::rate::claims::Witness;
+use crate::wire::charge::{Price, Work};
 use crate::wire::outcome::Outcome;
 
 /// The longest latency that is told apart from longer ones.
@@ -38,7 +38,7 @@ pub struct JobRecord<'a> {
 /// On which terms an agent was followed in a run.
 #[derive(Debug, Default)]
 pub struct RunTerms {
-    price: Option<WeiPerSecond>,
+    price: Option<Price>,
     /// Whether it was tied to orchestrators that did only its jobs.
     is_tied: bool,
 }
@@ -46,13 +46,8 @@ pub struct RunTerms {
 impl RunTerms {
     /// With a price, where there is one.
     #[must_use]
-    pub fn new(price: Option<WeiPerSecond>, is_tied: bool) -> Self {
+    pub fn new(price: Option<Price>, is_tied: bool) -> Self {
         Self { price, is_tied }
-    }
-
-    /// What a job says of the agent, as the runner judges it.
-    fn says(&self, job: &JobRecord<'_>) -> Option<bool> {
-        job_says(job.work.outcome).filter(|_| self.is_tied)
     }
 }
 
@@ -67,6 +62,7 @@ pub struct Tally {
     pub balance: BalanceSums,
     /// By the agent's uptime at their sending, in whole tenths of a percent: jobs, and good ones.
     pub by_uptime: BTreeMap<u16, (u64, u64)>,
+    witness: Witness,
     /// By hour since 1970: what its jobs say of it.
     pub evidence: BTreeMap<i64, Evidence>,
     /// Around the drops of its rate.
@@ -78,18 +74,20 @@ pub struct Tally {
 /// Jobs that were charged by the same price.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charged {
-    pub price: WeiPerSecond,
+    pub price: Price,
     /// How many jobs.
     pub jobs: u64,
     /// Their seconds, each begun one whole.
     pub seconds: u64,
+    /// What they are charged for: these seconds, or jobs.
+    pub units: u64,
 }
 
 impl Charged {
     /// What they cost.
     #[must_use]
     pub fn amount(&self) -> Wei {
-        self.price.for_seconds(self.seconds)
+        self.price.unit.for_units(self.units)
     }
 }
 
@@ -167,26 +165,29 @@ impl Tally {
         let _ = jobs.latencies.record(micros.min(HOUR_MICROS));
 
         if let Some(price) = &terms.price {
-            let seconds = job.work.charged_seconds();
+            let (seconds, units) = (job.work.charged_seconds(), price.units(job.work));
             match self.charged.iter_mut().find(|known| known.price == *price) {
                 Some(known) => {
                     known.jobs += 1;
                     known.seconds += seconds;
+                    known.units += units;
                 }
                 None => self.charged.push(Charged {
                     price: price.clone(),
                     jobs: 1,
                     seconds,
+                    units,
                 }),
             }
         }
         if let Some(orchestrator) = job.orchestrator {
             let balance: Option<Wei> = job.balance_wei.and_then(|balance| balance.parse().ok());
             let ended = i64::try_from(job.work.time.as_micros()).unwrap_or(i64::MAX);
-            let most = terms
-                .price
-                .as_ref()
-                .map(|price| price.for_seconds(u64::from(job.work.timeout_seconds) + 1));
+            let most = terms.price.as_ref().map(|price| {
+                price
+                    .unit
+                    .for_units(u64::from(job.work.timeout_seconds) + 1)
+            });
             let change = balances.told(ToldBalance {
                 orchestrator,
                 capability,
@@ -201,7 +202,9 @@ impl Tally {
         let tally = self.by_uptime.entry(tenth(job.uptime)).or_default();
         tally.0 += 1;
         tally.1 += u64::from(good);
-        if let Some(good) = terms.says(job) {
+        // As the runner judges it.
+        let says = self.witness.says(job.work.outcome);
+        if let Some(good) = says.filter(|_| terms.is_tied) {
             let evidence = self
                 .evidence
                 .entry(job.sent_at.div_euclid(HOUR))

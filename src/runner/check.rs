@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::Exit;
-use super::agents::setup::{client, job_url, ping_system};
+use super::agents::destinations::job_url;
+use super::agents::setup::{client, ping_system};
 use super::config::RunnerConfig;
 use crate::net::client::{read_body, root_cause};
 use crate::net::endpoint::with_path;

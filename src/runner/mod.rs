@@ -5,6 +5,7 @@ pub(crate) mod agents;
 pub mod check;
 pub(crate) mod config;
 mod deadline;
+pub(crate) mod discovery;
 pub(crate) mod events;
 pub(crate) mod rate;
 pub(crate) mod roster;
@@ -25,10 +26,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::agents::destinations::Destinations;
 use self::agents::fleet::{Fleet, terms};
 use self::agents::setup;
 use self::agents::submitter::SubmitterContext;
 use self::config::RunnerConfig;
+use self::discovery::Discovery;
 use self::events::database::RunDescription;
 use self::events::dispatcher::EventDispatcher;
 use self::events::event::Event;
@@ -39,7 +42,6 @@ use self::events::recorder::RunRecorder;
 use self::events::require::Evaluated;
 use self::events::run_clock::RunClock;
 use self::rate::controller::Sharing;
-use self::send::gateway::Gateway;
 use crate::option_values::OutputFormat;
 use crate::runner::roster::Roster;
 use crate::shutdown::Shutdown;
@@ -144,7 +146,7 @@ pub async fn run(config: RunnerConfig, shutdown: &Shutdown) -> anyhow::Result<Ex
 struct Run {
     config: Arc<RunnerConfig>,
     events: Arc<EventDispatcher>,
-    shared: Arc<SubmitterContext<Gateway>>,
+    shared: Arc<SubmitterContext>,
     fleet: Fleet,
     /// Who is to be followed, where that is not known from the start.
     listed: mpsc::Receiver<agents::fleet::Listed>,
@@ -169,7 +171,9 @@ impl Run {
         events.record(&Event::Started { ts: events.now() });
         config.warn();
 
-        let shared = Arc::new(setup::shared(&config, &events, stop)?);
+        let shared = Arc::new(setup::shared(&config, &events, stop));
+        let destinations = Arc::new(Destinations::new(&config)?);
+        let discovery = Arc::new(Discovery::default());
         let ping_system = Arc::new(setup::ping_system(&config, client));
         let ends_at = config
             .limits
@@ -194,8 +198,17 @@ impl Run {
                 interval,
             ));
         }
-        let tended = Arc::clone(&shared);
-        helpers.spawn(async move { tended.gateway.tend().await });
+        let tended = Arc::clone(&destinations);
+        helpers.spawn(async move { tended.tend().await });
+        let watched = (
+            Arc::clone(&discovery),
+            Arc::clone(&destinations),
+            Arc::clone(&events),
+        );
+        helpers.spawn(async move {
+            let (discovery, destinations, events) = watched;
+            discovery.watch(destinations.orchestrators(), &events).await;
+        });
         let rates = Arc::clone(&shared.rates);
         helpers.spawn(async move { rates.end_throttling().await });
         let (sender, listed) = mpsc::channel(1);
@@ -203,7 +216,13 @@ impl Run {
             let ping_system = Arc::clone(&ping_system);
             helpers.spawn(agents::fleet::watch_list(ping_system, interval, sender));
         }
-        let mut fleet = Fleet::new(Arc::clone(&config), Arc::clone(&shared), ping_system);
+        let mut fleet = Fleet::new(
+            Arc::clone(&config),
+            Arc::clone(&shared),
+            ping_system,
+            destinations,
+            discovery,
+        );
         fleet.follow_configured();
         Ok(Self {
             config,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::units::JobsPerMinute;
 
 /// An agent's index in the [`Roster`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct AgentIndex(pub usize);
 
 /// A capability's index in the [`Roster`].

@@ -18,7 +18,7 @@ use crate::runner::events::output::Output;
 use crate::runner::events::output::writer::Writer;
 use crate::runner::events::run_clock::RunClock;
 use crate::runner::roster::Roster;
-use crate::runner::send::gateway::{Job, SendJob};
+use crate::runner::send::destination::{Job, SendJob};
 use crate::runner::uptime::client::{PingEvents, PollError, StreamMessage, UptimeSource};
 use crate::runner::uptime::estimate::{AgentSnapshot, ServerTime};
 use crate::units::{JobsPerMinute, Percent};

@@ -1,8 +1,9 @@
-//! For how many seconds a job is charged (`.github/docs/money.md`).
+//! What a job is charged (`.github/docs/money.md`).
 
 use std::time::Duration;
 
 use super::outcome::Outcome;
+use crate::money::{UnitPrice, Wei};
 
 /// A stream is charged in whole steps: the gateway pays the orchestrator for each that has passed (go-livepeer,
 /// byoc/stream_gateway.go).
@@ -53,6 +54,76 @@ impl Work {
     }
 }
 
+/// What a price is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChargedPer {
+    /// A second of compute, each begun one whole: jobs that a gateway sends.
+    Second,
+    /// A job, however long it took: jobs of live runners.
+    Job,
+}
+
+impl ChargedPer {
+    /// Its name in statements and records.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Second => "second",
+            Self::Job => "job",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Second, Self::Job]
+            .into_iter()
+            .find(|per| per.name() == name)
+    }
+}
+
+/// What an agent's jobs cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Price {
+    pub unit: UnitPrice,
+    pub per: ChargedPer,
+}
+
+impl Price {
+    /// Wei for a second, in tests.
+    #[cfg(test)]
+    pub(crate) fn per_second(wei: u64) -> Self {
+        Self {
+            unit: wei.to_string().parse().unwrap(),
+            per: ChargedPer::Second,
+        }
+    }
+
+    /// How many units a job is charged for.
+    #[must_use]
+    pub fn units(&self, work: Work) -> u64 {
+        match self.per {
+            ChargedPer::Second => work.charged_seconds(),
+            ChargedPer::Job => work.outcome.is_charged(work.is_stream).into(),
+        }
+    }
+
+    /// The most units that a job can be charged for if it ends within `timeout`.
+    #[must_use]
+    pub fn most_units(&self, timeout: Duration, timeout_seconds: u32) -> u64 {
+        match self.per {
+            ChargedPer::Second => Work::most_seconds(timeout, timeout_seconds),
+            ChargedPer::Job => 1,
+        }
+    }
+
+    /// What a job costs.
+    #[must_use]
+    pub fn of(&self, work: Work) -> Wei {
+        self.unit.for_units(self.units(work))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +159,28 @@ mod tests {
                 "{micros}"
             );
             assert_eq!(charged(Outcome::Connect, false, micros), 0);
+        }
+    }
+
+    #[test]
+    fn a_live_runners_job_costs_its_price_however_long_it_took() {
+        let price = Price {
+            unit: "7".parse().unwrap(),
+            per: ChargedPer::Job,
+        };
+        for (outcome, is_stream, wei) in [
+            (Outcome::Success, false, "7"),
+            (Outcome::Success, true, "7"),
+            (Outcome::WorkerGone, false, "7"),
+            (Outcome::Unavailable, false, "0"),
+        ] {
+            let work = Work {
+                outcome,
+                is_stream,
+                time: Duration::from_secs(9),
+                timeout_seconds: 60,
+            };
+            assert_eq!(price.of(work).to_string(), wei, "{outcome:?}");
         }
     }
 

@@ -26,9 +26,20 @@ pub enum StreamState {
     Cut,
 }
 
+/// Who sends a stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StreamSource {
+    /// A gateway, which tells between the worker's events what is left of its money.
+    #[default]
+    Gateway,
+    /// A worker alone, whose word on that is worth nothing.
+    Worker,
+}
+
 /// What a stream has said so far.
 #[derive(Debug, Default)]
 pub struct JobStream {
+    source: StreamSource,
     line: Vec<u8>,
     /// The kind of the event that is being read.
     kind: String,
@@ -39,6 +50,15 @@ pub struct JobStream {
 }
 
 impl JobStream {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(source: StreamSource) -> Self {
+        Self {
+            source,
+            ..Self::default()
+        }
+    }
+
     /// Reads a piece, which may be split anywhere.
     pub fn push(&mut self, mut piece: &[u8]) -> StreamState {
         while let Some(end) = memchr::memchr(b'\n', piece) {
@@ -84,7 +104,7 @@ impl JobStream {
         }
         if let Some(kind) = field(line, b"event:") {
             self.kind = String::from_utf8_lossy(kind).into_owned();
-            if self.kind == OUT_OF_FUNDS {
+            if self.kind == OUT_OF_FUNDS && self.source == StreamSource::Gateway {
                 self.decide(Outcome::Unpaid, "the gateway's balance is used up");
             } else if self.kind == ERROR {
                 self.decide(Outcome::WorkerError, "an error event");
@@ -122,7 +142,9 @@ impl JobStream {
             Value::String(text) => self.decide(Outcome::WorkerError, &text),
             other => self.decide(Outcome::WorkerError, &other.to_string()),
         }
-        if let Some(balance) = balance {
+        if let Some(balance) = balance
+            && self.source == StreamSource::Gateway
+        {
             self.balance_wei = whole_wei(balance.get());
         }
     }
@@ -217,6 +239,9 @@ mod tests {
             read(&format!("{error}{funds}data: [DONE]\n")).1,
             Some(Outcome::WorkerError)
         );
+        let mut worker = JobStream::new(StreamSource::Worker);
+        worker.push(funds.as_bytes());
+        assert_eq!((worker.failure(), worker.balance_wei()), (None, None));
         assert_eq!(read("data: {\"error\": null}\n\n").1, None);
         assert_eq!(
             read("data: {\"error\": {\"code\": 5}}\n\n").1,

@@ -8,6 +8,7 @@ pub mod expectation;
 pub mod gateway;
 pub mod gateway_probe;
 pub mod job_stream;
+pub mod live_runner;
 pub mod outcome;
 pub mod ping_system;
 #[cfg(test)]

@@ -18,19 +18,27 @@ pub enum Outcome {
     NoOrchestrator,
     /// Any other status that comes from the gateway: most are the worker's own.
     HttpError,
+    /// The orchestrator of a live runner could not reach its worker, or lost it.
+    WorkerGone,
     /// No complete answer in time.
     Timeout,
     /// The connection was lost before the answer was complete.
     Transport,
+    /// The money for a live runner that is paid by time ran out during the job.
+    CutOff,
     /// A proxy spoke in the gateway's place, or the address is wrong.
     BadGateway,
     /// No orchestrator offers the capability.
     NoSupply,
-    /// The gateway's balance does not cover the job.
+    /// The orchestrator lists no such live runner, or none that is healthy.
+    Unavailable,
+    /// All places of the live runner are in use.
+    NoPlace,
+    /// The gateway's balance does not cover the job, or the orchestrator of a live runner is not paid.
     Unpaid,
     /// The gateway could not parse the job: a fault of the runner or its configuration.
     Rejected,
-    /// A proxy asks for patience.
+    /// A server asks to wait.
     Throttled,
     /// No connection.
     Connect,
@@ -50,16 +58,20 @@ pub enum Testimony {
 
 impl Outcome {
     /// All outcomes, in the order of their declaration.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::Success,
         Self::WorkerError,
         Self::Unexpected,
         Self::NoOrchestrator,
         Self::HttpError,
+        Self::WorkerGone,
         Self::Timeout,
         Self::Transport,
+        Self::CutOff,
         Self::BadGateway,
         Self::NoSupply,
+        Self::Unavailable,
+        Self::NoPlace,
         Self::Unpaid,
         Self::Rejected,
         Self::Throttled,
@@ -77,10 +89,14 @@ impl Outcome {
             Self::Unexpected => ("unexpected", true, Against),
             Self::NoOrchestrator => ("no_orchestrator", true, Against),
             Self::HttpError => ("http_error", true, Against),
+            Self::WorkerGone => ("worker_gone", true, Against),
             Self::Timeout => ("timeout", true, Against),
             Self::Transport => ("transport", true, Against),
+            Self::CutOff => ("cut_off", true, Nothing),
             Self::BadGateway => ("bad_gateway", false, Nothing),
             Self::NoSupply => ("no_supply", false, Nothing),
+            Self::Unavailable => ("unavailable", false, Against),
+            Self::NoPlace => ("no_place", false, Nothing),
             Self::Unpaid => ("unpaid", false, Nothing),
             Self::Rejected => ("rejected", false, Nothing),
             Self::Throttled => ("throttled", false, Nothing),
@@ -102,9 +118,24 @@ impl Outcome {
         self.properties().1 || (self == Self::Unpaid && is_stream)
     }
 
+    /// What such a job says of its agent. `Unavailable` says it only of a live runner that was there before.
     #[must_use]
     pub const fn testimony(self) -> Testimony {
         self.properties().2
+    }
+
+    /// Whether the orchestrator of a live runner answers so only if it knows the runner.
+    #[must_use]
+    pub const fn shows_runner(self) -> bool {
+        matches!(
+            self,
+            Self::Success
+                | Self::WorkerError
+                | Self::Unexpected
+                | Self::WorkerGone
+                | Self::CutOff
+                | Self::NoPlace
+        )
     }
 
     /// The outcome of this name.
@@ -200,8 +231,9 @@ mod tests {
             assert_eq!(outcome as usize, index);
             assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.name());
             assert_eq!(Outcome::named(outcome.name()), Some(outcome));
-            // What nobody was paid for says nothing of an agent.
-            assert!(outcome.is_charged(false) || outcome.testimony() == Testimony::Nothing);
+            // What nobody was paid for says nothing of an agent, but that its runner is gone.
+            let says_nothing = outcome.testimony() == Testimony::Nothing;
+            assert!(outcome.is_charged(false) || says_nothing || outcome == Outcome::Unavailable);
         }
     }
 
@@ -210,14 +242,14 @@ mod tests {
     fn the_documented_table_is_that_of_the_code() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/.github/docs/protocol.md");
         let text = std::fs::read_to_string(file).unwrap();
-        let (_, section) = text.split_once("\n### 3.2 ").unwrap();
-        let (section, _) = section
-            .split_once("\n### ")
-            .or(section.split_once("\n## "))
-            .unwrap();
-        let rows = section.lines().filter(|line| line.starts_with("| `"));
-        let mut seen = 0;
-        for row in rows {
+        let sections = ["\n### 3.2 ", "\n### 3.3 "].map(|heading| {
+            let (_, section) = text.split_once(heading).unwrap();
+            let end = section.split_once("\n### ").or(section.split_once("\n## "));
+            end.map_or(section, |(section, _)| section)
+        });
+        let lines = sections.into_iter().flat_map(str::lines);
+        let mut seen = std::collections::BTreeSet::new();
+        for row in lines.filter(|line| line.starts_with("| `")) {
             let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
             let [name, .., charged, says] = &cells[..] else {
                 panic!("{row}")
@@ -232,14 +264,14 @@ mod tests {
             };
             let testimony = match says.trim() {
                 "for it" => Testimony::For,
-                "against it" => Testimony::Against,
+                "against it" | "against it, once it was seen" => Testimony::Against,
                 "nothing" => Testimony::Nothing,
                 other => panic!("{other}"),
             };
             assert_eq!(outcome.testimony(), testimony, "{row}");
-            seen += 1;
+            seen.insert(outcome);
         }
-        assert_eq!(seen, Outcome::ALL.len());
+        assert_eq!(seen.len(), Outcome::ALL.len());
     }
 
     #[test]

@@ -10,16 +10,17 @@ use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 use super::jobs::JobsFile;
-use super::sums::{AgentSums, Interval, Job, UNKNOWN};
+use super::sums::{AgentSums, ChargedJob, Interval, Job, UNKNOWN};
 use super::{AgentStatement, Ended, FORMAT, Gap, Head, RunStatement, Statements, instant};
-use crate::money::{Wei, WeiPerSecond};
+use crate::money::Wei;
 use crate::report::balance::{OrchestratorBalances, ToldBalance};
+use crate::report::history::price_per;
 use crate::report::history::{HistoryError, ReadOptions, RecordedRuns};
 use crate::report::period::Period;
 use crate::report::timeline::{Micros, Slots, cause};
 use crate::runner::events::event::RateReason;
 use crate::units::{JobsPerMinute, Percent};
-use crate::wire::charge::Work;
+use crate::wire::charge::{Price, Work};
 use crate::wire::outcome::Outcome;
 use crate::wire::ping_system::HistoryPing;
 
@@ -139,7 +140,7 @@ struct FileContent<'a> {
     runs: &'a HashMap<i64, RunId>,
     agents: HashMap<i64, String>,
     capabilities: HashMap<i64, String>,
-    prices: HashMap<(i64, i64), WeiPerSecond>,
+    prices: HashMap<(i64, i64), Price>,
 }
 
 impl<'a> FileContent<'a> {
@@ -158,13 +159,15 @@ impl<'a> FileContent<'a> {
             agents.retain(|_, name| query.agents.contains(name));
         }
         let mut prices = HashMap::new();
-        let mut statement = connection
-            .prepare("SELECT run, agent, price_wei FROM run_agents WHERE price_wei IS NOT NULL")?;
+        let mut statement = connection.prepare(
+            "SELECT run, agent, price_wei, price_per FROM run_agents WHERE price_wei IS NOT NULL",
+        )?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
             let price: String = row.get(2)?;
-            if let Ok(price) = price.parse() {
-                prices.insert((row.get(0)?, row.get(1)?), price);
+            let per = price_per(row.get::<_, Option<String>>(3)?.as_deref());
+            if let Ok(unit) = price.parse() {
+                prices.insert((row.get(0)?, row.get(1)?), Price { unit, per });
             }
         }
         Ok(Self {
@@ -525,7 +528,7 @@ impl<W: Write> Reader<'_, W> {
                 let balance: Option<String> = row.get(11)?;
                 let balance: Option<Wei> = balance.and_then(|balance| balance.parse().ok());
                 let most =
-                    price.map(|price| price.for_seconds(u64::from(work.timeout_seconds) + 1));
+                    price.map(|price| price.unit.for_units(u64::from(work.timeout_seconds) + 1));
                 let worked = i64::try_from(work.time.as_micros()).unwrap_or(i64::MAX);
                 let change = balances.entry(number).or_default().told(ToldBalance {
                     orchestrator,
@@ -547,7 +550,10 @@ impl<W: Write> Reader<'_, W> {
                 orchestrator: orchestrator.or(sent_to).unwrap_or_default(),
                 sent_at,
                 outcome: outcome.name(),
-                seconds: work.outcome.is_charged(work.is_stream).then_some(seconds),
+                charged: work.outcome.is_charged(work.is_stream).then(|| ChargedJob {
+                    seconds,
+                    units: price.map_or(0, |price| price.units(work)),
+                }),
                 price,
             };
             let charged_in = (run.0.max(from), run.1.min(until));
@@ -585,7 +591,7 @@ impl<W: Write> Reader<'_, W> {
                 orchestrator: String::new(),
                 sent_at,
                 outcome: UNKNOWN,
-                seconds: None,
+                charged: None,
                 price: file.prices.get(&(number, agent)),
             };
             sums.jobs.unknown += 1;

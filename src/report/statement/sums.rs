@@ -11,10 +11,11 @@ use super::{
     AgentStatement, AmountSource, BalancesSpent, ChargedAt, Day, JobSums, OutcomeSum, SlotSums,
     WithheldInterval, day, instant,
 };
-use crate::money::{Wei, WeiPerSecond};
+use crate::money::Wei;
 use crate::report::balance::BalanceSums;
 use crate::report::timeline::{Micros, Timeline, UptimeIntegral};
 use crate::units::{JobsPerMinute, Percent};
+use crate::wire::charge::{ChargedPer, Price};
 use crate::wire::coverage::mean_between;
 use crate::wire::ping_system::HistoryPing;
 
@@ -26,7 +27,8 @@ pub(super) const UNKNOWN: &str = "unknown";
 #[derive(Debug, Default)]
 pub(super) struct AgentSums {
     pub(super) jobs: JobSums,
-    pub(super) charged: BTreeMap<(String, String), Charge>,
+    /// By capability, price and what that is for.
+    pub(super) charged: BTreeMap<(String, String, ChargedPer), Charge>,
     pub(super) days: BTreeMap<Micros, Day>,
     pub(super) has_price: bool,
     pub(super) amount: Wei,
@@ -44,11 +46,12 @@ pub(super) struct AgentSums {
 
 #[derive(Debug)]
 pub(super) struct Charge {
-    pub(super) price: WeiPerSecond,
+    pub(super) price: Price,
     pub(super) from: Micros,
     pub(super) until: Micros,
     pub(super) jobs: u64,
     pub(super) seconds: u64,
+    pub(super) units: u64,
 }
 
 #[derive(Debug)]
@@ -69,20 +72,31 @@ pub(super) struct Job<'a> {
     pub(super) orchestrator: String,
     pub(super) sent_at: Micros,
     pub(super) outcome: &'static str,
-    /// If it is charged.
-    pub(super) seconds: Option<u64>,
-    pub(super) price: Option<&'a WeiPerSecond>,
+    pub(super) charged: Option<ChargedJob>,
+    pub(super) price: Option<&'a Price>,
+}
+
+/// A job that is charged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChargedJob {
+    pub(super) seconds: u64,
+    /// Of its price, if it has one.
+    pub(super) units: u64,
 }
 
 impl Job<'_> {
     fn amount(&self) -> Wei {
-        let seconds = self.seconds.unwrap_or(0);
+        let units = self.charged.map_or(0, |charged| charged.units);
         self.price
-            .map_or_else(Wei::default, |price| price.for_seconds(seconds))
+            .map_or_else(Wei::default, |price| price.unit.for_units(units))
+    }
+
+    fn seconds(&self) -> u64 {
+        self.charged.map_or(0, |charged| charged.seconds)
     }
 
     pub(super) fn write<W: Write>(&self, out: &mut JobsFile<W>) -> csv::Result<()> {
-        let price = self.price.map(ToString::to_string).unwrap_or_default();
+        let price = self.price.map(|price| price.unit.to_string());
         out.write([
             &self.id.to_string(),
             self.agent,
@@ -90,8 +104,8 @@ impl Job<'_> {
             &self.orchestrator,
             &instant(self.sent_at),
             self.outcome,
-            &self.seconds.unwrap_or(0).to_string(),
-            &price,
+            &self.seconds().to_string(),
+            &price.unwrap_or_default(),
             &self.amount().to_string(),
         ])
     }
@@ -101,7 +115,7 @@ impl AgentSums {
     /// `charged_in` is the time of the job's run in the period.
     pub(super) fn add(&mut self, job: &Job<'_>, succeeded: bool, charged_in: (Micros, Micros)) {
         let amount = job.amount();
-        let seconds = job.seconds.unwrap_or(0);
+        let seconds = job.seconds();
         self.jobs.sent += 1;
         self.jobs.succeeded += u64::from(succeeded);
         if !self.jobs.outcomes.contains_key(job.outcome) {
@@ -126,10 +140,9 @@ impl AgentSums {
         self.amount += &amount;
         let Some(price) = job.price else { return };
         self.has_price = true;
-        if job.seconds.is_none() {
-            return;
-        }
-        let key = (job.capability.to_owned(), price.to_string());
+        let Some(charged) = job.charged else { return };
+        let unit = price.unit.to_string();
+        let key = (job.capability.to_owned(), unit, price.per);
         let (from, until) = charged_in;
         let charge = self.charged.entry(key).or_insert_with(|| Charge {
             price: price.clone(),
@@ -137,11 +150,13 @@ impl AgentSums {
             until,
             jobs: 0,
             seconds: 0,
+            units: 0,
         });
         charge.from = charge.from.min(from);
         charge.until = charge.until.max(until);
         charge.jobs += 1;
         charge.seconds += seconds;
+        charge.units += charged.units;
     }
 
     /// Times that follow each other at the same rates for the same reason are one.
@@ -218,15 +233,15 @@ impl AgentSums {
             charged: self
                 .charged
                 .into_iter()
-                .map(|((capability, price_wei), charge)| ChargedAt {
+                .map(|((capability, price_wei, per), charge)| ChargedAt {
                     capability,
                     price_wei,
-                    per: "second",
+                    per: per.name(),
                     from: instant(charge.from),
                     until: instant(charge.until),
                     jobs: charge.jobs,
                     seconds: charge.seconds,
-                    amount_wei: charge.price.for_seconds(charge.seconds),
+                    amount_wei: charge.price.unit.for_units(charge.units),
                 })
                 .collect(),
             days: self.days.into_values().collect(),

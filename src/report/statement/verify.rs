@@ -10,6 +10,8 @@ use serde_json::{Map, Value, json};
 use super::jobs::{COLUMNS, sha256, text_of};
 use super::sums::UNKNOWN;
 use crate::money::Wei;
+use crate::wire::charge::ChargedPer;
+use crate::wire::outcome::Outcome;
 
 /// `uptime-runner verify`.
 #[derive(Debug, clap::Args)]
@@ -57,6 +59,55 @@ struct Job {
     amount_wei: String,
 }
 
+impl Job {
+    /// What it costs at a price.
+    fn amount(&self, price: &Wei, per: ChargedPer) -> Wei {
+        let outcome = Outcome::named(&self.outcome);
+        let is_charged = outcome.is_some_and(|outcome| outcome.is_charged(false));
+        price.times(match per {
+            ChargedPer::Second => self.seconds,
+            ChargedPer::Job => is_charged.into(),
+        })
+    }
+}
+
+/// By agent, capability and price: what the price is for, as the statement says.
+struct StatedPrices(BTreeMap<(String, String, String), Vec<ChargedPer>>);
+
+impl StatedPrices {
+    fn of(statement: &Value) -> Self {
+        let mut prices: BTreeMap<_, Vec<ChargedPer>> = BTreeMap::new();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        for agent in statement["agents"].as_array().into_iter().flatten() {
+            for charged in agent["charged"].as_array().into_iter().flatten() {
+                let key = [
+                    &agent["agent_id"],
+                    &charged["capability"],
+                    &charged["price_wei"],
+                ]
+                .map(text);
+                let per = ChargedPer::named(&text(&charged["per"]));
+                prices.entry(key.into()).or_default().extend(per);
+            }
+        }
+        Self(prices)
+    }
+
+    /// What the price of a job is for. If it was charged by both, the one that fits.
+    fn per(&self, job: &Job, fits: impl Fn(ChargedPer) -> bool) -> ChargedPer {
+        let (agent, capability) = (text_of(&job.agent_id), text_of(&job.capability));
+        let key = (
+            agent.to_owned(),
+            capability.to_owned(),
+            job.price_wei.clone(),
+        );
+        let stated = self.0.get(&key).map_or(&[][..], Vec::as_slice);
+        let fitting = stated.iter().find(|&&per| fits(per));
+        let per = fitting.or(stated.first()).copied();
+        per.unwrap_or(ChargedPer::Second)
+    }
+}
+
 /// What an agent's jobs add up to.
 #[derive(Debug, Default)]
 struct Sums {
@@ -65,8 +116,8 @@ struct Sums {
     unknown: u64,
     outcomes: BTreeMap<String, Sum>,
     days: BTreeMap<String, (u64, u64, Wei)>,
-    /// By capability and price.
-    charged: BTreeMap<(String, String), Sum>,
+    /// By capability, price and what that is for.
+    charged: BTreeMap<(String, String, &'static str), Sum>,
     amount: Wei,
 }
 
@@ -102,6 +153,7 @@ pub(crate) fn compare(statement: &Value, csv: &[u8]) -> anyhow::Result<Verified>
     );
     let head = &statement["statement"];
     checks.equal("statement.format", &head["format"], &json!(super::FORMAT));
+    let prices = StatedPrices::of(statement);
     let mut agents: BTreeMap<String, Sums> = BTreeMap::new();
     let mut reader = csv::Reader::from_reader(csv);
     ensure!(
@@ -121,11 +173,11 @@ pub(crate) fn compare(statement: &Value, csv: &[u8]) -> anyhow::Result<Verified>
                 .parse()
                 .map_err(|error| anyhow!("line {line}: price_wei: {error}"))?,
         };
-        let expected = price.times(job.seconds);
+        let per = prices.per(&job, |per| job.amount(&price, per) == amount);
         checks.equal(
             &format!("the amount of the job in line {line}"),
             &json!(amount),
-            &json!(expected),
+            &json!(job.amount(&price, per)),
         );
         // Times in UTC with the same number of digits sort as text.
         let at = &*job.sent_at;
@@ -136,7 +188,7 @@ pub(crate) fn compare(statement: &Value, csv: &[u8]) -> anyhow::Result<Verified>
             ));
         }
         let sums = agents.entry(text_of(&job.agent_id).to_owned()).or_default();
-        sums.add(&job, &amount);
+        sums.add(&job, &amount, per);
     }
     let Some(stated) = statement["agents"].as_array() else {
         bail!("the statement has no agents");
@@ -153,7 +205,7 @@ pub(crate) fn compare(statement: &Value, csv: &[u8]) -> anyhow::Result<Verified>
 }
 
 impl Sums {
-    fn add(&mut self, job: &Job, amount: &Wei) {
+    fn add(&mut self, job: &Job, amount: &Wei, per: ChargedPer) {
         let succeeded = u64::from(job.outcome == "success");
         self.sent += 1;
         self.succeeded += succeeded;
@@ -167,7 +219,8 @@ impl Sums {
         of_day.1 += succeeded;
         of_day.2 += amount;
         if !job.price_wei.is_empty() {
-            let key = (text_of(&job.capability).to_owned(), job.price_wei.clone());
+            let capability = text_of(&job.capability).to_owned();
+            let key = (capability, job.price_wei.clone(), per.name());
             self.charged
                 .entry(key)
                 .or_default()
@@ -207,7 +260,10 @@ impl Sums {
         let charged = stated["charged"].as_array().into_iter().flatten();
         let amounts = charged.clone().map(|charged| {
             let key = |key: &str| charged[key].as_str().unwrap_or_default().to_owned();
-            let sum = self.charged.get(&(key("capability"), key("price_wei")));
+            let per = ChargedPer::named(&key("per")).map_or("", ChargedPer::name);
+            let sum = self
+                .charged
+                .get(&(key("capability"), key("price_wei"), per));
             let nothing = Sum::default();
             let sum = sum.unwrap_or(&nothing);
             equal("charged.seconds", &charged["seconds"], json!(sum.seconds));

@@ -9,20 +9,21 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::destinations::Destinations;
 use super::monitor::Monitor;
 use super::submitter::{Submitter, SubmitterContext};
 use crate::runner::config::{AgentSettings, RunnerConfig};
+use crate::runner::discovery::{Discovery, FollowedRunner};
 use crate::runner::events::database::AgentTerms;
 use crate::runner::rate::controller::RateController;
 use crate::runner::rate::job_stats::JobStats;
 use crate::runner::roster::AgentIndex;
 use crate::runner::send::capability::{Capability, JobPicker};
-use crate::runner::send::gateway::Gateway;
+use crate::runner::send::destination::Destination;
 use crate::runner::send::orchestrators::OrchestratorTurns;
 use crate::runner::send::timer::PreciseTimer;
 use crate::runner::uptime::client::PingSystem;
 use crate::wire::agent::is_agent_id;
-use crate::wire::gateway::same_orchestrator_form;
 use crate::wire::ping_system::ListedAgent;
 
 /// The agents that a ping system lists, by name.
@@ -32,8 +33,10 @@ pub(crate) type Listed = Arc<BTreeMap<String, ListedAgent>>;
 #[derive(Debug)]
 pub(crate) struct Fleet {
     config: Arc<RunnerConfig>,
-    shared: Arc<SubmitterContext<Gateway>>,
+    shared: Arc<SubmitterContext>,
     ping_system: Arc<PingSystem>,
+    destinations: Arc<Destinations>,
+    discovery: Arc<Discovery>,
     seed: u64,
     /// By id. An agent that leaves and comes back keeps its index.
     indices: BTreeMap<String, AgentIndex>,
@@ -50,8 +53,10 @@ impl Fleet {
     #[must_use]
     pub(crate) fn new(
         config: Arc<RunnerConfig>,
-        shared: Arc<SubmitterContext<Gateway>>,
+        shared: Arc<SubmitterContext>,
         ping_system: Arc<PingSystem>,
+        destinations: Arc<Destinations>,
+        discovery: Arc<Discovery>,
     ) -> Self {
         Self {
             seed: config
@@ -61,6 +66,8 @@ impl Fleet {
             config,
             shared,
             ping_system,
+            destinations,
+            discovery,
             indices: BTreeMap::new(),
             invalid: BTreeSet::new(),
             followed: BTreeMap::new(),
@@ -117,6 +124,7 @@ impl Fleet {
         };
         // Its submitter emits that it left, after its last slot.
         stop.cancel();
+        self.discovery.unfollow(self.indices[id]);
         self.shared.rates.remove(self.indices[id]);
     }
 
@@ -130,11 +138,8 @@ impl Fleet {
             budgets.open(index, agent.budget.clone());
         }
         let agent_id: Arc<str> = agent.id.as_str().into();
-        let own_orchestrators = if agent.is_tied {
-            agent.orchestrators.len()
-        } else {
-            0
-        };
+        let addresses = agent.addresses();
+        let own_orchestrators = if agent.is_tied { addresses.len() } else { 0 };
         let job_stats = JobStats::new(own_orchestrators, self.config.ping.window);
         let job_stats = Arc::new(job_stats.pausing_after(self.config.limits.pause_after));
         let base_rate = self.config.base_rate(agent);
@@ -154,13 +159,20 @@ impl Fleet {
         let timeouts = capabilities
             .iter()
             .map(|capability| self.config.timeout(agent, capability));
+        let destination = self.destinations.of(agent);
+        if let (Destination::LiveRunner(runner), Some(address)) = (&destination, &agent.runner) {
+            let followed =
+                FollowedRunner::new(&address.url, Arc::clone(runner), Arc::clone(&job_stats));
+            self.discovery.follow(index, followed);
+        }
         let submitter = Submitter {
             agent: index,
             agent_id: Arc::clone(&agent_id),
             templates: capabilities.iter().map(Capability::prepare).collect(),
             timeouts: timeouts.collect(),
-            orchestrators: OrchestratorTurns::new(&agent.orchestrators),
-            price: self.config.price(agent).cloned(),
+            destination,
+            orchestrators: OrchestratorTurns::new(&addresses),
+            price: self.config.price(agent),
             job_stats: Arc::clone(&job_stats),
             stop: stop.clone(),
             picker: JobPicker::new(weights, self.seed.wrapping_add(index.0 as u64)),
@@ -178,12 +190,9 @@ impl Fleet {
     }
 }
 
-/// The orchestrators that do this agent's jobs and no other agent's.
+/// The orchestrators, or the live runner, that do this agent's jobs and no other agent's.
 fn own_orchestrators(agent: &AgentSettings) -> Option<Vec<String>> {
-    let all = agent.orchestrators.iter();
-    agent
-        .is_tied
-        .then(|| all.map(|address| same_orchestrator_form(address)).collect())
+    agent.is_tied.then(|| agent.destinations().collect())
 }
 
 /// The terms on which an agent is followed, for the record.
@@ -191,7 +200,7 @@ fn own_orchestrators(agent: &AgentSettings) -> Option<Vec<String>> {
 pub(crate) fn terms(agent: &AgentSettings, config: &RunnerConfig) -> AgentTerms {
     AgentTerms {
         id: agent.id.as_str().into(),
-        price: config.price(agent).cloned(),
+        price: config.price(agent),
         own_orchestrators: own_orchestrators(agent),
     }
 }
@@ -201,7 +210,7 @@ async fn monitor(
     agent_id: Arc<str>,
     config: Arc<RunnerConfig>,
     source: Arc<PingSystem>,
-    (shared, stop): (Arc<SubmitterContext<Gateway>>, CancellationToken),
+    (shared, stop): (Arc<SubmitterContext>, CancellationToken),
 ) {
     let monitor = Monitor {
         agent,

@@ -5,24 +5,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use reqwest::{Client, Url};
+use reqwest::Client;
 use tokio::sync::{Mutex, Semaphore};
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::submitter::{JobCount, SubmitterContext};
 use crate::clock::AgeClock;
 use crate::net;
-use crate::net::dial::Dialer;
-use crate::net::endpoint::with_path;
-use crate::net::job_client::JobClient;
 use crate::runner::config::RunnerConfig;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::rate::controller::RateController;
 use crate::runner::send::budget::Budgets;
-use crate::runner::send::capability::Capability;
-use crate::runner::send::gateway::{Gateway, Route, Site, SiteHealth};
 use crate::runner::send::in_flight::InFlightLimit;
 use crate::runner::uptime::client::PingSystem;
 use crate::runner::uptime::outage::OutageLog;
@@ -60,17 +54,14 @@ pub(crate) fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
     }
 }
 
-/// Gateway, limits and rates, for no agent yet.
-///
-/// # Errors
-/// When TLS is wanted and cannot be set up.
+/// Limits and rates, for no agent yet.
+#[must_use]
 pub(crate) fn shared(
     config: &RunnerConfig,
     events: &Arc<EventDispatcher>,
     stop: CancellationToken,
-) -> anyhow::Result<SubmitterContext<Gateway>> {
-    Ok(SubmitterContext {
-        gateway: gateway(config).context("the way to the gateway cannot be set up")?,
+) -> SubmitterContext {
+    SubmitterContext {
         in_flight: Arc::new(InFlightLimit::new(config.limits.max_in_flight)),
         job_count: JobCount::new(config.limits.max_jobs),
         budgets: config
@@ -84,38 +75,5 @@ pub(crate) fn shared(
         jobs: TaskTracker::new(),
         stop,
         abandon: CancellationToken::new(),
-    })
-}
-
-/// Where the jobs of a capability go at a gateway's address, prefix included.
-#[must_use]
-pub(crate) fn job_url(gateway: &Url, capability: &Capability) -> Url {
-    let route = capability.route.trim_start_matches('/');
-    with_path(gateway, &format!("process/request/{route}"))
-}
-
-fn gateway(config: &RunnerConfig) -> anyhow::Result<Gateway> {
-    let gateway = &config.gateway;
-    let is_https = gateway.urls().any(|url| url.scheme() == "https");
-    let tls = if is_https {
-        let tls = net::tls::trusting(config.extra_roots.clone())?;
-        Some(TlsConnector::from(Arc::new(tls)))
-    } else {
-        None
-    };
-    let site = |url: &Url| -> anyhow::Result<Site> {
-        let capabilities = gateway.capabilities.iter();
-        let uris = capabilities.map(|capability| job_url(url, capability).as_str().parse());
-        Ok(Site {
-            client: JobClient::new(Dialer::new(url, tls.clone())?),
-            uris: uris.collect::<Result<_, _>>()?,
-            health: SiteHealth::default(),
-        })
-    };
-    let routes = gateway.capabilities.iter().map(Route::new);
-    Ok(Gateway::new(
-        gateway.urls().map(site).collect::<Result<_, _>>()?,
-        routes.collect(),
-        gateway.endpoint.authorization.clone(),
-    ))
+    }
 }

@@ -11,11 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::money::WeiPerSecond;
 use crate::runner::events::dispatcher::EventDispatcher;
 use crate::runner::events::event::{
     AliasLearnt, DropReason, Event, JobAnswer, JobDone, JobSent, PauseChanged, RateChanged,
-    RateReason,
+    RateReason, RetryAfter,
 };
 use crate::runner::rate::controller::{RateController, TargetRate};
 use crate::runner::rate::job_stats::JobStats;
@@ -23,14 +22,14 @@ use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::AgentIndex;
 use crate::runner::send::budget::{Budgets, Grant};
 use crate::runner::send::capability::{JobPicker, JobTemplate};
-use crate::runner::send::gateway::{Job, SendJob};
+use crate::runner::send::destination::{Job, SendJob};
 use crate::runner::send::in_flight::{InFlightLimit, Permit};
 use crate::runner::send::orchestrators::{OrchestratorTurns, OwnOrchestrator};
 use crate::runner::send::pacer::{Due, Pacer};
 use crate::runner::send::template::PlaceholderValues;
 use crate::runner::send::timer::PreciseTimer;
 use crate::units::{JobsPerMinute, Percent, Share};
-use crate::wire::charge::Work;
+use crate::wire::charge::{ChargedPer, Price, Work};
 use crate::wire::outcome::Outcome;
 
 /// Slots that are closer than this are sent together: above 2000 jobs per second, a wake-up for each would
@@ -43,8 +42,7 @@ const TIMER_GRAIN: Duration = Duration::from_millis(100);
 
 /// What the submitters of all agents share.
 #[derive(Debug)]
-pub(crate) struct SubmitterContext<G> {
-    pub gateway: G,
+pub(crate) struct SubmitterContext {
     pub in_flight: Arc<InFlightLimit>,
     /// The jobs left of `--max-jobs`.
     pub job_count: JobCount,
@@ -60,7 +58,7 @@ pub(crate) struct SubmitterContext<G> {
     pub abandon: CancellationToken,
 }
 
-impl<G> SubmitterContext<G> {
+impl SubmitterContext {
     /// Takes in what an answer says of more than its job.
     fn learn(&self, agent: AgentIndex, answer: &JobAnswer, own: Option<&OwnOrchestrator>) {
         if let (Some(own), Some(name)) = (own, &answer.orchestrator)
@@ -73,11 +71,12 @@ impl<G> SubmitterContext<G> {
                 name: name.clone(),
             }));
         }
-        if let (Outcome::Throttled, Some(patience)) = (answer.outcome, answer.retry_after)
-            && !patience.is_zero()
+        if let (Outcome::Throttled, Some(RetryAfter { delay, scope })) =
+            (answer.outcome, answer.retry_after)
+            && !delay.is_zero()
         {
-            self.rates
-                .throttle_until(Instant::now().into_std() + patience);
+            let until = Instant::now().into_std() + delay;
+            self.rates.throttle_until(agent, scope, until);
         }
     }
 
@@ -115,25 +114,26 @@ impl JobCount {
 
 /// One agent's submitter.
 #[derive(Debug)]
-pub(crate) struct Submitter<G> {
+pub(crate) struct Submitter<D> {
     pub agent: AgentIndex,
     pub agent_id: Arc<str>,
+    pub destination: D,
     /// By capability.
     pub templates: Vec<JobTemplate>,
     /// By capability: the timeout of a job.
     pub timeouts: Vec<Duration>,
     pub orchestrators: OrchestratorTurns,
-    /// The price of a second of compute, if it is known.
-    pub price: Option<WeiPerSecond>,
+    /// What its jobs cost, if it is known.
+    pub price: Option<Price>,
     pub job_stats: Arc<JobStats>,
     /// No job of this agent is sent after this is cancelled, which it is with the run's own token too.
     pub stop: CancellationToken,
     pub picker: JobPicker,
     pub timer: PreciseTimer,
-    pub shared: Arc<SubmitterContext<G>>,
+    pub shared: Arc<SubmitterContext>,
 }
 
-impl<G: SendJob> Submitter<G> {
+impl<D: SendJob + Clone> Submitter<D> {
     /// Sends jobs at the target rate until `stop`.
     pub(crate) async fn run(mut self, mut target: watch::Receiver<Option<TargetRate>>) {
         let stop = self.stop.clone();
@@ -250,7 +250,7 @@ impl<G: SendJob> Submitter<G> {
                 continue;
             };
             let granted = match self.reserve_money() {
-                Grant::Seconds(seconds) => seconds,
+                Grant::Units(units) => units,
                 Grant::NotNow => {
                     self.drop_slot(DropReason::Budget);
                     continue;
@@ -293,11 +293,11 @@ impl<G: SendJob> Submitter<G> {
             (Some(budgets), Some(price)) => {
                 let capabilities = self.templates.iter().zip(&self.timeouts);
                 let most = capabilities.map(|(template, &timeout)| {
-                    Work::most_seconds(timeout, template.timeout_seconds(u64::MAX))
+                    price.most_units(timeout, template.timeout_seconds(u64::MAX))
                 });
                 budgets.reserve(self.agent, price, most.max().unwrap_or(1))
             }
-            _ => Grant::Seconds(u64::MAX),
+            _ => Grant::Units(u64::MAX),
         }
     }
 
@@ -314,7 +314,15 @@ impl<G: SendJob> Submitter<G> {
             .record(&Event::Dropped(self.agent, capability, reason));
     }
 
-    /// Spawns a job, for which `granted` seconds are reserved. Its permit is released after its answer is
+    /// The seconds that are reserved for a job with these units of its price.
+    fn granted_seconds(&self, granted: u64) -> u64 {
+        match &self.price {
+            Some(price) if price.per == ChargedPer::Job => u64::MAX,
+            _ => granted,
+        }
+    }
+
+    /// Spawns a job, for which `granted` units of its price are reserved. Its permit is released after its answer is
     /// recorded and the output has capacity, so a reader that is too slow ends up dropping slots.
     fn send(
         &mut self,
@@ -335,8 +343,9 @@ impl<G: SendJob> Submitter<G> {
             seed,
             timestamp: unix_seconds(Utc::now()),
         });
-        let timeout_seconds = template.timeout_seconds(granted);
-        let paid = Duration::from_secs(granted).saturating_sub(TIMER_GRAIN);
+        let seconds = self.granted_seconds(granted);
+        let timeout_seconds = template.timeout_seconds(seconds);
+        let paid = Duration::from_secs(seconds).saturating_sub(TIMER_GRAIN);
         let orchestrator = self.orchestrators.next();
         let job = Job {
             id: job_id,
@@ -356,6 +365,7 @@ impl<G: SendJob> Submitter<G> {
             capability: index,
         }));
         let (price, job_stats) = (self.price.clone(), Arc::clone(&self.job_stats));
+        let destination = self.destination.clone();
         let jobs = shared.jobs.clone();
         jobs.spawn(async move {
             let sent_at = Instant::now();
@@ -363,7 +373,7 @@ impl<G: SendJob> Submitter<G> {
             let ts = shared.events.now();
             let answer = tokio::select! {
                 biased;
-                answer = shared.gateway.send(job) => answer,
+                answer = destination.send(job) => answer,
                 () = shared.abandon.cancelled() => JobAnswer::failure(
                     Outcome::CutShort,
                     "abandoned: its place at the orchestrator stays taken".to_owned(),
@@ -387,9 +397,8 @@ impl<G: SendJob> Submitter<G> {
                     .min(timeout),
                 timeout_seconds,
             };
-            let charged = work.charged_seconds();
             if let (Some(budgets), Some(price)) = (&shared.budgets, &price) {
-                budgets.settle(agent, price, granted, charged);
+                budgets.settle(agent, price, granted, price.units(work));
             }
             job_stats.ended(&in_flight, &answer, latency, Instant::now().into_std());
             shared.events.record(&Event::Job(JobDone {
@@ -403,7 +412,7 @@ impl<G: SendJob> Submitter<G> {
                 rate,
                 uptime,
                 work,
-                cost: price.map(|price| price.for_seconds(charged)),
+                cost: price.map(|price| price.of(work)),
                 answer,
             }));
             shared.events.ready().await;
@@ -435,7 +444,7 @@ mod tests {
 
     struct Bench {
         gateway: SlowGateway,
-        shared: Arc<SubmitterContext<SlowGateway>>,
+        shared: Arc<SubmitterContext>,
         sink: Sink,
         running: tokio::task::JoinHandle<()>,
         start: Instant,
@@ -468,7 +477,6 @@ mod tests {
             let base = JobsPerMinute::new(rate);
             let target = rates.add(AgentIndex(0), base, Arc::clone(&job_stats));
             let shared = Arc::new(SubmitterContext {
-                gateway: gateway.clone(),
                 in_flight: Arc::new(InFlightLimit::new(in_flight)),
                 job_count: JobCount::new(max_jobs),
                 budgets,
@@ -481,10 +489,11 @@ mod tests {
             let submitter = Submitter {
                 agent: AgentIndex(0),
                 agent_id: "agent-001".into(),
+                destination: gateway.clone(),
                 templates: vec![Capability::built_in()[0].prepare(); 2],
                 timeouts: vec![SECOND, 9 * SECOND],
                 orchestrators: OrchestratorTurns::new(&[]),
-                price: "1".parse().ok(),
+                price: Some(Price::per_second(1)),
                 job_stats,
                 stop: shared.stop.clone(),
                 picker: JobPicker::new([1.0, 0.0], 1),

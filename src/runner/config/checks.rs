@@ -10,14 +10,14 @@ use reqwest::header::{
 
 use super::file::{AgentTable, CapabilityEntry, FileCapabilities, FileText};
 use super::options::RateOptions;
-use super::{AgentSettings, RecordConfig, RunnerConfig};
-use crate::option_values::{BaseRate, Budget, OrchestratorAddress, Weight};
+use super::{AgentSettings, RecordConfig, RunnerAddress, RunnerConfig};
+use crate::option_values::{BaseRate, Budget, OrchestratorAddress, RunnerUrl, Weight};
 use crate::records;
 use crate::runner::rate::controller::Sharing;
 use crate::runner::send::capability::{self, Capability};
 use crate::wire::agent::AgentId;
 use crate::wire::expectation::Expectation;
-use crate::wire::gateway::{JOB_HEADER, same_orchestrator_form};
+use crate::wire::gateway::JOB_HEADER;
 
 pub(super) fn agents(
     flags: Option<Vec<String>>,
@@ -56,18 +56,24 @@ pub(super) fn agents(
             },
         );
         let entry = entries.iter().find(|entry| entry.id.0 == id);
-        agents.push(entry.map_or_else(|| AgentSettings::named(&id), agent));
+        agents.push(match entry {
+            Some(entry) => {
+                agent(entry).with_context(|| format!("{}: [[agents]] '{id}'", source.name))?
+            }
+            None => AgentSettings::named(&id),
+        });
     }
     tie(&mut agents);
     Ok(agents)
 }
 
 /// An agent as the file describes it; [`tie`] decides whether it is tied.
-fn agent(entry: &AgentTable) -> AgentSettings {
+fn agent(entry: &AgentTable) -> anyhow::Result<AgentSettings> {
     let AgentId(id) = entry.id.clone();
     let orchestrators = entry.orchestrators.iter().flatten();
-    AgentSettings {
+    Ok(AgentSettings {
         id,
+        runner: runner(entry)?,
         orchestrators: orchestrators
             .map(|OrchestratorAddress(address)| address.clone())
             .collect(),
@@ -76,24 +82,41 @@ fn agent(entry: &AgentTable) -> AgentSettings {
         price: entry.price.clone(),
         budget: entry.budget_wei.clone().map(|Budget(budget)| budget),
         is_tied: false,
-    }
+    })
 }
 
-/// Marks the agents whose orchestrators no other agent uses.
+fn runner(entry: &AgentTable) -> anyhow::Result<Option<RunnerAddress>> {
+    let fingerprint = entry.orchestrator_fingerprint;
+    let Some(RunnerUrl(url)) = entry.runner.clone() else {
+        ensure!(
+            fingerprint.is_none(),
+            "orchestrator_fingerprint is that of a live runner's orchestrator: expected runner = \"https://…\" with it"
+        );
+        return Ok(None);
+    };
+    ensure!(
+        entry.orchestrators.is_none(),
+        "runner and orchestrators: expected one of them, a live runner or the orchestrators that a gateway may choose"
+    );
+    ensure!(
+        fingerprint.is_none() || url.scheme() == "https",
+        "orchestrator_fingerprint with runner = \"{url}\": expected an https address, in clear text there is no certificate"
+    );
+    Ok(Some(RunnerAddress { url, fingerprint }))
+}
+
+/// Marks the agents whose orchestrators, or live runner, no other agent uses.
 fn tie(agents: &mut [AgentSettings]) {
     let mut users: BTreeMap<String, usize> = BTreeMap::new();
     for agent in &*agents {
-        let forms = agent
-            .orchestrators
-            .iter()
-            .map(|o| same_orchestrator_form(o));
-        for form in forms.collect::<BTreeSet<_>>() {
+        for form in agent.destinations().collect::<BTreeSet<_>>() {
             *users.entry(form).or_default() += 1;
         }
     }
     for agent in agents {
-        let alone = |o: &String| users[&same_orchestrator_form(o)] == 1;
-        agent.is_tied = !agent.orchestrators.is_empty() && agent.orchestrators.iter().all(alone);
+        let destinations: Vec<String> = agent.destinations().collect();
+        let alone = destinations.iter().all(|form| users[form] == 1);
+        agent.is_tied = !destinations.is_empty() && alone;
     }
 }
 

@@ -10,8 +10,9 @@ use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use toml::Spanned;
 
-use crate::money::WeiPerSecond;
-use crate::option_values::{BaseRate, Budget, OrchestratorAddress, Weight};
+use crate::money::UnitPrice;
+use crate::net::fingerprint::Fingerprint;
+use crate::option_values::{BaseRate, Budget, OrchestratorAddress, RunnerUrl, Weight};
 use crate::wire::agent::AgentId;
 use crate::wire::expectation::JsonPointer;
 
@@ -24,10 +25,14 @@ pub(super) struct AgentTable {
     #[serde(default, deserialize_with = "one_or_many")]
     pub(super) orchestrators: Option<Vec<OrchestratorAddress>>,
     #[serde(default, deserialize_with = "scalar")]
+    pub(super) runner: Option<RunnerUrl>,
+    #[serde(default, deserialize_with = "scalar")]
+    pub(super) orchestrator_fingerprint: Option<Fingerprint>,
+    #[serde(default, deserialize_with = "scalar")]
     pub(super) rate: Option<BaseRate>,
     pub(super) capabilities: Option<Vec<String>>,
     #[serde(default, deserialize_with = "scalar")]
-    pub(super) price: Option<WeiPerSecond>,
+    pub(super) price: Option<UnitPrice>,
     #[serde(default, deserialize_with = "scalar")]
     pub(super) budget_wei: Option<Budget>,
 }

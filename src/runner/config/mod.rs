@@ -24,9 +24,10 @@ use self::file::{FileTables, FileText};
 use self::layers::{GATEWAY_TOKEN, PING_TOKEN};
 use self::options::{DEFAULT_RATE, EndpointOptions, RunnerOptions};
 use self::shard::Shard;
-use crate::money::{Wei, WeiPerSecond};
+use crate::money::{UnitPrice, Wei};
 use crate::net::credentials::{bearer, roots};
 use crate::net::endpoint::{Endpoint, with_path};
+use crate::net::fingerprint::Fingerprint;
 use crate::open_files;
 use crate::option_values::{BaseRate, Budget, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use crate::runner::events::require::Requirement;
@@ -34,6 +35,8 @@ use crate::runner::rate::controller::Sharing;
 use crate::runner::rate::policy::Policy;
 use crate::runner::send::capability::Capability;
 use crate::units::{JobsPerMinute, Span};
+use crate::wire::charge::{ChargedPer, Price};
+use crate::wire::gateway::same_orchestrator_form;
 
 /// Agents of `--all-agents` for whose streams of pings there is room, where the limits allow it.
 const LISTENED_TO: usize = 1000;
@@ -56,6 +59,8 @@ pub struct RunnerConfig {
     pub record: RecordConfig,
     /// Further roots for https.
     pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Whether any certificate of the orchestrators of live runners is accepted.
+    pub insecure_orchestrators: bool,
 }
 
 /// Which agents to follow.
@@ -120,8 +125,8 @@ pub struct LimitsConfig {
     pub max_jobs: Option<u64>,
     /// After how many jobs in a row that were never charged an agent's jobs pause.
     pub pause_after: Option<u64>,
-    /// The price of a second of compute, for agents without a price of their own.
-    pub price: Option<WeiPerSecond>,
+    /// The price for agents without a price of their own: of a second of compute, or of a job of a live runner.
+    pub price: Option<UnitPrice>,
     /// The budget of all agents together.
     pub budget: Option<Wei>,
 }
@@ -159,10 +164,17 @@ impl RunnerConfig {
         RunnerArgs::from_arg_matches(&matches)?.resolve()
     }
 
-    /// The price of a second of an agent's compute, if it is known.
+    /// What an agent's jobs cost, if it is known.
     #[must_use]
-    pub fn price<'a>(&'a self, agent: &'a AgentSettings) -> Option<&'a WeiPerSecond> {
-        agent.price.as_ref().or(self.limits.price.as_ref())
+    pub fn price(&self, agent: &AgentSettings) -> Option<Price> {
+        let unit = agent.price.as_ref().or(self.limits.price.as_ref())?;
+        Some(Price {
+            unit: unit.clone(),
+            per: match agent.runner {
+                Some(_) => ChargedPer::Job,
+                None => ChargedPer::Second,
+            },
+        })
     }
 
     /// An agent's own rate at full uptime.
@@ -174,9 +186,17 @@ impl RunnerConfig {
     /// The longest wait for the answer to an agent's job.
     #[must_use]
     pub fn timeout(&self, agent: &AgentSettings, capability: &Capability) -> Duration {
-        self.gateway
-            .timeout
-            .unwrap_or_else(|| capability.default_timeout(agent.orchestrators_tried()))
+        self.gateway.timeout.unwrap_or_else(|| match agent.runner {
+            Some(_) => capability.default_runner_timeout(),
+            None => capability.default_timeout(agent.orchestrators_tried()),
+        })
+    }
+
+    /// Whether any agent's jobs go to the gateway.
+    #[must_use]
+    pub fn uses_gateway(&self) -> bool {
+        let mut agents = self.agents.configured.iter();
+        self.agents.all || agents.any(|agent| agent.runner.is_none())
     }
 
     /// The longest wait for the answer to any agent's job.
@@ -244,20 +264,46 @@ pub struct AgentSettings {
     pub id: String,
     /// The orchestrators that may do its jobs; any if this is empty.
     pub orchestrators: Vec<String>,
+    /// The live runner that does its jobs, in place of a gateway.
+    pub runner: Option<RunnerAddress>,
     /// Its rate at full uptime, instead of the common one.
     pub base_rate: Option<JobsPerMinute>,
     /// Its capabilities, instead of all.
     pub capabilities: Option<Vec<String>>,
-    /// Its price of a second of compute, instead of the common one.
-    pub price: Option<WeiPerSecond>,
+    /// Its price, instead of the common one.
+    pub price: Option<UnitPrice>,
     /// Its own budget.
     pub budget: Option<Wei>,
-    /// Whether no other agent shares one of its orchestrators, so that what becomes of its jobs says
+    /// Whether no other agent shares one of its orchestrators, or its live runner, so that what becomes of its jobs says
     /// something of it.
     pub is_tied: bool,
 }
 
+/// Where a live runner is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunnerAddress {
+    pub url: Url,
+    /// The certificate that its orchestrator shows.
+    pub fingerprint: Option<Fingerprint>,
+}
+
 impl AgentSettings {
+    /// Who may do its jobs and can be named: each in one form, by which it is known again.
+    pub fn destinations(&self) -> impl Iterator<Item = String> + '_ {
+        let runner = self.runner.as_ref().map(|runner| runner.url.as_str());
+        let orchestrators = self.orchestrators.iter().map(String::as_str);
+        orchestrators.chain(runner).map(same_orchestrator_form)
+    }
+
+    /// The same, as the operator wrote them: each of its jobs names one.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        match &self.runner {
+            Some(runner) => vec![runner.url.to_string()],
+            None => self.orchestrators.clone(),
+        }
+    }
+
     /// One that is followed on the common terms.
     #[must_use]
     pub fn named(id: &str) -> Self {
@@ -393,6 +439,7 @@ impl RunnerArgs {
         let max_in_flight = usize::try_from(max_in_flight.get()).unwrap_or(usize::MAX);
         let pause_after = jobs.pause_after.map(|Count(jobs)| jobs.get());
         allow_open_files(max_in_flight, configured.len(), all)?;
+        let insecure_orchestrators = endpoints.insecure_orchestrators.unwrap_or(false);
         let extra_roots = endpoints.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?;
         let (ping_system, gateway, further_urls) = resolve_endpoints(endpoints)?;
         let base = rate.rate.map_or_else(|| DEFAULT_RATE.parse(), Ok);
@@ -440,6 +487,7 @@ impl RunnerArgs {
                 keep: output.record_keep.get(),
             },
             extra_roots,
+            insecure_orchestrators,
         };
         prices(&config)?;
         record(&config.record)?;

@@ -8,7 +8,7 @@ use clap::Args;
 use clap::builder::ArgPredicate;
 
 use super::shard::Shard;
-use crate::money::WeiPerSecond;
+use crate::money::UnitPrice;
 use crate::option_values::{BaseRate, Budget, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use crate::runner::events::require::Requirement;
 use crate::runner::rate::allocation::Split;
@@ -111,9 +111,9 @@ pub(super) struct JobsOptions {
 /// What they may cost.
 #[derive(Debug, Args)]
 pub(super) struct MoneyOptions {
-    /// What a second of compute costs, in wei; a job is charged for each second begun
+    /// What a second of compute costs, in wei; a job is charged for each second begun. Of a live runner: what a job costs
     #[arg(long, value_name = "WEI")]
-    pub(super) price: Option<WeiPerSecond>,
+    pub(super) price: Option<UnitPrice>,
 
     /// Send no job that could make the run cost more than this, by the price
     #[arg(long, value_name = "WEI")]
@@ -148,6 +148,10 @@ pub(super) struct EndpointOptions {
     /// Further root certificate for https, beside the system's
     #[arg(long, value_name = "PEM")]
     pub(super) ca_file: Option<PathBuf>,
+
+    /// Accept any certificate of the orchestrators of live runners: whoever stands between can read and answer the jobs
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) insecure_orchestrators: Option<bool>,
 }
 
 /// How the uptime is asked for, and what it earns.

@@ -289,6 +289,13 @@ fn samples(folder: &Path) -> Vec<Sample> {
             |c| debug(&c.limits.pause_after),
             "Some(5)",
         ),
+        sample(
+            "insecure-orchestrators",
+            "true",
+            A,
+            |c| debug(&c.insecure_orchestrators),
+            "true",
+        ),
         sample("record-keep", "7d", A, |c| debug(&c.record.keep), "604800s"),
         sample(
             "metrics-listen",
@@ -525,6 +532,76 @@ fn an_agent_is_tied_where_no_other_shares_its_orchestrators() {
     );
     let tied = config.agents.configured.iter().map(|agent| agent.is_tied);
     assert_eq!(tied.collect::<Vec<_>>(), [true, false, false, false]);
+}
+
+#[test]
+fn an_agent_with_a_live_runner_of_its_own_is_tied_to_it() {
+    let fingerprint = format!("sha256:{}", "ab".repeat(32));
+    let file = format!(
+        "
+        [[agents]]
+        id = 'alone'
+        runner = 'https://orch:8935/apps/alone/app'
+        orchestrator_fingerprint = '{fingerprint}'
+        [[agents]]
+        id = 'shares'
+        runner = 'http://orch/apps/x/app/'
+        [[agents]]
+        id = 'shares too'
+        runner = 'http://orch:80/apps/x/app'
+    "
+    );
+    let config = resolved(&[], &[], &file).unwrap();
+    let [alone, shares, shares_too] = &config.agents.configured[..] else {
+        panic!("three agents")
+    };
+    let runner = alone.runner.as_ref().unwrap();
+    assert_eq!(runner.fingerprint.unwrap().to_string(), fingerprint);
+    assert!(alone.is_tied && !shares.is_tied && !shares_too.is_tied);
+    assert!(!config.uses_gateway());
+    let capability = &config.gateway.capabilities[0];
+    assert_eq!(config.timeout(alone, capability), Duration::from_secs(65));
+}
+
+#[test]
+fn a_live_runner_that_cannot_be_is_told_with_its_agent() {
+    let url = "runner = 'https://orch/apps/a/app'";
+    for (lines, expected) in [
+        (
+            "runner = 'https://orch/apps/a'",
+            "expected https://ORCHESTRATOR/apps/LABEL/app",
+        ),
+        (
+            "runner = 'https://orch/apps//app'",
+            "expected https://ORCHESTRATOR/apps/LABEL/app",
+        ),
+        ("runner = 'ftp://orch/apps/a/app'", "expected http://HOST"),
+        (
+            &format!("{url}\norchestrators = ['https://orch']"),
+            "expected one of them",
+        ),
+        (
+            &format!("{url}\norchestrator_fingerprint = 'ab'"),
+            "64 hexadecimal digits",
+        ),
+        (
+            &format!("orchestrator_fingerprint = 'sha256:{}'", "ab".repeat(32)),
+            "[[agents]] 'a': orchestrator_fingerprint is that of a live runner's",
+        ),
+        (
+            &format!(
+                "runner = 'http://orch/apps/a/app'\norchestrator_fingerprint = 'sha256:{}'",
+                "ab".repeat(32)
+            ),
+            "expected an https address",
+        ),
+    ] {
+        let file = format!("[[agents]]\nid = 'a'\n{lines}");
+        let error = ConfigFile::parse("x.toml".to_owned(), file.clone()).err();
+        let error = error.unwrap_or_else(|| resolved(&[], &[], &file).unwrap_err());
+        let error = format!("{error:#}");
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

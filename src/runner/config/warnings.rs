@@ -35,9 +35,13 @@ fn warn_of_short_timeouts(config: &RunnerConfig) {
     let listed_later = config.agents.agent("");
     let agents = config.agents.configured.iter();
     let agents = agents.chain(config.agents.all.then_some(&listed_later));
-    let tried = agents.map(AgentSettings::orchestrators_tried).max();
+    // A live runner's place is free again when its job is given up.
+    let agents = agents.filter(|agent| agent.runner.is_none());
+    let Some(tried) = agents.map(AgentSettings::orchestrators_tried).max() else {
+        return;
+    };
     for capability in &config.gateway.capabilities {
-        let enough = capability.default_timeout(tried.unwrap_or(1));
+        let enough = capability.default_timeout(tried);
         if timeout < enough {
             tracing::warn!(
                 capability = capability.name,
@@ -49,8 +53,10 @@ fn warn_of_short_timeouts(config: &RunnerConfig) {
 
 /// A gateway buys tickets for `timeout_seconds`, an orchestrator asks for those of 60 s.
 fn warn_of_short_tickets(config: &RunnerConfig) {
-    let mut agents = config.agents.configured.iter();
-    let is_paid = config.limits.price.is_some() || agents.any(|agent| agent.price.is_some());
+    let agents = config.agents.configured.iter();
+    let mut agents = agents.filter(|agent| agent.runner.is_none());
+    let is_paid = config.uses_gateway() && config.limits.price.is_some()
+        || agents.any(|agent| agent.price.is_some());
     let capabilities = config.gateway.capabilities.iter();
     for capability in capabilities.filter(|each| is_paid && each.timeout_seconds < TICKET_SECONDS) {
         tracing::warn!(

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::event::{AgentJoined, Event, JobDone};
 use crate::money::Wei;
-use crate::runner::events::event::PingStats;
+use crate::runner::events::event::{Listing, PingStats};
 use crate::runner::roster::{AgentIndex, Roster};
 use crate::units::{JobsPerMinute, Percent, milliseconds};
 use crate::wire::outcome::Outcome;
@@ -31,6 +31,8 @@ struct AgentAccount {
     ping_stats: PingStats,
     rate: JobsPerMinute,
     spent: Option<Wei>,
+    /// Of a live runner.
+    listing: Option<Listing>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -68,6 +70,9 @@ impl Accounts {
             | Event::Alias(_)
             | Event::Pause(_)
             | Event::Stopping { .. } => {}
+            Event::Discovery(discovered) => {
+                self.agent(discovered.agent).listing = Some(discovered.listing.clone());
+            }
             Event::AgentJoined(joined) => self.join(joined),
             Event::AgentLeft { agent, .. } => self.agent(*agent).rate = JobsPerMinute::ZERO,
             Event::Uptime(polled) => {
@@ -100,6 +105,12 @@ impl Accounts {
             let account = AgentAccount::default();
             self.agents.push((Arc::clone(&joined.id), account));
         }
+    }
+
+    /// What the orchestrator of an agent's live runner lists, if it has one.
+    #[must_use]
+    pub(crate) fn listing(&self, AgentIndex(index): AgentIndex) -> Option<&'static str> {
+        self.agents[index].1.listing.as_ref().map(Listing::name)
     }
 
     /// Jobs that left.
@@ -164,6 +175,7 @@ impl AgentAccount {
             total_pings: self.ping_stats.total_pings,
             rate: self.rate,
             spent_wei: self.spent.clone(),
+            discovery: self.listing.as_ref().map(DiscoveryStatistics::of),
         }
     }
 }
@@ -322,6 +334,31 @@ pub(crate) struct AgentStatistics {
     /// What its jobs have cost, where they have a price.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spent_wei: Option<Wei>,
+    /// What the orchestrator of its live runner lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<DiscoveryStatistics>,
+}
+
+/// What an orchestrator says of a live runner.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct DiscoveryStatistics {
+    pub listed: Option<bool>,
+    pub capacity: Option<u64>,
+    pub in_use: Option<u64>,
+    #[serde(skip)]
+    pub name: &'static str,
+}
+
+impl DiscoveryStatistics {
+    fn of(listing: &Listing) -> Self {
+        let runner = listing.runner();
+        Self {
+            listed: listing.is_listed(),
+            capacity: runner.and_then(|runner| runner.capacity),
+            in_use: runner.and_then(|runner| runner.in_use),
+            name: listing.name(),
+        }
+    }
 }
 
 /// What became of the slots of a capability.

@@ -14,10 +14,11 @@ use uuid::Uuid;
 use super::event::{DropReason, JobDone, JobSent, RateChanged, UptimePolled};
 use super::recorder::{AgentSlots, Record};
 use super::run_clock::RunClock;
-use crate::money::WeiPerSecond;
 use crate::records::{self, RecordsError};
-use crate::runner::events::event::{ClaimChecked, PolledPings};
+use crate::runner::events::event::{ClaimChecked, PolledPings, RunnerDiscovered};
 use crate::runner::roster::{AgentIndex, CapabilityIndex};
+use crate::wire::charge::Price;
+use crate::wire::live_runner::ListedRunner;
 
 /// How often it is written that the run goes on, if there is nothing else to write.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,6 +59,10 @@ const INSERT_CLAIM: &str = "
     INSERT INTO claims (run, at, agent, contradicted, uptime_percent, claimed_tier_percent, jobs, successful, chance)
     VALUES (:run, :at, :agent, :contradicted, :uptime_percent, :claimed_tier_percent, :jobs, :successful, :chance)";
 
+const INSERT_DISCOVERY: &str = "
+    INSERT INTO discoveries (run, at, agent, listing, capacity, in_use, price, currency, unit)
+    VALUES (:run, :at, :agent, :listing, :capacity, :in_use, :price, :currency, :unit)";
+
 /// What a run is known by in the file.
 #[derive(Debug, Clone)]
 pub(crate) struct RunDescription {
@@ -82,8 +87,8 @@ pub(crate) struct RunDescription {
 #[derive(Debug, Clone)]
 pub(crate) struct AgentTerms {
     pub id: Arc<str>,
-    /// What a second of its compute costs, where that is known.
-    pub price: Option<WeiPerSecond>,
+    /// What its jobs cost, where that is known.
+    pub price: Option<Price>,
     /// Who can do its jobs and does nobody else's.
     pub own_orchestrators: Option<Vec<String>>,
 }
@@ -382,6 +387,7 @@ fn insert_all(
             Record::Rate(rate) => insert_rate(transaction, rows, rate)?,
             Record::Slots(slots, at) => insert_slots(transaction, rows, slots, *at)?,
             Record::Claim(claim) => insert_claim(transaction, rows, claim)?,
+            Record::Discovery(discovered) => insert_discovery(transaction, rows, discovered)?,
             Record::Stopping(_) => {}
         }
     }
@@ -532,19 +538,43 @@ fn insert_claim(
     Ok(())
 }
 
+fn insert_discovery(
+    transaction: &Transaction<'_>,
+    rows: &Rows<'_>,
+    discovered: &RunnerDiscovered,
+) -> rusqlite::Result<()> {
+    let runner = discovered.listing.runner();
+    let price = runner.and_then(|runner| runner.price.as_ref());
+    let count = |of: fn(&ListedRunner) -> Option<u64>| Some(of(runner?)?.cast_signed());
+    let mut insert = transaction.prepare_cached(INSERT_DISCOVERY)?;
+    insert.execute(named_params! {
+        ":run": rows.run,
+        ":at": discovered.ts.timestamp_micros(),
+        ":agent": rows.agent(discovered.agent),
+        ":listing": discovered.listing.name(),
+        ":capacity": count(|runner| runner.capacity),
+        ":in_use": count(|runner| runner.in_use),
+        ":price": price.map(|price| &price.price),
+        ":currency": price.map(|price| &price.currency),
+        ":unit": price.map(|price| &price.unit),
+    })?;
+    Ok(())
+}
+
 /// The number of an agent, who takes part in a run.
 fn agent_row(connection: &Connection, run: i64, terms: &AgentTerms) -> rusqlite::Result<i64> {
     let add = "INSERT OR IGNORE INTO agents (agent_id) VALUES (?1)";
     let find = "SELECT agent FROM agents WHERE agent_id = ?1";
     let agent = row_of(connection, add, find, &terms.id)?;
-    let price = terms.price.as_ref().map(ToString::to_string);
+    let price = terms.price.as_ref();
     connection.execute(
-        "INSERT OR REPLACE INTO run_agents (run, agent, price_wei, orchestrators)
-         VALUES (:run, :agent, :price_wei, :orchestrators)",
+        "INSERT OR REPLACE INTO run_agents (run, agent, price_wei, price_per, orchestrators)
+         VALUES (:run, :agent, :price_wei, :price_per, :orchestrators)",
         named_params! {
             ":run": run,
             ":agent": agent,
-            ":price_wei": price,
+            ":price_wei": price.map(|price| price.unit.to_string()),
+            ":price_per": price.map(|price| price.per.name()),
             ":orchestrators": terms.own_orchestrators.as_ref().map(|own| own.join("\n")),
         },
     )?;

@@ -295,10 +295,13 @@ impl EventDispatcher {
         let progress = {
             let state = self.state.lock();
             let agents = state.roster.agents.iter().zip(&state.uptimes);
-            let agents = agents.map(|(id, known)| AgentProgress {
-                id: Arc::clone(id),
-                uptime: known.map(|(uptime, at)| (uptime, at.elapsed())),
-            });
+            let agents = agents
+                .enumerate()
+                .map(|(index, (id, known))| AgentProgress {
+                    id: Arc::clone(id),
+                    uptime: known.map(|(uptime, at)| (uptime, at.elapsed())),
+                    listing: state.accounts.listing(AgentIndex(index)),
+                });
             Progress {
                 rate: state.accounts.current_rate(),
                 agents: agents.collect(),

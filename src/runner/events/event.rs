@@ -14,15 +14,12 @@ use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::{AgentIndex, CapabilityIndex};
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::charge::Work;
+use crate::wire::live_runner::ListedRunner;
 use crate::wire::outcome::Outcome;
 use crate::wire::ping_system::HistoryPing;
 
 /// Something that happened in a run.
 #[derive(Debug, Clone)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "events are passed by reference, and most of them are jobs"
-)]
 pub(crate) enum Event {
     /// The run began.
     Started { ts: DateTime<Utc> },
@@ -43,6 +40,8 @@ pub(crate) enum Event {
     Claim(ClaimChecked),
     /// An agent's jobs stop, or go on, because of `--pause-after`.
     Pause(PauseChanged),
+    /// An orchestrator was asked for its live runners.
+    Discovery(RunnerDiscovered),
     /// An orchestrator turned out to call itself by another name.
     Alias(AliasLearnt),
     /// A job was sent.
@@ -108,6 +107,66 @@ pub(crate) struct PauseChanged {
     pub change: PauseChange,
     /// How the job ended that decided.
     pub outcome: Outcome,
+}
+
+/// What an orchestrator says of an agent's live runner.
+#[derive(Debug, Clone)]
+pub(crate) struct RunnerDiscovered {
+    pub ts: DateTime<Utc>,
+    pub agent: AgentIndex,
+    pub listing: Listing,
+    /// Whether it says something else than before, apart from the places in use.
+    pub is_new: bool,
+}
+
+/// Whether an orchestrator lists a live runner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Listing {
+    /// It did not answer of late.
+    Unknown,
+    NotListed,
+    Listed(ListedRunner),
+}
+
+impl Listing {
+    /// Its name in text and records.
+    #[must_use]
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::NotListed => "not listed",
+            Self::Listed(runner) if runner.is_full() => "full",
+            Self::Listed(_) => "listed",
+        }
+    }
+
+    #[must_use]
+    pub(crate) fn is_listed(&self) -> Option<bool> {
+        match self {
+            Self::Unknown => None,
+            Self::NotListed => Some(false),
+            Self::Listed(_) => Some(true),
+        }
+    }
+
+    /// What the orchestrator says of it, if it lists it.
+    #[must_use]
+    pub(crate) fn runner(&self) -> Option<&ListedRunner> {
+        match self {
+            Self::Listed(runner) => Some(runner),
+            Self::Unknown | Self::NotListed => None,
+        }
+    }
+
+    /// Whether it says the same, apart from the places in use.
+    #[must_use]
+    pub(crate) fn says_as(&self, other: &Self) -> bool {
+        let terms = |listing: &Self| {
+            let runner = listing.runner()?;
+            Some((runner.is_single_shot, runner.capacity, runner.price.clone()))
+        };
+        self.name() == other.name() && terms(self) == terms(other)
+    }
 }
 
 /// An orchestrator's own name, which is not the one by which the gateway knows it.
@@ -324,13 +383,29 @@ pub(crate) struct JobDone {
     pub answer: JobAnswer,
 }
 
-/// A gateway's answer, or why there is none.
+/// For how long a server asks to be left alone, and by whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RetryAfter {
+    pub delay: Duration,
+    pub scope: ThrottleScope,
+}
+
+/// Whose jobs a server holds back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ThrottleScope {
+    /// It does the jobs of all.
+    AllAgents,
+    /// It does only this agent's.
+    OneAgent,
+}
+
+/// A job's answer, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JobAnswer {
     pub outcome: Outcome,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// The orchestrator that did the job.
+    /// The orchestrator that did the job, as a gateway tells.
     pub orchestrator: Option<String>,
     /// The wei left with that orchestrator; may be negative.
     pub balance_wei: Option<String>,
@@ -342,8 +417,7 @@ pub(crate) struct JobAnswer {
     pub is_stream: bool,
     /// The part of its time that was spent on a new connection.
     pub connect: Option<Duration>,
-    /// How long a proxy asks not to be asked.
-    pub retry_after: Option<Duration>,
+    pub retry_after: Option<RetryAfter>,
     /// When the money of a stream ran out.
     pub unpaid_since: Option<Instant>,
 }

@@ -8,6 +8,7 @@ use prometheus::{
 };
 
 use super::event::{Event, RateReason};
+use super::runner_metrics::RunnerMetrics;
 use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::{AgentIndex, Roster};
 use crate::wire::outcome::Outcome;
@@ -24,6 +25,8 @@ pub(crate) struct RunMetrics {
     families: Families,
     capabilities: Vec<Arc<str>>,
     agents: Vec<AgentMetrics>,
+    names: Vec<Arc<str>>,
+    runners: RunnerMetrics,
     in_flight: IntGauge,
 }
 
@@ -146,7 +149,7 @@ impl RunMetrics {
         )?;
         let throttled = gauge(
             "uptime_runner_throttled",
-            "1 while an agent's jobs are withheld, since the gateway asks for patience.",
+            "1 while an agent's jobs are withheld, since a server asks to wait (Retry-After).",
         )?;
         let in_flight = IntGauge::new(
             "uptime_runner_in_flight",
@@ -183,6 +186,8 @@ impl RunMetrics {
             agents: agents
                 .map(|agent| families.of(agent, &roster.capabilities))
                 .collect(),
+            names: roster.agents.clone(),
+            runners: RunnerMetrics::new(&registry)?,
             families,
             capabilities: roster.capabilities.clone(),
             registry,
@@ -202,6 +207,7 @@ impl RunMetrics {
                 if joined.agent.0 == self.agents.len() {
                     let metrics = self.families.of(&joined.id, &self.capabilities);
                     self.agents.push(metrics);
+                    self.names.push(Arc::clone(&joined.id));
                 }
             }
             Event::AgentLeft { agent, .. } => {
@@ -211,6 +217,11 @@ impl RunMetrics {
                 metrics.contradicted.set(0.0);
                 metrics.paused.set(0.0);
                 metrics.throttled.set(0.0);
+                self.runners.forget(&self.names[agent.0]);
+            }
+            Event::Discovery(discovered) => {
+                let agent = &self.names[discovered.agent.0];
+                self.runners.set(agent, &discovered.listing);
             }
             Event::Pause(pause) => {
                 let paused = f64::from(u8::from(pause.change != PauseChange::Resumed));

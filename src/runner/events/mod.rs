@@ -9,4 +9,5 @@ pub(crate) mod output;
 pub(crate) mod recorder;
 pub(crate) mod require;
 pub(crate) mod run_clock;
+mod runner_metrics;
 pub(crate) mod worker;

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::database::{AgentTerms, RunDescription, RunFile, RunFileError};
-use super::event::{ClaimChecked, DropReason, Event, JobDone, JobSent, RateChanged, UptimePolled};
+use super::event::{
+    ClaimChecked, DropReason, Event, JobDone, JobSent, RateChanged, RunnerDiscovered, UptimePolled,
+};
 use super::run_clock::RunClock;
 use super::worker::Worker;
 use crate::runner::events::event::RateReason;
@@ -91,6 +93,7 @@ pub(super) enum Record {
     Poll(UptimePolled),
     Rate(RateChanged),
     Claim(Box<ClaimChecked>),
+    Discovery(Box<RunnerDiscovered>),
     /// With the microseconds since 1970.
     Slots(AgentSlots, i64),
     Stopping(i64),
@@ -177,6 +180,9 @@ impl RunRecorder {
             Event::Job(job) => Record::Job(Box::new(job.clone())),
             Event::Uptime(polled) => Record::Poll(polled.clone()),
             Event::Claim(claim) => Record::Claim(Box::new(claim.clone())),
+            Event::Discovery(discovered) if discovered.is_new => {
+                Record::Discovery(Box::new(discovered.clone()))
+            }
             Event::RateChanged(changed) | Event::BaseChanged(changed) => {
                 queue.rate_changed(changed);
                 Record::Rate(changed.clone())
@@ -186,6 +192,7 @@ impl RunRecorder {
             | Event::AgentJoined(_)
             | Event::AgentLeft { .. }
             | Event::Alias(_)
+            | Event::Discovery(_)
             | Event::Pause(_) => return,
         };
         queue.push(record);

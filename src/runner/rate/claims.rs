@@ -18,14 +18,31 @@ pub(crate) const LARGEST_CHANCE: f64 = 1e-4;
 /// One job in a thousand may fail on any GPU, even where an uptime of 100 % is claimed.
 const HIGHEST_CLAIM: f64 = 0.999;
 
-/// What a job says of an agent that is tied to orchestrators of its own: whether it did it or failed it,
-/// `None` where it says nothing. Its jobs can go nowhere else, whatever the orchestrators call themselves.
-#[must_use]
-pub(crate) fn job_says(outcome: Outcome) -> Option<bool> {
-    match outcome.testimony() {
-        Testimony::For => Some(true),
-        Testimony::Against => Some(false),
-        Testimony::Nothing => None,
+/// What the jobs of an agent say of it that is tied to orchestrators of its own: they can go nowhere else, whatever the
+/// orchestrators call themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Witness {
+    /// Whether its live runner was there before: a wrong label is answered as a runner that is gone.
+    has_seen_runner: bool,
+}
+
+impl Witness {
+    /// The orchestrator lists the agent's live runner.
+    pub(crate) fn runner_listed(&mut self) {
+        self.has_seen_runner = true;
+    }
+
+    /// What the next job to end says: whether the agent did it or failed it, `None` if it says nothing.
+    pub(crate) fn says(&mut self, outcome: Outcome) -> Option<bool> {
+        self.has_seen_runner |= outcome.shows_runner();
+        match outcome.testimony() {
+            Testimony::Against if outcome == Outcome::Unavailable => {
+                self.has_seen_runner.then_some(false)
+            }
+            Testimony::For => Some(true),
+            Testimony::Against => Some(false),
+            Testimony::Nothing => None,
+        }
     }
 }
 
@@ -105,6 +122,19 @@ mod tests {
         assert!(of(TIERS, 100.0, 50, 0).is_some());
         assert_eq!(of("proportional:1", 100.0, 1000, 997), None);
         assert!(of("linear:90..100", 97.0, 1000, 900).is_some());
+    }
+
+    #[test]
+    fn a_runner_that_was_never_seen_is_not_accused_of_being_gone() {
+        let mut witness = Witness::default();
+        assert_eq!(witness.says(Outcome::Unavailable), None);
+        assert_eq!(witness.says(Outcome::HttpError), Some(false));
+        assert_eq!(witness.says(Outcome::Unavailable), None);
+        assert_eq!(witness.says(Outcome::NoPlace), None);
+        assert_eq!(witness.says(Outcome::Unavailable), Some(false));
+        let mut listed = Witness::default();
+        listed.runner_listed();
+        assert_eq!(listed.says(Outcome::Unavailable), Some(false));
     }
 
     /// P(at most `good` of `jobs`), exactly, term by term.

@@ -2,18 +2,17 @@
 //! total, and its budget. It publishes a [`TargetRate`], which the agent's submitter obeys.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::allocation::{Allocation, Split, base_rates, redistribute};
 use super::decision::{ClaimChange, DecisionState, Observation, RateDecision};
 use super::job_stats::JobStats;
 use super::policy::Policy;
 use crate::runner::deadline;
-use crate::runner::events::event::{Freshness, RateReason};
+use crate::runner::events::event::{Freshness, RateReason, ThrottleScope};
 use crate::runner::roster::AgentIndex;
 use crate::units::{JobsPerMinute, Percent, Share};
 
@@ -65,9 +64,9 @@ pub(crate) struct Observed {
 pub(crate) struct RateController {
     policy: Policy,
     sharing: Sharing,
-    throttled: AtomicBool,
-    /// Until when no job is sent because a proxy asked so; `None` if it did not.
-    throttled_until: watch::Sender<Option<Instant>>,
+    /// Until when no job of any agent is sent because a server asked so; locked after `entries`.
+    all_throttled_until: Mutex<Option<Instant>>,
+    throttling_changed: Notify,
     /// By agent; `None` for one that was removed.
     entries: Mutex<Vec<Option<AgentEntry>>>,
 }
@@ -78,6 +77,8 @@ struct AgentEntry {
     weight: Option<f64>,
     decisions: DecisionState,
     holds: Holds,
+    /// Until when none of its jobs is sent because a server asked so.
+    throttled_until: Option<Instant>,
     job_stats: Arc<JobStats>,
     target: watch::Sender<Option<TargetRate>>,
     /// The share behind the target rate.
@@ -160,8 +161,8 @@ impl RateController {
         Self {
             policy,
             sharing,
-            throttled: AtomicBool::new(false),
-            throttled_until: watch::Sender::new(None),
+            all_throttled_until: Mutex::default(),
+            throttling_changed: Notify::new(),
             entries: Mutex::default(),
         }
     }
@@ -188,9 +189,10 @@ impl RateController {
             weight: None,
             decisions: DecisionState::new(&self.policy),
             holds: Holds {
-                throttled: self.throttled.load(Ordering::Relaxed),
+                throttled: self.all_throttled_until.lock().is_some(),
                 ..Holds::default()
             },
+            throttled_until: None,
             job_stats,
             target,
             published_share: None,
@@ -266,46 +268,69 @@ impl RateController {
         self.publish_all(&mut entries);
     }
 
-    /// Sends no job of any agent until an instant, or a later one that was set before.
-    pub(crate) fn throttle_until(&self, until: Instant) {
-        self.throttled_until.send_if_modified(|known| {
-            let is_later = known.is_none_or(|known| known < until);
-            *known = (*known).max(Some(until));
-            is_later
-        });
-        self.set_throttled(true);
+    /// Sends no job of an agent, or of any, until an instant, or a later one that was set before.
+    pub(crate) fn throttle_until(
+        &self,
+        AgentIndex(agent): AgentIndex,
+        scope: ThrottleScope,
+        until: Instant,
+    ) {
+        let mut entries = self.entries.lock();
+        match scope {
+            ThrottleScope::AllAgents => {
+                let mut all = self.all_throttled_until.lock();
+                *all = (*all).max(Some(until));
+            }
+            ThrottleScope::OneAgent => {
+                if let Some(entry) = entries.get_mut(agent).and_then(Option::as_mut) {
+                    entry.throttled_until = entry.throttled_until.max(Some(until));
+                }
+            }
+        }
+        self.apply_throttling(&mut entries);
+        self.throttling_changed.notify_one();
     }
 
     /// Ends each throttling when its time is over; never returns.
     pub(crate) async fn end_throttling(&self) {
-        let mut until = self.throttled_until.subscribe();
         loop {
-            let at = *until.borrow_and_update();
+            let next = self.next_end_of_throttling();
             tokio::select! {
-                // The sender is ours.
-                _ = until.changed() => {}
-                () = deadline::reached(at.map(tokio::time::Instant::from_std)) => {
-                    self.throttled_until.send_if_modified(|known| {
-                        if *known == at {
-                            *known = None;
-                        }
-                        false
-                    });
-                    self.set_throttled(false);
+                () = self.throttling_changed.notified() => {}
+                () = deadline::reached(next.map(tokio::time::Instant::from_std)) => {
+                    self.end_throttling_at(tokio::time::Instant::now().into_std());
                 }
             }
         }
     }
 
-    fn set_throttled(&self, throttled: bool) {
-        if self.throttled.swap(throttled, Ordering::Relaxed) == throttled {
-            return;
-        }
+    fn next_end_of_throttling(&self) -> Option<Instant> {
+        let entries = self.entries.lock();
+        let agents = entries.iter().flatten();
+        let agents = agents.filter_map(|entry| entry.throttled_until);
+        agents.chain(*self.all_throttled_until.lock()).min()
+    }
+
+    fn end_throttling_at(&self, now: Instant) {
+        let is_over = |until: &mut Instant| *until <= now;
         let mut entries = self.entries.lock();
+        self.all_throttled_until.lock().take_if(is_over);
         for entry in entries.iter_mut().flatten() {
-            entry.holds.throttled = throttled;
+            entry.throttled_until.take_if(is_over);
         }
-        self.publish_all(&mut entries);
+        self.apply_throttling(&mut entries);
+    }
+
+    fn apply_throttling(&self, entries: &mut [Option<AgentEntry>]) {
+        let all = self.all_throttled_until.lock().is_some();
+        let mut has_changed = false;
+        for entry in entries.iter_mut().flatten() {
+            let throttled = all || entry.throttled_until.is_some();
+            has_changed |= std::mem::replace(&mut entry.holds.throttled, throttled) != throttled;
+        }
+        if has_changed {
+            self.publish_all(entries);
+        }
     }
 
     /// Divides a total again, by what is known now.

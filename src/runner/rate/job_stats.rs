@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::allocation::Performance;
-use super::claims::job_says;
+use super::claims::Witness;
 use super::pause::{Pause, PauseChange};
 use super::refusals::{Refusals, SentJob};
 use crate::runner::events::event::{Evidence, JobAnswer};
@@ -39,6 +39,7 @@ struct RecentJobs {
     recent: VecDeque<(bool, Duration)>,
     /// By orchestrator that does only this agent's jobs: what becomes of them is evidence about it. Empty if it is not tied.
     refusals: Vec<Refusals>,
+    witness: Witness,
     /// Since when each part of the window counts, oldest first.
     evidence: VecDeque<(Instant, Evidence)>,
 }
@@ -99,7 +100,7 @@ impl JobStats {
             return;
         };
         let refused = jobs.refusals[index].ended(sent, answer.outcome, now);
-        let says = job_says(answer.outcome);
+        let says = jobs.witness.says(answer.outcome);
         let new = Evidence {
             jobs: refused + u64::from(says.is_some()),
             good: u64::from(says == Some(true)),
@@ -120,6 +121,11 @@ impl JobStats {
             evidence.good += new.good;
         }
         self.forget(&mut jobs, now);
+    }
+
+    /// The orchestrator lists the agent's live runner.
+    pub(crate) fn runner_listed(&self) {
+        self.jobs.lock().witness.runner_listed();
     }
 
     /// What its jobs in the window say.

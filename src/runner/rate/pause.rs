@@ -50,6 +50,8 @@ impl Pause {
             Outcome::Connect
             | Outcome::BadGateway
             | Outcome::NoSupply
+            | Outcome::Unavailable
+            | Outcome::NoPlace
             | Outcome::Unpaid
             | Outcome::Rejected => self.in_a_row += 1,
             // Says nothing of whether jobs do any good.

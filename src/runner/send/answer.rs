@@ -18,10 +18,10 @@ use tokio::time::Instant;
 
 use crate::net::client::cause_of;
 use crate::net::job_client::{Dialled, JobClient};
-use crate::runner::events::event::JobAnswer;
+use crate::runner::events::event::{JobAnswer, RetryAfter, ThrottleScope};
 use crate::wire::expectation::{Expectation, ExpectedBody, MAX_EXPECTED_BYTES};
 use crate::wire::gateway::{BALANCE_HEADER, METADATA_HEADER, ORCHESTRATOR_HEADER, balance_wei};
-use crate::wire::job_stream::{JobStream, StreamState};
+use crate::wire::job_stream::{JobStream, StreamSource, StreamState};
 use crate::wire::outcome::{AnswerHead, Outcome};
 
 /// What the runner calls itself.
@@ -60,11 +60,11 @@ pub(super) struct PartialAnswer {
 }
 
 impl PartialAnswer {
-    /// For an answer whose streams are read by `stream`.
+    /// Of an answer that has not begun.
     #[must_use]
-    pub(super) fn new(stream: JobStream) -> Self {
+    pub(super) fn new(source: StreamSource) -> Self {
         Self {
-            stream,
+            stream: JobStream::new(source),
             ..Self::default()
         }
     }
@@ -135,6 +135,7 @@ impl PartialAnswer {
         self,
         ended: Option<Result<Judged, Unread>>,
         timeout: Duration,
+        throttle_scope: ThrottleScope,
     ) -> JobAnswer {
         let (outcome, error) = match ended {
             Some(Ok(judged)) => judged,
@@ -158,7 +159,10 @@ impl PartialAnswer {
             metadata: self.headers.metadata,
             error,
             is_stream: self.is_stream,
-            retry_after: self.retry_after,
+            retry_after: self.retry_after.map(|delay| RetryAfter {
+                delay,
+                scope: throttle_scope,
+            }),
             connect: self.connect,
             unpaid_since: self.unpaid_since,
         }

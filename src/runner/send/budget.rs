@@ -3,8 +3,9 @@
 
 use parking_lot::Mutex;
 
-use crate::money::{Wei, WeiPerSecond};
+use crate::money::Wei;
 use crate::runner::roster::AgentIndex;
+use crate::wire::charge::Price;
 
 /// The budgets of a run.
 #[derive(Debug)]
@@ -36,8 +37,8 @@ impl Balance {
 /// The answer to a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grant {
-    /// Reserved: a job of at most this many seconds of compute.
-    Seconds(u64),
+    /// Reserved: a job that is charged for at most this many units of its price.
+    Units(u64),
     /// Nothing is left now, but jobs in flight may give something back.
     NotNow,
     /// The agent's budget is spent.
@@ -68,20 +69,21 @@ impl Budgets {
         }
     }
 
-    /// Reserves what a job of `wanted` seconds costs at most, or of fewer seconds if less money is left.
-    pub(crate) fn reserve(&self, agent: AgentIndex, price: &WeiPerSecond, wanted: u64) -> Grant {
+    /// Reserves what a job of `wanted` units costs at most, or of fewer units if less money is left.
+    pub(crate) fn reserve(&self, agent: AgentIndex, price: &Price, wanted: u64) -> Grant {
         let mut balances = self.0.lock();
-        let seconds = |balance: &Balance| balance.free.whole_times(price.get()).unwrap_or(wanted);
-        let granted = balances.of(agent).map(|balance| seconds(balance)).min();
-        let granted = granted.map_or(wanted, |seconds| seconds.min(wanted));
+        let units =
+            |balance: &Balance| balance.free.whole_times(price.unit.get()).unwrap_or(wanted);
+        let granted = balances.of(agent).map(|balance| units(balance)).min();
+        let granted = granted.map_or(wanted, |units| units.min(wanted));
         if granted > 0 {
             for balance in balances.of(agent) {
-                balance.free -= &price.for_seconds(granted);
+                balance.free -= &price.unit.for_units(granted);
                 balance.under_way += 1;
             }
-            return Grant::Seconds(granted);
+            return Grant::Units(granted);
         }
-        let spent = |balance: &Balance| seconds(balance) == 0 && balance.under_way == 0;
+        let spent = |balance: &Balance| units(balance) == 0 && balance.under_way == 0;
         if balances.common.as_ref().is_some_and(spent) {
             Grant::AllSpent
         } else if balances.own(agent).is_some_and(spent) {
@@ -91,17 +93,11 @@ impl Budgets {
         }
     }
 
-    /// Ends a reservation of `granted` seconds, of which `charged` were spent.
-    pub(crate) fn settle(
-        &self,
-        agent: AgentIndex,
-        price: &WeiPerSecond,
-        granted: u64,
-        charged: u64,
-    ) {
+    /// Ends a reservation of `granted` units, of which `charged` were spent.
+    pub(crate) fn settle(&self, agent: AgentIndex, price: &Price, granted: u64, charged: u64) {
         for balance in self.0.lock().of(agent) {
-            balance.free += &price.for_seconds(granted);
-            balance.free -= &price.for_seconds(charged);
+            balance.free += &price.unit.for_units(granted);
+            balance.free -= &price.unit.for_units(charged);
             balance.under_way -= 1;
         }
     }
@@ -131,38 +127,38 @@ mod tests {
         amount.to_string().parse().unwrap()
     }
 
-    fn price(amount: u64) -> WeiPerSecond {
-        amount.to_string().parse().unwrap()
+    fn price(amount: u64) -> Price {
+        Price::per_second(amount)
     }
 
     #[test]
     fn what_is_set_aside_comes_back_but_for_what_was_charged() {
         let budgets = Budgets::new(Some(wei(5500)));
-        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::Seconds(3));
-        assert_eq!(budgets.reserve(B, &price(1000), 3), Grant::Seconds(2));
+        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::Units(3));
+        assert_eq!(budgets.reserve(B, &price(1000), 3), Grant::Units(2));
         assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::NotNow);
         budgets.settle(A, &price(1000), 3, 1);
-        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::Seconds(2));
+        assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::Units(2));
         budgets.settle(B, &price(1000), 2, 2);
         budgets.settle(A, &price(1000), 2, 2);
         assert_eq!(budgets.reserve(A, &price(1000), 3), Grant::AllSpent);
         // What costs nothing is always granted.
-        assert_eq!(budgets.reserve(A, &price(0), 3), Grant::Seconds(3));
+        assert_eq!(budgets.reserve(A, &price(0), 3), Grant::Units(3));
     }
 
     #[test]
     fn an_agents_budget_is_its_own() {
         let budgets = Budgets::new(Some(wei(100)));
         budgets.open(B, Some(wei(10)));
-        assert_eq!(budgets.reserve(B, &price(10), 9), Grant::Seconds(1));
+        assert_eq!(budgets.reserve(B, &price(10), 9), Grant::Units(1));
         budgets.settle(B, &price(10), 1, 1);
         // Followed again, it has not got it back.
         budgets.open(B, Some(wei(10)));
         assert_eq!(budgets.reserve(B, &price(10), 9), Grant::AgentSpent);
-        assert_eq!(budgets.reserve(A, &price(10), 99), Grant::Seconds(9));
+        assert_eq!(budgets.reserve(A, &price(10), 99), Grant::Units(9));
         assert_eq!(
             Budgets::new(None).reserve(A, &price(10), 99),
-            Grant::Seconds(99)
+            Grant::Units(99)
         );
     }
 
@@ -178,7 +174,7 @@ mod tests {
             let mut spent = 0;
             let mut under_way: Vec<(u64, u64)> = Vec::new();
             for (wanted, used, ends) in jobs {
-                if let Grant::Seconds(granted) = budgets.reserve(A, &price, wanted) {
+                if let Grant::Units(granted) = budgets.reserve(A, &price, wanted) {
                     prop_assert!((1..=wanted).contains(&granted));
                     under_way.push((granted, (granted as f64 * used) as u64));
                 }

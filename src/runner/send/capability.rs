@@ -15,6 +15,8 @@ pub(crate) const DEFAULT: &str = "gpu-check";
 
 /// What a gateway may take for each orchestrator beyond `timeout_seconds` (go-livepeer, byoc/job_gateway.go).
 const ORCHESTRATOR_OVERHEAD: Duration = Duration::from_secs(5);
+/// What an orchestrator may take for a live runner's job beyond `timeout_seconds`.
+const RUNNER_OVERHEAD: Duration = Duration::from_secs(5);
 /// What it may take beside them: a stream goes on for 10 s, the rest is a second's margin on each side.
 const GATEWAY_OVERHEAD: Duration = Duration::from_secs(12);
 
@@ -97,6 +99,12 @@ impl Capability {
     pub fn default_timeout(&self, orchestrators: u32) -> Duration {
         let each = Duration::from_secs(self.timeout_seconds.into()) + ORCHESTRATOR_OVERHEAD;
         each * orchestrators + GATEWAY_OVERHEAD
+    }
+
+    /// The same, of a live runner.
+    #[must_use]
+    pub fn default_runner_timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds.into()) + RUNNER_OVERHEAD
     }
 
     /// The parts that all jobs have in common.

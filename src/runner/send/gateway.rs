@@ -1,8 +1,6 @@
 //! Sends one job to the gateway and tells what came of it.
 
 use std::borrow::Cow;
-use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -22,15 +20,15 @@ use super::answer::{
     within,
 };
 use super::capability::Capability;
+use super::destination::{Job, SendJob};
 use super::orchestrators::OwnOrchestrator;
 use crate::net::dial::watch_addresses;
 use crate::net::job_client::JobClient;
-use crate::runner::events::event::JobAnswer;
-use crate::runner::roster::CapabilityIndex;
+use crate::runner::events::event::{JobAnswer, ThrottleScope};
 use crate::wire::expectation::Expectation;
 use crate::wire::gateway::{JOB_HEADER, JobHeader};
 use crate::wire::gateway_probe::{Probed, probed};
-use crate::wire::job_stream::JobStream;
+use crate::wire::job_stream::StreamSource;
 use crate::wire::outcome::{self, AnswerHead, Outcome};
 
 /// The number of consecutive answers that no gateway gave after which a site is down.
@@ -38,27 +36,6 @@ const MAX_BAD_IN_A_ROW: u32 = 5;
 /// How often sites that are down are tried again, and for how long.
 const REVIVAL_INTERVAL: Duration = Duration::from_secs(1);
 const REVIVAL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A job ready to be sent.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub id: Uuid,
-    pub capability: CapabilityIndex,
-    /// What the worker is sent.
-    pub payload: Vec<u8>,
-    /// The one orchestrator that may do it, if it is tied.
-    pub orchestrator: Option<Arc<OwnOrchestrator>>,
-    /// The longest that the worker may take.
-    pub timeout_seconds: u32,
-    /// The longest wait for the whole answer.
-    pub timeout: Duration,
-}
-
-/// Where jobs go.
-pub(crate) trait SendJob: Send + Sync + 'static {
-    /// Sends a job once and waits for the whole answer, at most the job's timeout.
-    fn send(&self, job: Job) -> impl Future<Output = JobAnswer> + Send;
-}
 
 /// A Livepeer BYOC gateway, reached at one of several addresses.
 #[derive(Debug)]
@@ -324,10 +301,10 @@ impl Route {
 impl SendJob for Gateway {
     async fn send(&self, job: Job) -> JobAnswer {
         let timeout = job.timeout;
-        let mut partial = PartialAnswer::new(JobStream::default());
+        let mut partial = PartialAnswer::new(StreamSource::Gateway);
         let connected = Notify::new();
         let exchange = self.exchange(job, &mut partial, &connected);
         let ended = within(timeout, &connected, exchange).await;
-        partial.conclude(ended, timeout)
+        partial.conclude(ended, timeout, ThrottleScope::AllAgents)
     }
 }

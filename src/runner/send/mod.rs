@@ -4,8 +4,10 @@
 mod answer;
 pub(crate) mod budget;
 pub(crate) mod capability;
+pub(crate) mod destination;
 pub(crate) mod gateway;
 pub(crate) mod in_flight;
+pub(crate) mod live_runner;
 pub(crate) mod orchestrators;
 pub(crate) mod pacer;
 pub(crate) mod template;

@@ -16,7 +16,7 @@ fn fixture(file: &Path) {
         .execute_batch(&format!(
             "INSERT INTO runs (run, started_at, ended_at, version, policy, records_dropped) VALUES (1, 0, {end}, '1', 'tiers:99=100,95=50,90=10', 3);
              INSERT INTO agents VALUES (1, 'agent-001'), (2, 'agent-002');
-             INSERT INTO run_agents VALUES (1, 1, '1000', NULL), (1, 2, NULL, NULL);
+             INSERT INTO run_agents (run, agent, price_wei, orchestrators) VALUES (1, 1, '1000', NULL), (1, 2, NULL, NULL);
              INSERT INTO capabilities VALUES (1, 'gpu-check'), (2, 'text-to-image');
              INSERT INTO polls (run, at, agent, state, uptime_percent, pings) VALUES (1, 0, 1, 'fresh', 100, 1), (1, {minute}, 1, 'fresh', 96, 2),
                 (1, {later}, 1, 'fresh', 80, 3), (1, 0, 2, 'unknown', NULL, 0);
@@ -221,7 +221,7 @@ fn balances(file: &Path, jobs: &[(i64, i64)]) {
         .execute_batch(
             "INSERT INTO runs (run, started_at, ended_at, version, policy, records_dropped) VALUES (1, 0, 100000000, '1', 'tiers:99=100', 0);
              INSERT INTO agents VALUES (1, 'agent-001');
-             INSERT INTO run_agents VALUES (1, 1, NULL, NULL);
+             INSERT INTO run_agents (run, agent, price_wei, orchestrators) VALUES (1, 1, NULL, NULL);
              INSERT INTO capabilities VALUES (1, 'gpu-check');
              INSERT INTO polls (run, at, agent, state, uptime_percent, pings) VALUES (1, 0, 1, 'fresh', 50, 1);
              INSERT INTO rates VALUES (1, 0, 1, 0, 0, 60, 50, 'uptime');",

@@ -70,7 +70,7 @@ fn record(file: &std::path::Path, lives: &[Life]) {
             .execute("INSERT INTO agents VALUES (?1, ?2)", (n, &agent))
             .unwrap();
         let price = life.price.map(|price| price.to_string());
-        let terms = "INSERT INTO run_agents VALUES (?1, ?1, ?2, NULL)";
+        let terms = "INSERT INTO run_agents (run, agent, price_wei, orchestrators) VALUES (?1, ?1, ?2, NULL)";
         connection.execute(terms, (n, price)).unwrap();
         for &(at, rate, base, reason) in &life.rates {
             let step = "INSERT INTO rates VALUES (?1, ?2, ?1, 0, ?3, ?4, 50, ?5)";

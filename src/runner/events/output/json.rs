@@ -11,11 +11,12 @@ use crate::money::Wei;
 use crate::runner::events::accounts::Statistics;
 use crate::runner::events::event::Freshness;
 use crate::runner::events::event::{
-    ClaimChecked, Event, JobDone, RateChanged, RateReason, UptimePolled,
+    ClaimChecked, Event, JobDone, RateChanged, RateReason, RunnerDiscovered, UptimePolled,
 };
 use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::Roster;
 use crate::units::{JobsPerMinute, Percent, milliseconds, serialize_timestamp};
+use crate::wire::live_runner::ListedPrice;
 use crate::wire::outcome::Outcome;
 
 /// The format of these lines; a change of meaning raises it.
@@ -49,6 +50,16 @@ enum JsonEvent<'a> {
         agent: &'a str,
         orchestrator: &'a str,
         name: &'a str,
+    },
+    Discovery {
+        #[serde(serialize_with = "serialize_timestamp")]
+        ts: DateTime<Utc>,
+        agent: &'a str,
+        listed: Option<bool>,
+        capacity: Option<u64>,
+        in_use: Option<u64>,
+        price_wei: Option<&'a str>,
+        unit: Option<&'a str>,
     },
     Paused {
         #[serde(serialize_with = "serialize_timestamp")]
@@ -151,6 +162,7 @@ pub(crate) fn event(event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
             orchestrator: &alias.orchestrator,
             name: &alias.name,
         },
+        Event::Discovery(discovered) if discovered.is_new => discovery(discovered, roster),
         Event::Claim(checked) => claim(checked, roster),
         Event::Pause(pause) => {
             let (ts, agent) = (pause.ts, roster.agent(pause.agent));
@@ -171,6 +183,7 @@ pub(crate) fn event(event: &Event, roster: &Roster, lines: &mut Vec<u8>) {
         | Event::Stopping { .. }
         | Event::Delayed(..)
         | Event::Dropped(..)
+        | Event::Discovery(_)
         | Event::BaseChanged(_) => {
             return;
         }
@@ -199,6 +212,20 @@ fn uptime<'a>(polled: &UptimePolled, roster: &'a Roster) -> JsonEvent<'a> {
         consecutive_poor: polled.ping_stats.consecutive_poor,
         ping_interval_minutes: polled.ping_stats.ping_interval_minutes,
         total_pings: polled.ping_stats.total_pings,
+    }
+}
+
+fn discovery<'a>(discovered: &'a RunnerDiscovered, roster: &'a Roster) -> JsonEvent<'a> {
+    let runner = discovered.listing.runner();
+    let price = runner.and_then(|runner| runner.price.as_ref());
+    JsonEvent::Discovery {
+        ts: discovered.ts,
+        agent: roster.agent(discovered.agent),
+        listed: discovered.listing.is_listed(),
+        capacity: runner.and_then(|runner| runner.capacity),
+        in_use: runner.and_then(|runner| runner.in_use),
+        price_wei: price.and_then(ListedPrice::wei),
+        unit: price.map(|price| price.unit.as_str()),
     }
 }
 

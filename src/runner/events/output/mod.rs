@@ -70,4 +70,6 @@ pub(crate) struct AgentProgress {
     pub id: Arc<str>,
     /// Its uptime and the age of that; `None` if it is not known.
     pub uptime: Option<(Percent, Duration)>,
+    /// What the orchestrator of its live runner lists, if it has one.
+    pub listing: Option<&'static str>,
 }

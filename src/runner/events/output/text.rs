@@ -9,7 +9,9 @@ use chrono::{DateTime, Local, TimeZone, Utc};
 
 use super::{AgentProgress, Progress};
 use crate::runner::events::accounts::{AgentStatistics, CapabilityStatistics, Statistics};
-use crate::runner::events::event::{ClaimChecked, Event, JobDone, RateChanged, RateReason};
+use crate::runner::events::event::{
+    ClaimChecked, Event, JobDone, Listing, RateChanged, RateReason,
+};
 use crate::runner::rate::pause::PauseChange;
 use crate::runner::roster::Roster;
 use crate::text;
@@ -59,6 +61,15 @@ impl TextOutput {
                 .expect(WRITABLE);
             }
             Event::Claim(claim) => self.claim(claim, roster, lines),
+            Event::Discovery(discovered) if discovered.is_new => {
+                let agent = roster.agent(discovered.agent);
+                writeln!(
+                    lines,
+                    "🔎 Agent {agent}'s runner: {}",
+                    listing_text(&discovered.listing)
+                )
+                .expect(WRITABLE);
+            }
             Event::Pause(pause) => {
                 let agent = roster.agent(pause.agent);
                 match pause.change {
@@ -75,6 +86,7 @@ impl TextOutput {
             | Event::BaseChanged(_)
             | Event::Uptime(_)
             | Event::Alias(_)
+            | Event::Discovery(_)
             | Event::Sent(_)
             | Event::Stopping { .. }
             | Event::Delayed(..)
@@ -155,7 +167,7 @@ impl TextOutput {
                     RateReason::Evidence => ", but its jobs contradict that",
                     RateReason::Allotment => " (another part of the total rate)",
                     RateReason::Budget => " (its budget is spent)",
-                    RateReason::Throttled => " (the gateway asks for patience)",
+                    RateReason::Throttled => " (a server asks to wait: Retry-After)",
                     RateReason::Paused => " (its jobs did no good)",
                 };
                 format!("{}%{why}", uptime.floored(1))
@@ -230,6 +242,7 @@ fn write_progress(progress: &Progress, line: &mut String) -> fmt::Result {
         [_] => line.write_str(" · waiting for an uptime")?,
         agents => write!(line, " · uptime {}", lowest(agents))?,
     }
+    write_listings(&progress.agents, line)?;
     write!(
         line,
         " · {} in flight · {} sent",
@@ -242,6 +255,39 @@ fn write_progress(progress: &Progress, line: &mut String) -> fmt::Result {
         write!(line, " · {} left", short(left))?;
     }
     Ok(())
+}
+
+/// What an orchestrator says of a live runner, in words.
+fn listing_text(listing: &Listing) -> String {
+    let Some(runner) = listing.runner() else {
+        return match listing {
+            Listing::NotListed => "not listed by its orchestrator".to_owned(),
+            _ => "unknown, its orchestrator does not tell".to_owned(),
+        };
+    };
+    let mut text = listing.name().to_owned();
+    if let (Some(in_use), Some(capacity)) = (runner.in_use, runner.capacity) {
+        let _ = write!(text, ", {in_use} of {capacity} places in use");
+    }
+    if let Some(price) = &runner.price {
+        let _ = write!(text, ", {price}");
+    }
+    if !runner.is_single_shot {
+        text.push_str("; it takes no single jobs");
+    }
+    text
+}
+
+fn write_listings(agents: &[AgentProgress], line: &mut String) -> fmt::Result {
+    let listings = || agents.iter().filter_map(|agent| agent.listing);
+    match (agents.len(), listings().count()) {
+        (_, 0) => Ok(()),
+        (1, _) => listings().try_for_each(|listing| write!(line, ", {listing}")),
+        (_, runners) => {
+            let listed = listings().filter(|&listing| listing == "listed" || listing == "full");
+            write!(line, " · {} of {runners} runners listed", listed.count())
+        }
+    }
 }
 
 const RULE: &str = "-----------------------------------------";
@@ -271,7 +317,15 @@ fn write_agent(agent: &AgentStatistics, text: &mut String) -> fmt::Result {
         text,
         "  📊 Total Pings: {}",
         or_unknown(agent.total_pings.map(|count| count.to_string()))
-    )
+    )?;
+    if let Some(discovery) = &agent.discovery {
+        write!(text, "  🔎 Orchestrator: {}", discovery.name)?;
+        if let (Some(in_use), Some(capacity)) = (discovery.in_use, discovery.capacity) {
+            write!(text, " ({in_use} of {capacity} places in use)")?;
+        }
+        writeln!(text)?;
+    }
+    Ok(())
 }
 
 fn write_capability(capability: &CapabilityStatistics, text: &mut String) -> fmt::Result {
@@ -506,6 +560,7 @@ mod tests {
         let agent = |id: &str, uptime: Option<f64>| AgentProgress {
             id: id.into(),
             uptime: uptime.map(|uptime| (percent(uptime), Duration::from_secs(75))),
+            listing: None,
         };
         let mut progress = Progress {
             rate: 30,
@@ -528,6 +583,17 @@ mod tests {
                 .status(&progress, 200)
                 .contains("known of 2/3 agents, lowest 91.0% (agent-002)")
         );
+        for listing in ["full", "not listed"] {
+            progress.agents[0].listing = Some(listing);
+            progress.agents[1].listing = Some("listed");
+            let known = if listing == "full" { 2 } else { 1 };
+            let text = format!("(agent-002) · {known} of 2 runners listed · 2 in flight");
+            let line = PLAIN.status(&progress, 200).replace("91.0% ", "");
+            assert!(line.contains(&text), "{line}");
+        }
+        progress.agents.truncate(1);
+        let line = PLAIN.status(&progress, 200);
+        assert!(line.contains("(1m15s ago), not listed · 2"), "{line}");
         progress.agents = vec![agent("agent-001", None)];
         assert!(
             PLAIN
