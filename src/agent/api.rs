@@ -14,6 +14,7 @@ use prometheus::{Gauge, GaugeVec, IntGauge, Opts, Registry, TextEncoder};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::application::ApplicationHealth;
 use super::monitor::AgentState;
 use super::tracker::RequestedWindow;
 use crate::net::credentials::Token;
@@ -23,16 +24,24 @@ use crate::wire::agent::{GpuHealth, GpuStatus};
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// All routes; all but `/agent/health` require the token, if there is one.
-pub(crate) fn routes(shared: Arc<AgentState>, agent_id: String, token: Option<Token>) -> Router {
+/// All routes; all but `/agent/health` and `/agent/ready` require the token, if there is one.
+pub(crate) fn routes(
+    shared: Arc<AgentState>,
+    application: Option<Arc<ApplicationHealth>>,
+    agent_id: String,
+    token: Option<Token>,
+) -> Router {
     let guarded = Router::new()
         .route("/agent/uptime-since-last-ping", get(uptime))
         .route("/agent/gpu-status", get(gpu_status))
         .route("/metrics", get(metrics))
         .with_state(Arc::clone(&shared));
+    let of_ready = Arc::clone(&shared);
+    let ready = get(async move || ready(&of_ready, application.as_deref()));
     let health = get(async move || health(&shared, &agent_id));
     let routes = guard(guarded, token.into_iter().collect())
         .route("/agent/health", health)
+        .route("/agent/ready", ready)
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path"));
     errors_as_json(routes)
 }
@@ -48,6 +57,22 @@ fn health(shared: &AgentState, agent_id: &str) -> Response {
         "error": "the driver has not answered a probe for 10 minutes",
     });
     (StatusCode::SERVICE_UNAVAILABLE, Json(answer)).into_response()
+}
+
+/// Whether a job could be done now: what an orchestrator asks before it sends jobs to a live runner.
+fn ready(shared: &AgentState, application: Option<&ApplicationHealth>) -> Response {
+    let of_gpus = {
+        let (tracker, now) = shared.tracker();
+        (!tracker.is_up(now)).then(|| tracker.gpu_status(now).status)
+    };
+    let problem = of_gpus.or_else(|| application?.problem());
+    match problem {
+        None => Json(json!({ "status": "ready" })).into_response(),
+        Some(problem) => {
+            let answer = json!({ "status": "not ready", "error": problem });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(answer)).into_response()
+        }
+    }
 }
 
 #[derive(Deserialize)]

@@ -2,6 +2,7 @@
 //! on rates or payment.
 
 pub(crate) mod api;
+pub(crate) mod application;
 pub(crate) mod checkpoint;
 pub(crate) mod known_gpus;
 pub(crate) mod ledger;
@@ -19,8 +20,10 @@ use anyhow::Context;
 use chrono::Utc;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
+use url::Url;
 use uuid::Uuid;
 
+use self::application::ApplicationHealth;
 use self::checkpoint::CheckpointFile;
 use self::monitor::AgentState;
 use self::probe::prober::Prober;
@@ -46,6 +49,8 @@ pub struct AgentConfig {
     pub listen: SocketAddr,
     /// Where it registers itself.
     pub registration: Option<RegistrationConfig>,
+    /// Where the application that uses the GPUs tells whether it is healthy.
+    pub ready_also: Option<Url>,
     /// The bearer token that requests must carry.
     pub token: Option<Token>,
     /// The file that survives a restart.
@@ -99,7 +104,11 @@ pub async fn run_at(
     );
 
     let registering = register(config.registration, &agent_id, &listener, shutdown)?;
-    let routes = api::routes(Arc::clone(&shared), agent_id, config.token);
+    let application = config
+        .ready_also
+        .map(|url| Arc::new(ApplicationHealth::new(url)));
+    let asking = watch_application(application.as_ref(), shutdown)?;
+    let routes = api::routes(Arc::clone(&shared), application, agent_id, config.token);
     // The routes answer until the last checkpoint is written, and not before the first probe has ended: a
     // ping during the start must not read as if there were no GPU.
     let served = async {
@@ -118,8 +127,31 @@ pub async fn run_at(
         () = served => {}
         () = watched => {}
         () = registering => {}
+        () = asking => {}
     }
     Ok(())
+}
+
+/// Asks for the application's health where that is wanted; ends only when something else has ended the agent.
+fn watch_application(
+    application: Option<&Arc<ApplicationHealth>>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    let watched = match application {
+        None => None,
+        Some(application) => {
+            let client = net::client::new(application.is_https(), Vec::new())
+                .context("--ready-also: the HTTP client cannot be set up")?;
+            Some((Arc::clone(application), client))
+        }
+    };
+    let stop = shutdown.gently.clone();
+    Ok(async move {
+        if let Some((application, client)) = watched {
+            application.watch(client, stop).await;
+        }
+        std::future::pending::<()>().await;
+    })
 }
 
 /// Registers the agent where that is wanted; ends only when something else has ended the agent.

@@ -68,6 +68,9 @@ pub struct AgentOptions {
     /// GPUs that must be healthy [default: those seen at the start, at least 1]
     #[arg(long, value_name = "N", env = "AGENT_REQUIRE_GPUS")]
     require_gpus: Option<Count>,
+    /// Health of the application that uses the GPUs: /agent/ready answers 200 only while this does, too
+    #[arg(long, value_name = "URL", env = "AGENT_READY_ALSO")]
+    ready_also: Option<HttpUrl>,
     /// File with the bearer token that requests must carry (or the token itself in AGENT_TOKEN)
     #[arg(long, value_name = "FILE", env = "AGENT_TOKEN_FILE")]
     token_file: Option<PathBuf>,
@@ -151,6 +154,7 @@ impl AgentOptions {
         Ok(AgentConfig {
             listen,
             registration,
+            ready_also: self.ready_also.map(|HttpUrl(url)| url),
             token: token.as_deref().map(Token::new),
             checkpoint,
             checkpoint_every: self.checkpoint_every.0.get(),

@@ -223,6 +223,7 @@ fn agent_config(id: &str, script: GpuScript, folder: &Path, duration: Duration) 
         listen: ([127, 0, 0, 1], 0).into(),
         token: None,
         registration: None,
+        ready_also: None,
         checkpoint: CheckpointFile::new(folder.join(format!("{id}.json")), id.to_owned()),
         checkpoint_every: 1000,
     }

@@ -6,11 +6,13 @@ use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::ping_system::PingSystemProcess;
 use crate::support::served::Served;
-use crate::support::{binary, fake_library, free_port, wait_until};
+use crate::support::{RawServer, binary, fake_library, free_port, respond, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -145,6 +147,43 @@ fn wrong_questions_get_a_clear_answer() {
     let mut huge = TcpStream::connect(&agent.address).unwrap();
     let _ = huge.write_all(format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(200_000)).as_bytes());
     assert_eq!(agent.ask("/agent/health")["status"], "ok");
+}
+
+/// An orchestrator hides a live runner while this says 503; the agent itself is healthy.
+#[test]
+fn it_is_ready_while_the_gpu_and_the_application_are() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("token"), "s3cret").unwrap();
+    let is_healthy = Arc::new(AtomicBool::new(true));
+    let healthy = Arc::clone(&is_healthy);
+    let application = RawServer::start(move |stream, _| {
+        let healthy = healthy.load(Ordering::Relaxed);
+        respond(stream, if healthy { 204 } else { 500 }, "", "");
+    });
+    let url = format!("{}/health", application.url());
+    let more = ["--token-file", "token", "--ready-also", &url];
+    let agent = Agent::start(&folder, &[&UP[..], &more].concat());
+    let wait_for = |status: u16, text: &str| {
+        wait_until(text, || {
+            let answer = agent.ask_with("/agent/ready", "");
+            (answer.0 == status && answer.1.contains(text)).then_some(answer.1)
+        })
+    };
+    assert_eq!(wait_for(200, "ready"), "{\"status\":\"ready\"}");
+    is_healthy.store(false, Ordering::Relaxed);
+    let answer = wait_for(503, "/health: status 500");
+    assert!(answer.contains("\"status\":\"not ready\""), "{answer}");
+    is_healthy.store(true, Ordering::Relaxed);
+    wait_for(200, "ready");
+    drop(agent);
+
+    let lost = ["--check-interval", "100ms", "--gpu", "simulated:lost 1h"];
+    let agent = Agent::start(&folder, &lost);
+    agent.wait_for_status("lost");
+    let (status, body) = agent.ask_with("/agent/ready", "");
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("lost"), "{body}");
+    assert_eq!(agent.ask_with("/agent/health", "").0, 200);
 }
 
 #[test]
