@@ -1,6 +1,7 @@
 //! How the certificates of servers are verified.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,7 +14,14 @@ use rustls::{
     SignatureScheme, client::WantsClientCert,
 };
 
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use url::Url;
+
 use super::fingerprint::Fingerprint;
+
+/// The longest wait for a certificate that is only looked at.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether a certificate must be valid for the name of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +114,22 @@ pub(crate) fn pinned(fingerprint: Fingerprint) -> Arc<dyn ServerCertVerifier> {
         provider: provider(),
         pinned: Some(fingerprint),
     })
+}
+
+/// The fingerprint of the certificate that a server shows, whoever vouches for it; `None` if it shows none.
+pub(crate) async fn shown_certificate(url: &Url) -> Option<Fingerprint> {
+    let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+    let port = url.port_or_known_default()?;
+    let config = client_config(accept_any()).ok()?.with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let shown = async {
+        let stream = TcpStream::connect((host.as_str(), port)).await.ok()?;
+        let name = ServerName::try_from(host.clone()).ok()?;
+        let stream = connector.connect(name, stream).await.ok()?;
+        let (_, session) = stream.get_ref();
+        session.peer_certificates()?.first().map(Fingerprint::of)
+    };
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, shown).await.ok()?
 }
 
 fn provider() -> Arc<CryptoProvider> {

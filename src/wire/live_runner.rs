@@ -46,7 +46,7 @@ pub fn of_answer(head: AnswerHead<'_>, body: &[u8]) -> Outcome {
     if matches!(status, 429 | 503) && head.has_retry_after {
         return Outcome::Throttled;
     }
-    if status == 400 && body.starts_with(NEEDS_TLS) {
+    if needs_tls(status, body) {
         return Outcome::BadGateway;
     }
     let said = OwnWords::of(head, body);
@@ -62,6 +62,12 @@ pub fn of_answer(head: AnswerHead<'_>, body: &[u8]) -> Outcome {
         (402, _) if asks_for_payment(body) => Outcome::Unpaid,
         _ => Outcome::HttpError,
     }
+}
+
+/// Whether a server that speaks TLS was asked in clear text.
+#[must_use]
+pub fn needs_tls(status: u16, body: &[u8]) -> bool {
+    status == 400 && body.starts_with(NEEDS_TLS)
 }
 
 /// A text in the form that only orchestrators, and workers that imitate them, use.

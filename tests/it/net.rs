@@ -9,6 +9,10 @@ use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyP
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+/// What it lists, as an orchestrator.
+const LIST: &str = r#"[{"address": "https://own-name", "runners": [{"url": "https://own-name/apps/a/app",
+"mode": "single-shot", "capacity": 1, "capacity_used": 0}]}]"#;
+
 /// A gateway that speaks https with a certificate for localhost, and its root in PEM form.
 fn https_gateway() -> (String, String) {
     let root_key = KeyPair::generate().unwrap();
@@ -58,14 +62,17 @@ fn serve(certificate: &Certificate, key: &KeyPair) -> String {
 fn answer_one(mut stream: impl Read + Write) {
     let mut request = Vec::new();
     let mut piece = [0; 4096];
-    while !request.ends_with(b"}") {
+    let is_list = |request: &[u8]| request.starts_with(b"GET ") && request.ends_with(b"\r\n\r\n");
+    while !request.ends_with(b"}") && !is_list(&request) {
         match stream.read(&mut piece) {
             Ok(read) if read > 0 => request.extend_from_slice(&piece[..read]),
             _ => return,
         }
     }
-    let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
-    let _ = stream.write_all(answer);
+    let body = if is_list(&request) { LIST } else { "{}" };
+    let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length";
+    let answer = format!("{head}: {}\r\n\r\n{body}", body.len());
+    let _ = stream.write_all(answer.as_bytes());
     let _ = stream.flush();
 }
 
@@ -121,4 +128,69 @@ fn a_self_signed_certificate_is_compared_and_its_name_checked() {
         let said = String::from_utf8(check.output().unwrap().stdout).unwrap();
         assert!(said.contains("its certificate is not trusted"), "{said}");
     }
+}
+
+/// Orchestrators show certificates that nobody vouches for.
+#[test]
+fn the_certificate_of_an_orchestrator_is_pinned_named_or_ignored() {
+    let pings = PingSystem::start(99.5);
+    let (url, pem) = self_signed_gateway("localhost");
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("own.pem");
+    std::fs::write(&own, pem).unwrap();
+    let file = folder.path().join("runner.toml");
+    let configure = |more: &str| {
+        let agent = format!("[[agents]]\nid = 'agent-001'\nrunner = '{url}/apps/a/app'\n{more}");
+        std::fs::write(&file, agent).unwrap();
+    };
+    let config = ["--config", file.to_str().unwrap()];
+    let check = |arguments: &[&str]| {
+        let mut check = binary();
+        check.args(["check", "--ping-url", &pings.url()]);
+        let output = check.args(config).args(arguments).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let outcome = |arguments: &[&str]| {
+        let arguments = [&config[..], &["--max-jobs", "1"], arguments].concat();
+        let finished = Runner::start(&pings.url(), "http://127.0.0.1:9", &arguments).finish();
+        finished.of_kind("job")[0]["outcome"].clone()
+    };
+    configure("");
+    assert_eq!(outcome(&[]), "connect");
+    let (code, said) = check(&[]);
+    assert_eq!(code, Some(1), "{said}");
+    let (_, fingerprint) = said
+        .split_once("orchestrator_fingerprint = \"")
+        .expect("how to pin it");
+    let fingerprint = fingerprint.split('"').next().unwrap();
+    assert_eq!(fingerprint.len(), "sha256:".len() + 64, "{said}");
+    for trusted in [
+        &["--insecure-orchestrators"][..],
+        &["--ca-file", own.to_str().unwrap()],
+    ] {
+        assert_eq!(outcome(trusted), "success");
+        let (code, said) = check(trusted);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains(fingerprint), "{said}");
+        assert!(
+            said.contains("/apps/a/app: listed, 0 of 1 places in use"),
+            "{said}"
+        );
+    }
+    configure(&format!("orchestrator_fingerprint = '{fingerprint}'"));
+    assert_eq!(outcome(&[]), "success");
+    let (code, said) = check(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("is the one that is pinned"), "{said}");
+    // Neither the file nor the option makes another certificate the pinned one.
+    configure(&format!(
+        "orchestrator_fingerprint = 'sha256:{}'",
+        "ab".repeat(32)
+    ));
+    assert_eq!(outcome(&["--insecure-orchestrators"]), "connect");
+    let (code, said) = check(&["--ca-file", own.to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
 }

@@ -1,5 +1,7 @@
 //! `check`: asks all that the runner depends on, and says what works, what does not and what to do.
 
+mod live_runners;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,13 +13,13 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::Exit;
-use super::agents::destinations::job_url;
-use super::agents::setup::{client, ping_system};
-use super::config::RunnerConfig;
 use crate::net::client::{read_body, root_cause};
 use crate::net::endpoint::with_path;
 use crate::option_values::OutputFormat;
+use crate::runner::Exit;
+use crate::runner::agents::destinations::job_url;
+use crate::runner::agents::setup::{client, ping_system};
+use crate::runner::config::RunnerConfig;
 use crate::runner::uptime::client::{PingSystem, PollError, UptimeSource};
 use crate::terminal;
 use crate::wire::gateway_probe::{Probed, probed};
@@ -104,8 +106,12 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Exit> {
             "ping system: {error}. Start it (uptime-runner ping-system), or name another (--ping-url)"
         ))),
     }
-    findings.extend(gateway(&config, &client).await);
-    for agent in &config.agents.configured {
+    if config.uses_gateway() {
+        findings.extend(gateway(&config, &client).await);
+    }
+    let agents = &config.agents.configured;
+    findings.extend(live_runners::check(&config, agents).await);
+    for agent in agents {
         for orchestrator in &agent.orchestrators {
             findings.push(self::orchestrator(&agent.id, orchestrator).await);
         }

@@ -46,6 +46,8 @@ pub(crate) enum DiscoveryError {
     Lost(String),
     #[error("no answer in {DISCOVERY_TIMEOUT:?}")]
     TimedOut,
+    #[error("it speaks TLS, and was asked in clear text")]
+    NeedsTls,
     #[error("status {0}, expected 200 and a list of runners")]
     Status(u16),
     #[error("expected a list of runners, {0}")]
@@ -90,13 +92,15 @@ impl Orchestrator {
             let answer = self.client.request(request).await;
             let answer = answer.map_err(|error| DiscoveryError::Lost(cause_of(&error)))?;
             let status = answer.status().as_u16();
-            if status != 200 {
-                return Err(DiscoveryError::Status(status));
-            }
             let body = Limited::new(answer.into_body(), MAX_DISCOVERY_BYTES);
             let body = body.collect().await;
             let body = body.map_err(|error| DiscoveryError::Lost(error.to_string()))?;
-            Ok(listed_runners(&body.to_bytes())?)
+            let body = body.to_bytes();
+            match status {
+                200 => Ok(listed_runners(&body)?),
+                _ if live_runner::needs_tls(status, &body) => Err(DiscoveryError::NeedsTls),
+                _ => Err(DiscoveryError::Status(status)),
+            }
         };
         let answered = tokio::time::timeout(DISCOVERY_TIMEOUT, answered).await;
         answered.unwrap_or(Err(DiscoveryError::TimedOut))

@@ -154,3 +154,80 @@ fn orchestrators_are_connected_to_and_sent_nothing() {
     assert!(said.contains("➖ agent-001's orchestrator"), "{said}");
     assert!(orchestrator.requests.lock().unwrap().is_empty());
 }
+
+/// The lines of a check of an agent whose orchestrator lists this, and the exit status.
+fn check_runner(list: &str, more: &str) -> (String, Option<i32>) {
+    let list = list.to_owned();
+    let server = RawServer::start(move |stream, _| respond(stream, 200, "", &list));
+    let pings = PingSystem::start(99.5);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runner.toml");
+    let runner = format!("runner = '{}/apps/agent-001/app'", server.url());
+    std::fs::write(
+        &file,
+        format!("[[agents]]\nid = 'agent-001'\n{runner}\n{more}"),
+    )
+    .unwrap();
+    let mut command = binary();
+    command.args(["check", "--ping-url", &pings.url(), "--config"]);
+    let output = command.arg(&file).output().unwrap();
+    // Nothing but the list is asked for.
+    for (head, _) in server.requests.lock().unwrap().iter() {
+        assert!(head.starts_with("GET /discovery HTTP/1.1\r\n"), "{head}");
+    }
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(!said.contains("gateway"), "{said}");
+    (said, output.status.code())
+}
+
+#[test]
+fn a_live_runner_is_looked_up_in_its_orchestrators_list() {
+    let recorded = Recorded::read("live-runner/discovery.json").body;
+    let with = |from: &str, to: &str| {
+        assert!(recorded.contains(from));
+        recorded.replace(from, to)
+    };
+    for (list, more, told, code) in [
+        (
+            recorded.clone(),
+            "price = 33333333333",
+            "listed, 1 of 2 places in use, 33333333333 wei per job; where its",
+            0,
+        ),
+        (
+            recorded.clone(),
+            "price = 7",
+            "33333333333 wei per job (--price or the file says 7)",
+            0,
+        ),
+        (
+            with("agent-001/app", "agent-003/app"),
+            "",
+            "not listed, https://orch-a.example:8935/apps/agent-003/app, https",
+            1,
+        ),
+        (
+            with("single-shot", "persistent"),
+            "",
+            "takes no single jobs",
+            1,
+        ),
+        (
+            with("\"fixed\"", "\"seconds\""),
+            "",
+            "costs 33333333333 wei per second",
+            1,
+        ),
+        ("[]".to_owned(), "", "not listed, no runner is. Is its", 1),
+        (
+            "{}".to_owned(),
+            "",
+            "Is it an orchestrator with live runners",
+            1,
+        ),
+    ] {
+        let (said, status) = check_runner(&list, more);
+        assert!(said.contains(told), "{told}: {said}");
+        assert_eq!(status, Some(code), "{said}");
+    }
+}
