@@ -15,6 +15,7 @@ use tracing::subscriber::NoSubscriber;
 use url::Url;
 
 use super::mock::Mock;
+use super::script::UptimeScript;
 use crate::agent::checkpoint::CheckpointFile;
 use crate::agent::probe::simulated::{GpuScript, SimState};
 use crate::agent::probe::source::GpuSource;
@@ -27,7 +28,7 @@ use crate::ping_system::evaluate::PingPolicy;
 use crate::ping_system::interval::IntervalRules;
 use crate::ping_system::store::sqlite::Location;
 use crate::ping_system::{self, Database, PingSystemConfig};
-use crate::runner::config::{AgentSettings, RunnerConfig};
+use crate::runner::config::{AgentSettings, RunnerAddress, RunnerConfig};
 use crate::runner::{self, Exit};
 use crate::shutdown::Shutdown;
 use crate::units::{JobsPerMinute, Span};
@@ -91,6 +92,9 @@ pub struct DemoOptions {
     /// How long it takes
     #[arg(long, value_name = "T", default_value = "1m")]
     duration: Span,
+    /// Send the jobs to live runners, as the node stack after go-livepeer serves them, in place of a BYOC gateway
+    #[arg(long)]
+    live_runners: bool,
 }
 
 /// Runs all parts of the system against each other.
@@ -107,10 +111,11 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     let others = Shutdown::default();
     let mock = Mock {
         listen: ([127, 0, 0, 1], 0).into(),
-        agents: BTreeMap::new(),
+        agents: runner_labels()?,
         capacity: None,
         latency: "45ms±10".parse().map_err(anyhow::Error::msg)?,
         failures: vec!["500:2%".parse().map_err(anyhow::Error::msg)?],
+        runner_failures: vec!["500:2%".parse().map_err(anyhow::Error::msg)?],
     };
     let (gateway, gateway_address) = mock.bind().await?;
     let (at_ping_system, ping_url) = listen().await?;
@@ -129,10 +134,17 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     config.agents.configured.extend(steady);
     config.ping.endpoint.url = ping_url.clone();
     let gateway_url = format!("http://{gateway_address}").parse();
-    config.gateway.endpoint.url = with_path(
-        &gateway_url.context("an address is a valid host")?,
-        "gateway",
-    );
+    let gateway_url: Url = gateway_url.context("an address is a valid host")?;
+    config.gateway.endpoint.url = with_path(&gateway_url, "gateway");
+    if options.live_runners {
+        for agent in &mut config.agents.configured {
+            agent.runner = Some(RunnerAddress {
+                url: with_path(&gateway_url, &format!("apps/{}/app", agent.id)),
+                fingerprint: None,
+            });
+            agent.is_tied = true;
+        }
+    }
     config.limits.duration = Some(duration);
     config.rate.base = base_rate(duration);
     config.ping.window = duration.mul_f64(WINDOW);
@@ -182,6 +194,13 @@ pub async fn run(options: &DemoOptions, shutdown: &Shutdown) -> anyhow::Result<E
     };
     let (_, ended) = tokio::try_join!(parts, story)?;
     Ok(ended)
+}
+
+/// The live runners of all agents. Their uptimes are those that the real ping system tells.
+fn runner_labels() -> anyhow::Result<BTreeMap<String, UptimeScript>> {
+    let uptime: UptimeScript = "100".parse().map_err(anyhow::Error::msg)?;
+    let ids = STEADY.iter().map(|agent| agent.id).chain([AGENT]);
+    Ok(ids.map(|id| (id.to_owned(), uptime.clone())).collect())
 }
 
 async fn listen() -> anyhow::Result<(TcpListener, Url)> {

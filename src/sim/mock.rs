@@ -1,4 +1,4 @@
-//! A ping system and a gateway on one port, driven by scripts.
+//! A ping system, a gateway and an orchestrator with live runners on one port, driven by scripts.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -21,11 +21,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::mock_gateway::{self, MockGateway};
+use super::mock_orchestrator::{MockOrchestrator, RunnerFailure};
 use super::script::{FailureShare, Latency, ScriptedAgent, UptimeScript};
 use crate::net;
 use crate::option_values::ListenAddress;
 use crate::runner::Exit;
 use crate::shutdown::Shutdown;
+use crate::units::Percent;
 
 const PING_INTERVAL_MINUTES: u32 = 15;
 /// How many pings of the last hour the mock's agents have.
@@ -52,7 +54,7 @@ pub struct MockOptions {
     #[arg(long, value_name = "T", default_value = "45ms±10")]
     latency: Latency,
     /// How many jobs an orchestrator does at once for a capability; more of them find no orchestrator. A job whose
-    /// client goes away keeps its place
+    /// client goes away keeps its place. Also how many a live runner does at once [default there: 1000]
     #[arg(long, value_name = "N")]
     capacity: Option<NonZeroU32>,
     /// Share of jobs that fail, such as 500:2%; may be repeated. Beside statuses there are empty
@@ -61,6 +63,11 @@ pub struct MockOptions {
     /// proxy-502 or stream-cut
     #[arg(long = "fail", value_name = "KIND:SHARE")]
     failures: Vec<FailureShare>,
+    /// The same of live runners' jobs: statuses (the worker's own), hang, reset, worker-gone (one 502, then the runner is
+    /// listed no more), and what real orchestrators and workers answered: the names of the files in
+    /// tests/fixtures/live-runner, such as no-capacity
+    #[arg(long = "fail-runner", value_name = "KIND:SHARE")]
+    runner_failures: Vec<FailureShare<RunnerFailure>>,
 }
 
 impl MockOptions {
@@ -69,12 +76,10 @@ impl MockOptions {
     /// # Errors
     /// Shares of failures over 100 %, an agent that is named twice.
     pub fn resolve(self) -> anyhow::Result<Mock> {
-        let all: f64 = self.failures.iter().map(|each| each.share.get()).sum();
-        if all > 100.0 {
-            return Err(anyhow!(
-                "--fail: the shares add up to {all} %, expected at most 100 %"
-            ));
-        }
+        let of_gateway = self.failures.iter().map(|each| each.share);
+        let of_runners = self.runner_failures.iter().map(|each| each.share);
+        at_most_all("--fail", of_gateway)?;
+        at_most_all("--fail-runner", of_runners)?;
         let ListenAddress(listen) = self.listen;
         let mut agents = BTreeMap::new();
         for ScriptedAgent { id, uptime } in self.agents {
@@ -89,8 +94,18 @@ impl MockOptions {
             latency: self.latency,
             capacity: self.capacity,
             failures: self.failures,
+            runner_failures: self.runner_failures,
         })
     }
+}
+
+fn at_most_all(option: &str, shares: impl Iterator<Item = Percent>) -> anyhow::Result<()> {
+    let all: f64 = shares.map(Percent::get).sum();
+    ensure!(
+        all <= 100.0,
+        "{option}: the shares add up to {all} %, expected at most 100 %"
+    );
+    Ok(())
 }
 
 /// The mock's behaviour.
@@ -106,6 +121,7 @@ pub struct Mock {
     pub capacity: Option<NonZeroU32>,
     /// How often and how jobs fail.
     pub failures: Vec<FailureShare>,
+    pub runner_failures: Vec<FailureShare<RunnerFailure>>,
 }
 
 /// A mock with an open listener.
@@ -130,7 +146,9 @@ pub async fn run(mock: Mock, shutdown: &Shutdown) -> anyhow::Result<Exit> {
     let _ = write!(
         io::stdout(),
         "mock ping system and gateway at http://{address}, until Ctrl-C; in another terminal:\n  \
-         uptime-runner {agents} --ping-url http://{address} --gateway-url http://{address}\n",
+         uptime-runner {agents} --ping-url http://{address} --gateway-url http://{address}\n\
+         or, for live runners, with a file in which each agent has\n  \
+         runner = \"http://{address}/apps/ID/app\"\n",
     );
     listening.serve(shutdown.gently.clone()).await?;
     Ok(Exit::Completed)
@@ -165,8 +183,12 @@ impl MockServer {
             latency,
             capacity,
             failures,
+            runner_failures,
             ..
         } = self.mock;
+        let labels = scripts.keys().cloned();
+        let orchestrator =
+            MockOrchestrator::new(labels, latency.clone(), capacity, runner_failures);
         let state = Arc::new(Playing {
             agents: scripts,
             started: Instant::now(),
@@ -175,6 +197,7 @@ impl MockServer {
             .route("/ping-system/agents", get(agents))
             .route("/ping-system/agents/{agent_id}/history", get(history))
             .with_state(state)
+            .merge(orchestrator.routes())
             .merge(MockGateway::new(latency, capacity, failures).routes())
             .layer(middleware::from_fn(mock_gateway::redirect_double_slashes));
         let listener = self.listener.tap_io(|connection| {

@@ -201,7 +201,7 @@ fn no_supply(job: &JobRequest) -> Response {
 }
 
 /// As go-livepeer's `http.Error` writes it.
-fn gateways_error(status: StatusCode, text: &str) -> Response {
+pub(super) fn gateways_error(status: StatusCode, text: &str) -> Response {
     let headers = [
         (CONTENT_TYPE, "text/plain; charset=utf-8"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -231,12 +231,13 @@ async fn fail(
             StatusCode::OK.into_response()
         }
         Failure::Recorded(recorded) => recorded.answer().into_response(),
-        Failure::Reset => Body::new(Cut { begun: false }).into_response(),
+        Failure::Reset => Body::new(Cut::default()).into_response(),
     }
 }
 
 /// A body that breaks off after its first bytes.
-struct Cut {
+#[derive(Default)]
+pub(super) struct Cut {
     begun: bool,
 }
 

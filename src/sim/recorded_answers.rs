@@ -1,4 +1,4 @@
-//! The answers of real gateways that the mock can give (`tests/fixtures/gateway`).
+//! The answers of real gateways and orchestrators that the mock can give (`tests/fixtures/gateway` and `live-runner`).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -10,7 +10,7 @@ use axum::response::Response;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 
-/// An answer that a gateway, or a proxy in front of it, gave.
+/// An answer that a gateway or an orchestrator, or a proxy in front of it, gave.
 #[derive(Debug, Deserialize)]
 pub(crate) struct RecordedAnswer {
     status: u16,
@@ -27,12 +27,15 @@ struct Then {
 }
 
 macro_rules! files {
-    ($($name:literal,)*) => {
-        &[$(($name, include_str!(concat!("../../tests/fixtures/gateway/", $name, ".json")))),*]
+    ($folder:literal: $($name:literal,)*) => {
+        &[$(($name, include_str!(concat!("../../tests/fixtures/", $folder, "/", $name, ".json")))),*]
     };
 }
 
-const FILES: &[(&str, &str)] = files![
+/// Names and texts of files.
+type Files = &'static [(&'static str, &'static str)];
+
+const OF_GATEWAYS: Files = files!["gateway":
     "all-orchestrators-failed",
     "header-not-base64",
     "insufficient-balance",
@@ -70,24 +73,71 @@ const FILES: &[(&str, &str)] = files![
     "wrong-path-at-the-node",
 ];
 
+/// Answers to jobs; the folder has others, too.
+const OF_LIVE_RUNNERS: Files = files!["live-runner":
+    "challenge",
+    "challenge-without-payer",
+    "clear-http-to-tls",
+    "money-ran-out",
+    "no-capacity",
+    "no-capacity-newer",
+    "payment-replayed",
+    "persistent-runner",
+    "proxy-502",
+    "runner-not-found",
+    "runner-unavailable-newer",
+    "stream",
+    "stream-error-event",
+    "success",
+    "success-empty-body",
+    "worker-402",
+    "worker-404",
+    "worker-429",
+    "worker-500",
+    "worker-503-own-words",
+    "worker-closes",
+    "worker-gone-newer",
+    "worker-refuses",
+    "worker-resets",
+    "wrong-path-at-the-node",
+];
+
+/// Whose answers they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RecordedSet {
+    Gateway,
+    LiveRunner,
+}
+
+impl RecordedSet {
+    fn files(self) -> Files {
+        match self {
+            Self::Gateway => OF_GATEWAYS,
+            Self::LiveRunner => OF_LIVE_RUNNERS,
+        }
+    }
+}
+
 /// The index of a recorded answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RecordedIndex(usize);
+pub struct RecordedIndex(RecordedSet, usize);
 
 impl RecordedIndex {
     /// The answer of this name.
     #[must_use]
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        FILES.iter().position(|(known, _)| *known == name).map(Self)
+    pub(crate) fn named(set: RecordedSet, name: &str) -> Option<Self> {
+        let index = set.files().iter().position(|(known, _)| *known == name);
+        index.map(|index| Self(set, index))
     }
 
     /// The name of each answer.
-    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-        FILES.iter().map(|(name, _)| *name)
+    pub(crate) fn names(set: RecordedSet) -> impl Iterator<Item = &'static str> {
+        set.files().iter().map(|(name, _)| *name)
     }
 
     pub(crate) fn answer(self) -> RecordedAnswer {
-        let (_, json) = FILES[self.0];
+        let Self(set, index) = self;
+        let (_, json) = set.files()[index];
         serde_json::from_str(json).expect("each file holds a recorded answer, which a test reads")
     }
 }
@@ -124,21 +174,28 @@ mod tests {
 
     #[test]
     fn each_recorded_answer_can_be_given() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gateway");
-        let files = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|file| file.unwrap().path());
-        let stem =
-            |file: std::path::PathBuf| file.file_stem().unwrap().to_str().unwrap().to_owned();
-        let mut names: Vec<String> = files.map(stem).collect();
-        names.sort();
-        assert_eq!(names, RecordedIndex::names().collect::<Vec<_>>());
-        for name in names {
-            let response = RecordedIndex::named(&name)
-                .unwrap()
-                .answer()
-                .into_response();
-            assert!(response.status().as_u16() >= 200, "{name}");
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        for (set, folder) in [
+            (RecordedSet::Gateway, "gateway"),
+            (RecordedSet::LiveRunner, "live-runner"),
+        ] {
+            let files = std::fs::read_dir(fixtures.join(folder)).unwrap();
+            let files = files.map(|file| file.unwrap().path());
+            // Those that mean something for a job.
+            let files = files.filter(|file| {
+                let text = std::fs::read_to_string(file).unwrap();
+                text.contains("\"outcome\"")
+            });
+            let stem =
+                |file: std::path::PathBuf| file.file_stem().unwrap().to_str().unwrap().to_owned();
+            let mut names: Vec<String> = files.map(stem).collect();
+            names.sort();
+            assert_eq!(names, RecordedIndex::names(set).collect::<Vec<_>>());
+            for name in names {
+                let recorded = RecordedIndex::named(set, &name).unwrap();
+                let response = recorded.answer().into_response();
+                assert!(response.status().as_u16() >= 200, "{name}");
+            }
         }
     }
 }

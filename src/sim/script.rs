@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::recorded_answers::RecordedIndex;
+use super::recorded_answers::{RecordedIndex, RecordedSet};
 use crate::units::{Percent, Span};
 use crate::wire::agent::AgentId;
 
@@ -137,17 +137,44 @@ pub enum Failure {
     Recorded(RecordedIndex),
 }
 
+impl FromStr for Failure {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let status = || text.parse().ok().filter(|s| (300..600).contains(s));
+        match text {
+            "empty" => Ok(Self::Empty),
+            "no-supply" => Ok(Self::NoSupply),
+            "unpaid" => Ok(Self::Unpaid),
+            "hang" => Ok(Self::Hang),
+            "reset" => Ok(Self::Reset),
+            "worker-gone" => Ok(Self::WorkerGone),
+            other => match (RecordedIndex::named(RecordedSet::Gateway, other), status()) {
+                (Some(recorded), _) => Ok(Self::Recorded(recorded)),
+                (None, Some(status)) => Ok(Self::Status(status)),
+                (None, None) => {
+                    let recorded: Vec<&str> = RecordedIndex::names(RecordedSet::Gateway).collect();
+                    Err(format!(
+                        "a status from 300 to 599, empty, no-supply, unpaid, hang, reset, worker-gone, or a recorded answer: {}",
+                        recorded.join(", ")
+                    ))
+                }
+            },
+        }
+    }
+}
+
 /// The share of jobs that fail in one way: `500:2%`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct FailureShare {
-    pub failure: Failure,
+pub struct FailureShare<F = Failure> {
+    pub failure: F,
     /// The share of all jobs.
     pub share: Percent,
 }
 
-impl FailureShare {
+impl<F: Copy> FailureShare<F> {
     /// Draws a failure with the probabilities of `shares`; usually none.
-    pub fn draw(shares: &[Self], rng: &mut Rng) -> Option<Failure> {
+    pub fn draw(shares: &[Self], rng: &mut Rng) -> Option<F> {
         let mut point = rng.f64() * 100.0;
         shares.iter().find_map(|each| {
             point -= each.share.get();
@@ -156,44 +183,26 @@ impl FailureShare {
     }
 }
 
-impl FromStr for FailureShare {
+impl<F: FromStr<Err = String>> FromStr for FailureShare<F> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (kind, share) = text.split_once(':')?;
-            let failure = match kind.trim() {
-                "empty" => Failure::Empty,
-                "no-supply" => Failure::NoSupply,
-                "unpaid" => Failure::Unpaid,
-                "hang" => Failure::Hang,
-                "reset" => Failure::Reset,
-                "worker-gone" => Failure::WorkerGone,
-                other => match RecordedIndex::named(other) {
-                    Some(recorded) => Failure::Recorded(recorded),
-                    None => Failure::Status(other.parse().ok().filter(|s| (300..600).contains(s))?),
-                },
-            };
-            let share = share
-                .trim()
-                .strip_suffix('%')
-                .unwrap_or(share)
-                .trim()
-                .parse()
-                .ok()?;
-            Some(Self {
-                failure,
-                share: Percent::new(share).ok()?,
-            })
-        };
-        parse().ok_or_else(|| {
-            let recorded: Vec<&str> = RecordedIndex::names().collect();
-            format!(
-                "expected KIND:SHARE%, such as 500:2%: a status from 300 to 599, empty, no-supply, unpaid, hang, reset, \
-                 worker-gone, or a recorded answer: {}",
-                recorded.join(", ")
-            )
-        })
+        let (kind, share) = text.split_once(':').unwrap_or((text, ""));
+        let share = share.trim();
+        let share = share.strip_suffix('%').unwrap_or(share).trim();
+        let share = share
+            .parse()
+            .ok()
+            .and_then(|share| Percent::new(share).ok());
+        let expected = "expected KIND:SHARE%, such as 500:2%";
+        let failure = kind
+            .trim()
+            .parse()
+            .map_err(|kinds| format!("{expected}: {kinds}"))?;
+        match share {
+            Some(share) => Ok(Self { failure, share }),
+            None => Err(format!("{expected}: a share from 0 to 100 %")),
+        }
     }
 }
 

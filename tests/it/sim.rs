@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 use crate::support::recorded::Recorded;
-use crate::support::{Runner, binary};
+use crate::support::{Finished, Runner, binary, get};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::{Pid, Signal, kill_process};
@@ -110,6 +110,66 @@ fn a_mock_without_a_free_place_has_no_supply() {
     let _ = child.wait();
 }
 
+/// A runner of the mock's live runner, with its end.
+fn run_live(url: &str, arguments: &[&str]) -> Finished {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runner.toml");
+    let agent = format!("[[agents]]\nid = 'agent-001'\nrunner = '{url}/apps/agent-001/app'\n");
+    std::fs::write(&file, agent).unwrap();
+    let arguments = [&["--config", file.to_str().unwrap()], arguments].concat();
+    Runner::start(url, "http://127.0.0.1:9", &arguments).finish()
+}
+
+#[test]
+fn a_live_runner_fails_as_the_mock_is_told() {
+    for (failure, outcome) in [
+        ("502:100%", "http_error"),
+        ("reset:100%", "transport"),
+        ("hang:100%", "timeout"),
+        ("no-capacity:100%", "no_place"),
+        ("success:0%", "success"),
+    ] {
+        let (mut child, url) = mock(&["--fail-runner", failure, "--latency", "1ms"]);
+        let arguments = ["--rate", "6000", "--max-jobs", "3", "--timeout", "500ms"];
+        for job in run_live(&url, &arguments).of_kind("job") {
+            assert_eq!(job["outcome"], outcome, "{job}");
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+#[test]
+fn a_live_runner_whose_worker_is_gone_is_listed_no_more() {
+    let (mut child, url) = mock(&["--fail-runner", "worker-gone:100%", "--latency", "1ms"]);
+    let finished = run_live(&url, &["--rate", "600", "--max-jobs", "20"]);
+    assert_eq!(finished.of_kind("discovery")[0]["listed"], true);
+    let outcomes = &finished.summary()["capabilities"]["gpu-check"]["outcomes"];
+    let gone = outcomes["worker_gone"].as_u64().unwrap();
+    assert!((1..20).contains(&gone), "{outcomes}");
+    assert_eq!(outcomes["unavailable"].as_u64(), Some(20 - gone));
+    assert_eq!(
+        get(&format!("{url}/discovery")).matches("/apps/").count(),
+        0
+    );
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// A client that gives up frees its place, which at a BYOC orchestrator it does not.
+#[test]
+fn a_live_runner_has_so_many_places_and_frees_those_of_clients_that_left() {
+    let (mut child, url) = mock(&["--capacity", "3", "--latency", "400ms"]);
+    let arguments = ["--rate", "6000", "--max-jobs", "100", "--timeout", "100ms"];
+    let finished = run_live(&url, &arguments);
+    let outcomes = &finished.summary()["capabilities"]["gpu-check"]["outcomes"];
+    let [given_up, refused] = ["timeout", "no_place"].map(|name| outcomes[name].as_u64().unwrap());
+    assert_eq!(given_up + refused, 100, "{outcomes}");
+    assert!(given_up > 3 && refused > 0, "{outcomes}");
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
 #[test]
 fn the_mocks_agents_have_uptimes_of_their_own() {
     let agents = [
@@ -141,12 +201,20 @@ fn the_mocks_agents_have_uptimes_of_their_own() {
 #[tokio::test]
 async fn the_mock_gives_each_recorded_answer() {
     let client = uptime_runner::net::client::new(false, Vec::new()).unwrap();
-    for (file, recorded) in Recorded::all("gateway") {
+    let of = |set: &'static str, option: &'static str, path: &'static str| {
+        let mut all = Recorded::all(set);
+        all.retain(|_, recorded| !recorded.outcome.is_empty());
+        all.into_iter()
+            .map(move |(file, recorded)| (file, recorded, option, path))
+    };
+    let of_gateway = of("gateway", "--fail", "gateway/process/request/agent-net");
+    let of_runner = of("live-runner", "--fail-runner", "apps/agent-001/app/x");
+    for (file, recorded, option, path) in of_gateway.chain(of_runner) {
         let name = file.strip_suffix(".json").unwrap();
-        let (mut child, url) = mock(&["--latency", "0", "--fail", &format!("{name}:100%")]);
+        let (mut child, url) = mock(&["--latency", "0", option, &format!("{name}:100%")]);
         let job = r#"{"request": "{}", "parameters": "{}", "timeout_seconds": 30}"#;
         let request = client
-            .post(format!("{url}/gateway/process/request/agent-net"))
+            .post(format!("{url}/{path}"))
             .header("Livepeer", STANDARD.encode(job));
         let mut answer = request.send().await.unwrap();
         assert_eq!(answer.status().as_u16(), recorded.status, "{name}");
@@ -269,19 +337,22 @@ fn the_demo_shows_rates_that_follow_the_uptime_and_the_statistics() {
 }
 
 #[test]
-fn a_demo_can_be_interrupted() {
+fn a_demo_of_live_runners_can_be_interrupted() {
     let mut child = binary()
-        .args(["demo", "--duration", "10m"])
+        .args(["demo", "--live-runners", "--duration", "10m"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
+    let mut listed = 0;
     while !line.contains('✅') {
         line.clear();
         assert!(out.read_line(&mut line).unwrap() > 0);
+        listed += usize::from(line.contains("'s runner: listed, 0 of 1000 places in use"));
     }
+    assert_eq!(listed, 4);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let mut rest = String::new();
     out.read_to_string(&mut rest).unwrap();
