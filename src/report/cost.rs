@@ -143,7 +143,7 @@ mod tests {
     fn tally(jobs: &[(u64, bool)], price: Option<u64>) -> Tally {
         let mut tally = Tally::default();
         let price = price.map(Price::per_second);
-        let terms = RunTerms::new(price, false);
+        let mut terms = RunTerms::new(price, false);
         for &(millis, good) in jobs {
             let job = JobRecord {
                 sent_at: 0,
@@ -166,7 +166,7 @@ mod tests {
             tally.job(
                 &job,
                 (1, &name),
-                &terms,
+                &mut terms,
                 &mut super::super::balance::OrchestratorBalances::default(),
             );
         }

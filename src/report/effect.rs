@@ -123,6 +123,7 @@ mod tests {
     fn timeline(steps: &[(i64, u32, f64)], end: i64) -> Timeline {
         Timeline {
             is_old: false,
+            listings: Vec::new(),
             rates: steps
                 .iter()
                 .map(|&(at, rate, _)| RateStep {

@@ -243,6 +243,20 @@ fn timelines(
             }
         });
     }
+    let mut statement =
+        connection.prepare("SELECT run, agent, at, listing FROM discoveries ORDER BY rowid")?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let listing = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+        let listed = match listing {
+            "unknown" => None,
+            other => Some(other != "not listed"),
+        };
+        let at = row.get(2)?;
+        timeline_of(row.get(0)?, row.get(1)?, &mut |timeline| {
+            timeline.listings.push((at, listed));
+        });
+    }
     Ok(timelines)
 }
 
@@ -267,6 +281,13 @@ fn terms(connection: &Connection) -> Result<HashMap<(i64, i64), RunTerms>, Histo
             (row.get(0)?, row.get(1)?),
             RunTerms::new(price, orchestrators.is_some()),
         );
+    }
+    let mut statement = connection
+        .prepare("SELECT run, agent, at FROM discoveries WHERE listing IN ('listed', 'full')")?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let terms: &mut RunTerms = all.entry((row.get(0)?, row.get(1)?)).or_default();
+        terms.listed(row.get(2)?);
     }
     Ok(all)
 }

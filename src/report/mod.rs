@@ -3,6 +3,7 @@
 pub(crate) mod balance;
 pub(crate) mod claims;
 pub(crate) mod cost;
+pub(crate) mod discovery;
 pub(crate) mod drops;
 pub(crate) mod effect;
 pub(crate) mod forecast;

@@ -118,6 +118,7 @@ mod tests {
         });
         Timeline {
             is_old: false,
+            listings: Vec::new(),
             policy: Policy::default(),
             rates: first.into_iter().collect(),
             uptimes: uptimes

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::claims::{Claims, claims};
 use super::cost::{Cost, Interval, cost};
+use super::discovery::{Discovery, discovery};
 use super::effect::Effect;
 use super::forecast::{TierForecast, forecast};
 use super::history::{AgentHistory, RecordedRuns};
@@ -97,6 +98,9 @@ pub struct AgentReport {
     pub punishment: Option<Effect>,
     /// Whether its jobs contradict what it claims, where they say something of it.
     pub claims: Option<Claims>,
+    /// What the orchestrator of its live runner listed, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<Discovery>,
     /// What each policy that was asked for would have done.
     pub what_if: Vec<WhatIf>,
     /// What is to be expected, where that was asked.
@@ -265,6 +269,7 @@ fn agent_report(agent: &AgentHistory, queries: &Queries<'_>, recorded: &Policy) 
         cost,
         punishment: (effect.drops > 0).then_some(effect),
         claims: claims(&agent.jobs.evidence, &agent.runs),
+        discovery: discovery(&agent.runs),
         forecast: queries
             .forecast
             .then(|| forecast(&agent.runs, &recorded.thresholds())),

@@ -41,13 +41,34 @@ pub struct RunTerms {
     price: Option<Price>,
     /// Whether it was tied to orchestrators that did only its jobs.
     is_tied: bool,
+    witness: Witness,
+    /// Since when its live runner was listed, if it was.
+    listed_since: Option<Micros>,
 }
 
 impl RunTerms {
     /// With a price, where there is one.
     #[must_use]
     pub fn new(price: Option<Price>, is_tied: bool) -> Self {
-        Self { price, is_tied }
+        Self {
+            price,
+            is_tied,
+            ..Self::default()
+        }
+    }
+
+    /// The agent's live runner was listed at an instant.
+    pub fn listed(&mut self, at: Micros) {
+        let since = self.listed_since.map_or(at, |since| since.min(at));
+        self.listed_since = Some(since);
+    }
+
+    /// What the next job to end says of the agent, as the runner judges it.
+    fn says(&mut self, outcome: Outcome, ended_at: Micros) -> Option<bool> {
+        if self.listed_since.is_some_and(|since| since <= ended_at) {
+            self.witness.runner_listed();
+        }
+        self.witness.says(outcome).filter(|_| self.is_tied)
     }
 }
 
@@ -62,7 +83,6 @@ pub struct Tally {
     pub balance: BalanceSums,
     /// By the agent's uptime at their sending, in whole tenths of a percent: jobs, and good ones.
     pub by_uptime: BTreeMap<u16, (u64, u64)>,
-    witness: Witness,
     /// By hour since 1970: what its jobs say of it.
     pub evidence: BTreeMap<i64, Evidence>,
     /// Around the drops of its rate.
@@ -149,10 +169,12 @@ impl Tally {
         &mut self,
         job: &JobRecord<'_>,
         (capability, name): (i64, &dyn Fn() -> String),
-        terms: &RunTerms,
+        terms: &mut RunTerms,
         balances: &mut OrchestratorBalances,
     ) {
         let good = job.work.outcome == Outcome::Success;
+        let worked = i64::try_from(job.work.time.as_micros()).unwrap_or(i64::MAX);
+        let ended_at = job.sent_at.saturating_add(worked);
         let micros = u64::try_from(job.latency.as_micros())
             .unwrap_or(u64::MAX)
             .max(1);
@@ -182,7 +204,6 @@ impl Tally {
         }
         if let Some(orchestrator) = job.orchestrator {
             let balance: Option<Wei> = job.balance_wei.and_then(|balance| balance.parse().ok());
-            let ended = i64::try_from(job.work.time.as_micros()).unwrap_or(i64::MAX);
             let most = terms.price.as_ref().map(|price| {
                 price
                     .unit
@@ -195,16 +216,14 @@ impl Tally {
                 seconds: job.work.charged_seconds(),
                 most: most.as_ref(),
                 sent_at: job.sent_at,
-                answered_at: job.sent_at.saturating_add(ended),
+                answered_at: ended_at,
             });
             self.balance.add(&change);
         }
         let tally = self.by_uptime.entry(tenth(job.uptime)).or_default();
         tally.0 += 1;
         tally.1 += u64::from(good);
-        // As the runner judges it.
-        let says = self.witness.says(job.work.outcome);
-        if let Some(good) = says.filter(|_| terms.is_tied) {
+        if let Some(good) = terms.says(job.work.outcome, ended_at) {
             let evidence = self
                 .evidence
                 .entry(job.sent_at.div_euclid(HOUR))

@@ -148,6 +148,8 @@ pub struct Timeline {
     pub rates: Vec<RateStep>,
     /// From when on each uptime was known, or none was.
     pub uptimes: Vec<(Micros, Option<Percent>)>,
+    /// From when on the orchestrator listed the agent's live runner, or did not, or did not answer.
+    pub listings: Vec<(Micros, Option<bool>)>,
     /// When the run ended; of one that was killed, its last record.
     pub end: Micros,
     /// How the rates followed from the uptimes.
@@ -168,15 +170,12 @@ impl Timeline {
         for step in &mut self.rates {
             step.at = step.at.max(from);
         }
-        let begun = self.uptimes.partition_point(|&(at, _)| at <= from);
-        self.uptimes.drain(..begun.saturating_sub(1));
-        self.uptimes.retain(|&(at, _)| at < until);
-        for (at, _) in &mut self.uptimes {
-            *at = (*at).max(from);
-        }
+        clip(&mut self.uptimes, from, until);
+        clip(&mut self.listings, from, until);
         if self.end <= from {
             self.rates.clear();
             self.uptimes.clear();
+            self.listings.clear();
         }
         self
     }
@@ -217,6 +216,16 @@ impl Timeline {
             *sum = *sum + held.withheld();
         }
         sums
+    }
+}
+
+/// Leaves the steps of a period, and what held when it began.
+fn clip<T>(steps: &mut Vec<(Micros, T)>, from: Micros, until: Micros) {
+    let begun = steps.partition_point(|&(at, _)| at <= from);
+    steps.drain(..begun.saturating_sub(1));
+    steps.retain(|&(at, _)| at < until);
+    for (at, _) in steps {
+        *at = (*at).max(from);
     }
 }
 
@@ -316,6 +325,7 @@ mod tests {
     fn timeline() -> Timeline {
         Timeline {
             is_old: false,
+            listings: Vec::new(),
             rates: vec![
                 step(0, 60, 60, RateReason::Uptime),
                 step(MINUTE, 30, 60, RateReason::Uptime),

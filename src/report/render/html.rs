@@ -348,6 +348,14 @@ fn write_figures(agent: &AgentReport, page: &mut String) -> std::fmt::Result {
         );
         figure("claims against evidence", text)?;
     }
+    if let Some(discovery) = &agent.discovery {
+        let differs = discovery.minutes_up_but_not_listed + discovery.minutes_listed_but_down;
+        let text = format!(
+            "{} min, not listed {} min; {differs:.1} min the uptime said otherwise",
+            discovery.minutes_listed, discovery.minutes_not_listed
+        );
+        figure("runner listed", text)?;
+    }
     for what_if in &agent.what_if {
         let more = what_if.spent_more_wei.as_ref();
         let money = more.map_or_else(String::new, |more| format!(", {more} wei"));

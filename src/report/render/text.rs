@@ -7,6 +7,7 @@ use chrono::{DateTime, Local, SecondsFormat};
 use crate::money::Wei;
 use crate::report::claims::Claims;
 use crate::report::cost::{Cost, CostSource};
+use crate::report::discovery::Discovery;
 use crate::report::effect::{Effect, HourAround};
 use crate::report::forecast::{Chance, TierForecast};
 use crate::report::suggest::Suggestion;
@@ -106,6 +107,9 @@ fn write_agent(agent: &AgentReport, text: &mut String) -> std::fmt::Result {
     if let Some(claims) = &agent.claims {
         write_claims(claims, text)?;
     }
+    if let Some(discovery) = &agent.discovery {
+        write_discovery(discovery, text)?;
+    }
     for what_if in &agent.what_if {
         write_what_if(what_if, text)?;
     }
@@ -188,6 +192,19 @@ fn hour(hour: &HourAround) -> String {
         percent(hour.uptime_percent),
         hour.jobs,
         percent(hour.success_rate_percent)
+    )
+}
+
+fn write_discovery(discovery: &Discovery, text: &mut String) -> std::fmt::Result {
+    writeln!(
+        text,
+        "  🔎 Its orchestrator listed its runner for {} min, and not for {} min",
+        discovery.minutes_listed, discovery.minutes_not_listed
+    )?;
+    writeln!(
+        text,
+        "     Uptime said otherwise: up but not listed {} min, listed but down {} min",
+        discovery.minutes_up_but_not_listed, discovery.minutes_listed_but_down
     )
 }
 

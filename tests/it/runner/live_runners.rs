@@ -472,6 +472,66 @@ fn discovery_is_told_at_changes_and_recorded() {
     );
 }
 
+/// The report of a record, in JSON and as text.
+fn report(record: &Path) -> (Value, String) {
+    let ask = |arguments: &[&str]| {
+        let output = binary()
+            .arg("report")
+            .args(arguments)
+            .arg(record)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    (serde_json::from_str(&ask(&["--json"])).unwrap(), ask(&[]))
+}
+
+/// Jobs to a runner that was listed, and then not, are evidence: in the run and in its report.
+#[test]
+fn the_report_judges_as_the_run_did_and_tells_what_was_listed() {
+    let pings = all_up();
+    let list = listed(&[listed_runner("agent-001", 0)]);
+    let server = RawServer::start(move |stream, head| {
+        if head.starts_with("GET ") {
+            respond(stream, 200, "", &list);
+        } else {
+            let gone = Recorded::read("live-runner/runner-not-found.json");
+            respond(stream, 404, OWN, &gone.body);
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let record = folder.path().join("runs.db");
+    let agents = ["agent-001", "agent-002"].map(|id| runner_agent(id, &server.url(), ""));
+    let file = config(folder.path(), &agents);
+    let arguments = ["--rate", "600", "--uptime-interval", "200ms", "--record"];
+    let arguments = [&arguments[..], &[record.to_str().unwrap()]].concat();
+    let mut runner = run(&pings, &file, &arguments);
+    let claim = runner.wait_for_event("claim");
+    assert_eq!(claim["agent"], "agent-001");
+    runner.signal(Signal::INT);
+    let finished = runner.finish();
+    let jobs = finished.of_kind("job").into_iter();
+    let jobs = jobs.filter(|job| job["agent"] == "agent-001").count();
+    let (json, text) = report(&record);
+    let [first, second] = ["agent-001", "agent-002"].map(|id| &json["agents"][id]);
+    let evidence = first["claims"]["jobs"].as_u64().unwrap();
+    // Those that ended before the list was there say nothing.
+    assert!(evidence >= 50 && evidence <= jobs as u64, "{first}");
+    assert_eq!(first["claims"]["contradicted"].as_array().unwrap().len(), 1);
+    assert!(second["claims"].is_null(), "{second}");
+    let minutes = &first["discovery"];
+    assert!(minutes["minutes_listed"].as_f64().unwrap() > 0.0, "{first}");
+    assert_eq!(minutes["minutes_up_but_not_listed"], 0.0);
+    let not_listed = &second["discovery"]["minutes_up_but_not_listed"];
+    assert!(not_listed.as_f64().unwrap() > 0.0, "{second}");
+    assert!(
+        text.contains("Its orchestrator listed its runner for 0."),
+        "{text}"
+    );
+    assert!(text.contains("unavailable"), "{text}");
+}
+
 fn requests_to(server: &RawServer, begin: &str) -> usize {
     let requests = server.requests.lock().unwrap();
     requests
