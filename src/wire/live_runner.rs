@@ -134,7 +134,7 @@ pub struct ListedRunner {
 /// What an orchestrator asks for a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedPrice {
-    /// A whole number of `currency`, as it is written.
+    /// A number of `currency`, as it is written.
     pub price: String,
     pub currency: String,
     /// `fixed` for each job, or `seconds`.
@@ -200,7 +200,7 @@ fn listed(runner: &Value) -> Option<ListedRunner> {
         is_single_shot: runner["mode"] == SINGLE_SHOT,
         capacity: runner["capacity"].as_u64(),
         in_use: runner["capacity_used"].as_u64(),
-        price: price["price"].as_u64().map(|amount| ListedPrice {
+        price: price["price"].as_number().map(|amount| ListedPrice {
             price: amount.to_string(),
             currency: text(&price["currency"]),
             unit: text(&price["unit"]),
