@@ -187,8 +187,7 @@ impl MockServer {
             ..
         } = self.mock;
         let labels = scripts.keys().cloned();
-        let orchestrator =
-            MockOrchestrator::new(labels, latency.clone(), capacity, runner_failures);
+        let orchestrator = MockOrchestrator::new(labels, latency, capacity, runner_failures);
         let state = Arc::new(Playing {
             agents: scripts,
             started: Instant::now(),

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::header::{
-    CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
+    X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode, Uri};
 use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -25,7 +26,7 @@ use crate::wire::job_stream::{JobStream, StreamSource, StreamState};
 use crate::wire::outcome::{AnswerHead, Outcome};
 
 /// What the runner calls itself.
-pub(super) const USER_AGENT_VALUE: &str = concat!("uptime-runner/", env!("CARGO_PKG_VERSION"));
+const USER_AGENT_VALUE: &str = concat!("uptime-runner/", env!("CARGO_PKG_VERSION"));
 /// The longest answer that is read to its end.
 const MAX_BODY_BYTES: u64 = 256 << 20;
 /// How much of an answer's header is kept.
@@ -36,6 +37,31 @@ pub(super) const KEPT_BYTES: usize = 32 << 10;
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 /// How much of an answer's text is shown.
 const SHOWN_CHARS: usize = 160;
+
+/// A job's request: a POST of its payload, with a capability's own headers.
+#[must_use]
+pub(super) fn post(uri: &Uri, headers: &HeaderMap, payload: Bytes) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(payload));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri.clone();
+    let all = request.headers_mut();
+    all.clone_from(headers);
+    all.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    all.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+    all.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    request
+}
+
+/// A request for JSON.
+#[must_use]
+pub(super) fn get(uri: &Uri) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(Bytes::new()));
+    *request.uri_mut() = uri.clone();
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+    request
+}
 
 /// The outcome of an answer, and the reason unless it is a success.
 pub(super) type Judged = (Outcome, Option<String>);

@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
-};
-use axum::http::{Method, Request, Response, Uri};
+use axum::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use axum::http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -16,8 +14,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::answer::{
-    Judged, KEPT_BYTES, KeptHeaders, PartialAnswer, USER_AGENT_VALUE, Unread, WholeAnswer, lost,
-    within,
+    Judged, KEPT_BYTES, KeptHeaders, PartialAnswer, Unread, WholeAnswer, lost, post, within,
 };
 use super::capability::Capability;
 use super::destination::{Job, SendJob};
@@ -157,14 +154,8 @@ impl Gateway {
         job_header: Option<HeaderValue>,
         body: Bytes,
     ) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri.clone();
+        let mut request = post(uri, &route.headers, body);
         let headers = request.headers_mut();
-        headers.clone_from(&route.headers);
-        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }

@@ -5,16 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use axum::http::{Method, Request, Response, Uri};
+use axum::http::header::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use url::Url;
 
-use super::answer::{
-    Judged, KeptHeaders, PartialAnswer, USER_AGENT_VALUE, Unread, WholeAnswer, within,
-};
+use super::answer::{Judged, KeptHeaders, PartialAnswer, Unread, WholeAnswer, get, post, within};
 use super::capability::Capability;
 use super::destination::{Job, SendJob};
 use crate::net::client::cause_of;
@@ -83,13 +81,8 @@ impl Orchestrator {
     /// # Errors
     /// No answer in time, or another one than a list.
     pub(crate) async fn discover(&self) -> Result<Vec<ListedRunner>, DiscoveryError> {
-        let mut request = Request::new(Full::new(Bytes::new()));
-        *request.uri_mut() = self.discovery.clone();
-        let headers = request.headers_mut();
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
         let answered = async {
-            let answer = self.client.request(request).await;
+            let answer = self.client.request(get(&self.discovery)).await;
             let answer = answer.map_err(|error| DiscoveryError::Lost(cause_of(&error)))?;
             let status = answer.status().as_u16();
             let body = Limited::new(answer.into_body(), MAX_DISCOVERY_BYTES);
@@ -219,17 +212,11 @@ impl LiveRunner {
 }
 
 fn request(uri: &Uri, route: &RunnerRoute, job: Job) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(job.payload.into()));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = uri.clone();
-    let headers = request.headers_mut();
-    headers.clone_from(&route.headers);
-    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-    headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut request = post(uri, &route.headers, job.payload.into());
     let id = HeaderValue::try_from(job.id.to_string())
         .expect("an id has only digits, letters and hyphens");
-    headers.insert(HeaderName::from_static(JOB_ID_HEADER), id);
+    let name = HeaderName::from_static(JOB_ID_HEADER);
+    request.headers_mut().insert(name, id);
     request
 }
 

@@ -160,28 +160,16 @@ fn assert_statement(record: &Path, folder: &Path, jobs: &[Vec<Value>]) {
         (&by_price[0]["per"], &by_price[0]["jobs"]),
         (&json!("job"), &json!(charged))
     );
-    let mut verify = binary();
-    verify
-        .arg("verify")
-        .arg(&statement)
-        .arg("--jobs")
-        .arg(&list);
-    let output = verify.output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "equal\n");
-    std::fs::write(
-        &list,
-        std::fs::read_to_string(&list)
-            .unwrap()
-            .replacen(",7,7\r", ",7,14\r", 1),
-    )
-    .unwrap();
-    let mut verify = binary();
-    verify
-        .arg("verify")
-        .arg(&statement)
-        .arg("--jobs")
-        .arg(&list);
-    assert_eq!(verify.output().unwrap().status.code(), Some(1));
+    let verify = || {
+        let mut verify = binary();
+        verify.arg("verify").arg(&statement);
+        verify.arg("--jobs").arg(&list).output().unwrap()
+    };
+    assert_eq!(String::from_utf8(verify().stdout).unwrap(), "equal\n");
+    // A job that costs twice its price.
+    let jobs = std::fs::read_to_string(&list).unwrap();
+    std::fs::write(&list, jobs.replacen(",7,7\r", ",7,14\r", 1)).unwrap();
+    assert_eq!(verify().status.code(), Some(1));
 }
 
 #[test]
