@@ -246,11 +246,13 @@ impl Run {
     async fn abandon_jobs(&mut self) {
         let jobs = self.shared.jobs.len();
         self.shared.abandon.cancel();
-        if jobs > 0 {
+        if jobs > 0 && self.config.uses_gateway() {
             tracing::warn!(
                 "{jobs} jobs are abandoned: they are charged, and the place that each has at its orchestrator stays taken \
-                 until its capability is registered again"
+                 until its capability is registered again; only live runners free it"
             );
+        } else if jobs > 0 {
+            tracing::warn!("{jobs} jobs are abandoned: they are charged");
         }
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.finished()).await;
     }

@@ -96,6 +96,10 @@ impl SlowGateway {
 }
 
 impl SendJob for SlowGateway {
+    fn abandoned(&self) -> &'static str {
+        "abandoned"
+    }
+
     async fn send(&self, _: Job) -> JobAnswer {
         self.arrivals.lock().unwrap().push(Instant::now());
         tokio::time::sleep(self.latency).await;

@@ -376,7 +376,7 @@ impl<D: SendJob + Clone> Submitter<D> {
                 answer = destination.send(job) => answer,
                 () = shared.abandon.cancelled() => JobAnswer::failure(
                     Outcome::CutShort,
-                    "abandoned: its place at the orchestrator stays taken".to_owned(),
+                    destination.abandoned().to_owned(),
                 ),
             };
             let answered_at = Instant::now();

@@ -31,6 +31,9 @@ pub(crate) struct Job {
 pub(crate) trait SendJob: Send + Sync + 'static {
     /// Sends a job once and waits for the whole answer, at most the job's timeout.
     fn send(&self, job: Job) -> impl Future<Output = JobAnswer> + Send;
+
+    /// What is told of a job that is abandoned.
+    fn abandoned(&self) -> &'static str;
 }
 
 /// Where one agent's jobs go.
@@ -45,6 +48,13 @@ impl SendJob for Destination {
         match self {
             Self::Gateway(gateway) => gateway.send(job).await,
             Self::LiveRunner(runner) => runner.send(job).await,
+        }
+    }
+
+    fn abandoned(&self) -> &'static str {
+        match self {
+            Self::Gateway(gateway) => gateway.abandoned(),
+            Self::LiveRunner(runner) => runner.abandoned(),
         }
     }
 }

@@ -298,4 +298,8 @@ impl SendJob for Gateway {
         let ended = within(timeout, &connected, exchange).await;
         partial.conclude(ended, timeout, ThrottleScope::AllAgents)
     }
+
+    fn abandoned(&self) -> &'static str {
+        "abandoned: its place at the orchestrator stays taken"
+    }
 }

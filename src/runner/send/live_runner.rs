@@ -233,4 +233,8 @@ impl SendJob for LiveRunner {
         }
         answer
     }
+
+    fn abandoned(&self) -> &'static str {
+        "abandoned: its place at the runner is free again"
+    }
 }

@@ -533,7 +533,7 @@ fn each_orchestrator_is_asked_once_whatever_its_runners() {
     let pings = all_up();
     let server = || RawServer::start(|stream, _| respond(stream, 200, "", "[]"));
     let servers: Vec<RawServer> = (0..10).map(|_| server()).collect();
-    let agents: Vec<String> = (0..200)
+    let agents: Vec<String> = (0..1000)
         .map(|n| runner_agent(&format!("agent-{n:03}"), &servers[n % 10].url(), ""))
         .collect();
     let folder = tempfile::tempdir().unwrap();
@@ -546,8 +546,46 @@ fn each_orchestrator_is_asked_once_whatever_its_runners() {
     });
     runner.signal(Signal::INT);
     let finished = runner.finish();
-    assert_eq!(finished.of_kind("discovery").len(), 200);
+    assert_eq!(finished.of_kind("discovery").len(), 1000);
     for server in &servers {
         assert_eq!(requests_to(server, "GET "), 1);
     }
+}
+
+#[test]
+fn an_abandoned_job_is_charged_and_frees_its_place() {
+    let pings = all_up();
+    let server = RawServer::start(|stream, head| {
+        if head.starts_with("GET ") {
+            respond(stream, 200, "", "[]");
+        } else {
+            std::thread::park();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let agent = runner_agent("agent-001", &server.url(), "price = 7");
+    let mut runner = run(&pings, &config(folder.path(), &[agent]), &["--rate", "60"]);
+    runner.wait_for_event("rate_changed");
+    wait_until("a job", || {
+        (requests_to(&server, "POST ") > 0).then_some(())
+    });
+    runner.signal(Signal::INT);
+    runner.wait_for_log("a second signal abandons");
+    runner.signal(Signal::INT);
+    let finished = runner.finish();
+    assert_eq!(finished.status.code(), Some(130));
+    let job = finished.of_kind("job")[0];
+    assert_eq!(
+        (&job["outcome"], &job["cost_wei"]),
+        (&json!("cut_short"), &json!("7"))
+    );
+    assert!(
+        job["error"].as_str().unwrap().contains("free again"),
+        "{job}"
+    );
+    assert!(
+        !finished.stderr.contains("stays taken"),
+        "{}",
+        finished.stderr
+    );
 }
