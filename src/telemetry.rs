@@ -13,6 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::terminal;
+use crate::text::is_printable;
 
 /// Starts the log: `RUST_LOG`, or from `info` upwards.
 ///
@@ -115,16 +116,45 @@ impl LogQueue {
     }
 }
 
+/// What a field of an event brings in must not begin another line, nor change how a terminal shows this one. Escape
+/// sequences are the log's own colours: the formatter escapes all others.
+fn on_one_line(line: &str) -> String {
+    let line = line.strip_suffix('\n').unwrap_or(line);
+    let mut safe = String::with_capacity(line.len() + 1);
+    for c in line.chars() {
+        if c == '\u{1b}' || c == ' ' || is_printable(c) {
+            safe.push(c);
+        } else {
+            safe.extend(c.escape_unicode());
+        }
+    }
+    safe.push('\n');
+    safe
+}
+
 /// A line of the log; it is formatted as a whole before it is written.
 struct LogWriter;
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        QUEUE.push(bytes.to_vec());
+        QUEUE.push(on_one_line(&String::from_utf8_lossy(bytes)).into_bytes());
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_its_fields_hold() {
+        assert_eq!(
+            on_one_line("\u{1b}[32mINFO\u{1b}[0m a\nb\0\r\u{202e}c\n"),
+            "\u{1b}[32mINFO\u{1b}[0m a\\u{a}b\\u{0}\\u{d}\\u{202e}c\n"
+        );
     }
 }

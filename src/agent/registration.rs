@@ -10,6 +10,7 @@ use url::Url;
 
 use crate::net::client::{read_body, root_cause};
 use crate::net::endpoint::with_path;
+use crate::text::foreign;
 
 /// Registered again after so long: the ping system may have lost it.
 const REPEAT: Duration = Duration::from_hours(1);
@@ -20,6 +21,8 @@ const MAX_PAUSE: Duration = Duration::from_mins(1);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest reason of a refusal that is read.
 const MAX_REASON_BYTES: usize = 4 << 10;
+/// How much of it is told.
+const MAX_REASON_CHARS: usize = 200;
 
 /// Where the agent registers itself, and as what.
 #[derive(Debug, Clone)]
@@ -105,17 +108,12 @@ async fn register(
         let reason = read_body(response, MAX_REASON_BYTES)
             .await
             .unwrap_or_default();
-        let reason = String::from_utf8_lossy(&reason);
-        let printable: String = reason
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(200)
-            .collect();
+        let reason = foreign(&String::from_utf8_lossy(&reason), MAX_REASON_CHARS);
         let hint = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ": check --register-token-file",
             _ => "",
         };
-        Err(format!("status {status}{hint} {printable}"))
+        Err(format!("status {status}{hint} {reason}"))
     };
     tokio::time::timeout(TIMEOUT, exchange)
         .await

@@ -9,10 +9,13 @@ use reqwest::{Client, ClientBuilder, Response, redirect, retry};
 use rustls::pki_types::CertificateDer;
 
 use super::tls;
+use crate::text::foreign;
 
 /// Shorter than the shortest keep-alive time of the servers that stand before gateways (uvicorn
 /// and Node: 5 s), so that a job does not leave on a connection that is just being closed.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How much is told of an error: it may quote what the other side sent, such as the names in a certificate.
+const MAX_CAUSE_CHARS: usize = 300;
 /// The timeout of connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -99,5 +102,5 @@ pub(crate) fn cause_of(error: &(dyn Error + 'static)) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    foreign(&cause.to_string(), MAX_CAUSE_CHARS)
 }

@@ -16,6 +16,7 @@ use super::stretch::{self, BootInstant, MeasuredStretch};
 use crate::net;
 use crate::net::client::{BodyError, date_of, read_body, root_cause};
 use crate::net::endpoint::with_path;
+use crate::text::foreign;
 use crate::units::{saturating_add, saturating_sub};
 use crate::wire::agent::{MAX_REPORT_BYTES, Reported, read_report};
 use crate::wire::ping_system::served::Agent;
@@ -62,7 +63,7 @@ impl FailureKind {
     fn with(self, reason: &dyn fmt::Display) -> AttemptFailure {
         AttemptFailure {
             kind: self,
-            reason: one_line(&reason.to_string()),
+            reason: foreign(&reason.to_string(), MAX_REASON_CHARS),
         }
     }
 }
@@ -245,9 +246,4 @@ async fn read(answer: Response, agent: &Agent) -> Result<Reported, AttemptFailur
             BodyError::TooLong(_) => InvalidAnswer.with(&error),
         })?;
     read_report(&body, &agent.agent_id).map_err(|error| InvalidAnswer.with(&error))
-}
-
-fn one_line(text: &str) -> String {
-    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    printable.take(MAX_REASON_CHARS).collect()
 }

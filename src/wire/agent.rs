@@ -6,12 +6,11 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use icu_normalizer::ComposingNormalizerBorrowed;
-use icu_properties::CodePointMapData;
-use icu_properties::props::GeneralCategory;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::text::{foreign, is_printable};
 use crate::units::Percent;
 
 /// The answer to a ping: the uptime of a window.
@@ -84,21 +83,6 @@ fn was_agent_id(text: &str) -> bool {
     length.contains(&text.len()) && text != "." && text != ".." && !text.contains(char::is_control)
 }
 
-fn is_printable(c: char) -> bool {
-    use GeneralCategory as Category;
-    !matches!(
-        CodePointMapData::<Category>::new().get(c),
-        Category::Control
-            | Category::Format
-            | Category::Surrogate
-            | Category::PrivateUse
-            | Category::Unassigned
-            | Category::SpaceSeparator
-            | Category::LineSeparator
-            | Category::ParagraphSeparator
-    )
-}
-
 /// The longest answer to a ping that is read.
 pub const MAX_REPORT_BYTES: usize = 64 << 10;
 
@@ -121,15 +105,17 @@ pub struct Reported {
 /// The most GPUs that are taken from an answer, and the longest of its texts.
 const MAX_GPUS: usize = 256;
 const MAX_TEXT_CHARS: usize = 120;
+/// How much of a text of an answer is shown in an error.
+const MAX_SHOWN_CHARS: usize = 200;
 
 /// Why the answer to a ping is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidReport {
     /// Not JSON, or not of the expected form.
-    #[error("not a valid answer: {0}")]
+    #[error("not a valid answer: {}", foreign(&.0.to_string(), MAX_SHOWN_CHARS))]
     Form(#[from] serde_json::Error),
     /// The answer of another agent.
-    #[error("answered as agent '{}'", .0.chars().take(64).collect::<String>().escape_debug())]
+    #[error("answered as agent '{}'", foreign(.0, MAX_SHOWN_CHARS))]
     OtherAgent(String),
     /// A window that is not a valid length of time.
     #[error("window_seconds is {0}: expected a number from 0 to a hundred years")]

@@ -8,6 +8,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::outcome::{AnswerHead, Outcome};
+use crate::text::foreign;
 
 /// The request header with the job's id.
 pub const JOB_ID_HEADER: &str = "x-job-id";
@@ -17,6 +18,8 @@ pub const DISCOVERY_PATH: &str = "discovery";
 const SINGLE_SHOT: &str = "single-shot";
 /// The most runners of a list that are looked at.
 const MAX_RUNNERS: usize = 10_000;
+/// How much of its texts is told.
+const MAX_TEXT_CHARS: usize = 32;
 
 /// An orchestrator's own words, by the status that they come with: of go-livepeer as text, and of what follows it as JSON.
 const OWN_WORDS: [(u16, &str, Outcome); 6] = [
@@ -194,7 +197,7 @@ pub fn listed_runners(body: &[u8]) -> Result<Vec<ListedRunner>, serde_json::Erro
 
 fn listed(runner: &Value) -> Option<ListedRunner> {
     let price = &runner["price_info"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let text = |value: &Value| foreign(value.as_str().unwrap_or_default(), MAX_TEXT_CHARS);
     Some(ListedRunner {
         url: runner["url"].as_str()?.to_owned(),
         is_single_shot: runner["mode"] == SINGLE_SHOT,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::foreign;
 use crate::wire::agent::{GpuDevice, GpuHealth, GpuMemory};
 
 /// The GPUs as one probe found them.
@@ -62,8 +63,7 @@ const MAX_REASON_CHARS: usize = 500;
 pub(super) fn cleaned(mut snapshot: GpuSnapshot) -> GpuSnapshot {
     let clean = |text: &mut Option<String>, most| {
         if let Some(text) = text {
-            let printable = text.chars().filter(|c| !c.is_control());
-            *text = printable.take(most).collect();
+            *text = foreign(text, most);
         }
     };
     clean(&mut snapshot.driver_version, MAX_TEXT_CHARS);

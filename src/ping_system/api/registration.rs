@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::text::{foreign, is_printable};
 use crate::wire::agent::is_agent_id;
 
 /// The longest registration that is read.
@@ -33,7 +34,8 @@ pub(super) struct RegisterRequest {
 pub(super) enum InvalidRegistration {
     /// Not JSON, or not of the expected form.
     #[error(
-        "expected {{\"agent_id\": …, \"agent_url\": …, \"capabilities\": […], \"metadata\": {{…}}}}: {0}"
+        "expected {{\"agent_id\": …, \"agent_url\": …, \"capabilities\": […], \"metadata\": {{…}}}}: {}",
+        foreign(&.0.to_string(), 200)
     )]
     RegisterRequest(#[from] serde_json::Error),
     /// An invalid agent id.
@@ -43,7 +45,7 @@ pub(super) enum InvalidRegistration {
     Id,
     /// Too many or too long ones.
     #[error(
-        "capabilities: expected up to {MAX_CAPABILITIES} names of up to {MAX_CAPABILITY_BYTES} bytes"
+        "capabilities: expected up to {MAX_CAPABILITIES} names of up to {MAX_CAPABILITY_BYTES} bytes of printable characters"
     )]
     Capabilities,
     #[error("metadata: expected up to {MAX_METADATA_BYTES} bytes of JSON")]
@@ -60,7 +62,9 @@ pub(super) fn read(body: &[u8]) -> Result<RegisterRequest, InvalidRegistration> 
         return Err(InvalidRegistration::Id);
     }
     let capability = |name: &String| {
-        !name.is_empty() && name.len() <= MAX_CAPABILITY_BYTES && !name.contains(char::is_control)
+        !name.is_empty()
+            && name.len() <= MAX_CAPABILITY_BYTES
+            && name.chars().all(|c| c == ' ' || is_printable(c))
     };
     let capabilities = form.capabilities.as_deref().unwrap_or_default();
     if capabilities.len() > MAX_CAPABILITIES || !capabilities.iter().all(capability) {

@@ -8,10 +8,13 @@ use crate::net::tls::shown_certificate;
 use crate::runner::agents::destinations::orchestrator;
 use crate::runner::config::{AgentSettings, RunnerAddress, RunnerConfig};
 use crate::runner::send::live_runner::{DiscoveryError, Orchestrator};
+use crate::text::foreign;
 use crate::wire::live_runner::{ListedPrice, ListedRunner, listed_path, orchestrator_of};
 
 /// The most other runners that are named.
 const NAMED: usize = 5;
+/// How much of an address is shown.
+const MAX_SHOWN_CHARS: usize = 200;
 
 /// Checks the runners of these agents, each orchestrator once.
 pub(super) async fn check(config: &RunnerConfig, agents: &[AgentSettings]) -> Vec<Finding> {
@@ -140,8 +143,10 @@ fn check_runner(
         .iter()
         .find(|listed| listed_path(&listed.url) == path);
     let Some(known) = known else {
-        let others = listed.iter().take(NAMED).map(|other| &*other.url);
-        let others: Vec<&str> = others.collect();
+        let others = listed.iter().take(NAMED);
+        let others: Vec<String> = others
+            .map(|other| foreign(&other.url, MAX_SHOWN_CHARS))
+            .collect();
         let others = if others.is_empty() {
             "no runner is".to_owned()
         } else {

@@ -22,6 +22,8 @@ use crate::runner::agents::setup::{client, ping_system};
 use crate::runner::config::RunnerConfig;
 use crate::runner::uptime::client::{PingSystem, PollError, UptimeSource};
 use crate::terminal;
+use crate::text::foreign;
+use crate::wire::agent::is_agent_id;
 use crate::wire::gateway_probe::{Probed, probed};
 use crate::wire::ping_system::ListedAgent;
 
@@ -29,6 +31,10 @@ use crate::wire::ping_system::ListedAgent;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of an answer is looked at.
 const MAX_PROBED_BYTES: usize = 64 << 10;
+
+/// How many other agents are named, and how much is shown of what a ping system lists.
+const NAMED_IDS: usize = 5;
+const MAX_SHOWN_CHARS: usize = 200;
 
 /// How often, and after which pauses, it is looked for an agent's first ping.
 const FIRST_PING_LOOKS: u32 = 30;
@@ -91,7 +97,8 @@ pub async fn run(config: RunnerConfig) -> anyhow::Result<Exit> {
                 system.url,
                 agents.len()
             )));
-            let listed = agents.keys().filter(|id| config.agents.all && config.agents.is_ours(id));
+            let listed = agents.keys().filter(|id| config.agents.all && is_agent_id(id));
+            let listed = listed.filter(|id| config.agents.is_ours(id));
             let listed = listed.map(|id| config.agents.agent(id));
             let wanted = config.agents.at_start().iter().cloned().chain(listed);
             for wanted in wanted {
@@ -178,7 +185,8 @@ async fn uptime(
             }
         }
         Err(PollError::NotListed { url, .. }) => {
-            let known: Vec<&str> = agents.keys().map(String::as_str).take(5).collect();
+            let known = agents.keys().take(NAMED_IDS);
+            let known: Vec<String> = known.map(|id| foreign(id, MAX_SHOWN_CHARS)).collect();
             let known = if known.is_empty() {
                 "no agent is".to_owned()
             } else {
@@ -195,23 +203,23 @@ async fn uptime(
 
 /// The agent itself, which only the ping system has to reach.
 async fn agent(client: &Client, agent_id: &str, url: &str) -> Finding {
+    let shown = foreign(url, MAX_SHOWN_CHARS);
     let Ok(base) = url.parse::<Url>() else {
         return Finding::fails(format!(
-            "{agent_id}: registered with the invalid address '{}'. Register it again",
-            url.escape_debug()
+            "{agent_id}: registered with the invalid address '{shown}'. Register it again"
         ));
     };
     let request = client.get(with_path(&base, "agent/health")).send();
     let unseen = match timeout(TIMEOUT, request).await {
         Ok(Ok(answer)) if answer.status().is_success() => {
-            return Finding::works(format!("{agent_id} itself at {url}: answers"));
+            return Finding::works(format!("{agent_id} itself at {shown}: answers"));
         }
         Ok(Ok(answer)) => format!("status {}", answer.status()),
         Ok(Err(error)) => root_cause(&error),
         Err(_) => "no answer in 5s".to_owned(),
     };
     Finding::unseen(format!(
-        "{agent_id} itself at {url}: cannot be reached from here ({unseen}); only the ping system has to"
+        "{agent_id} itself at {shown}: cannot be reached from here ({unseen}); only the ping system has to"
     ))
 }
 

@@ -20,6 +20,7 @@ use crate::net::dial::watch_addresses;
 use crate::net::endpoint::with_path;
 use crate::net::job_client::JobClient;
 use crate::runner::events::event::{JobAnswer, ThrottleScope};
+use crate::text::foreign;
 use crate::wire::expectation::Expectation;
 use crate::wire::job_stream::StreamSource;
 use crate::wire::live_runner::{self, DISCOVERY_PATH, JOB_ID_HEADER, ListedRunner, listed_runners};
@@ -48,7 +49,7 @@ pub(crate) enum DiscoveryError {
     NeedsTls,
     #[error("status {0}, expected 200 and a list of runners")]
     Status(u16),
-    #[error("expected a list of runners, {0}")]
+    #[error("expected a list of runners, {}", foreign(&.0.to_string(), 200))]
     NoList(#[from] serde_json::Error),
 }
 

@@ -8,6 +8,7 @@ use serde::de::{self, DeserializeOwned, Deserializer};
 use serde_json::Value;
 
 use super::served::Ping;
+use crate::text::foreign;
 use crate::units::Percent;
 
 /// The longest answer that is read.
@@ -74,6 +75,9 @@ impl From<&Ping> for HistoryPing {
     }
 }
 
+/// How much of a text of an answer is shown in an error.
+const MAX_SHOWN_CHARS: usize = 200;
+
 /// Why an answer cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAnswer {
@@ -81,7 +85,10 @@ pub enum InvalidAnswer {
     #[error("not a valid answer: {0}")]
     Form(String),
     /// An answer about another agent.
-    #[error("the answer is about agent '{got}', expected '{expected}'")]
+    #[error(
+        "the answer is about agent '{}', expected '{expected}'",
+        foreign(got, MAX_SHOWN_CHARS)
+    )]
     OtherAgent {
         /// The agent that the answer is about.
         got: String,
@@ -92,7 +99,7 @@ pub enum InvalidAnswer {
 
 impl From<serde_json::Error> for InvalidAnswer {
     fn from(error: serde_json::Error) -> Self {
-        Self::Form(error.to_string())
+        Self::Form(foreign(&error.to_string(), MAX_SHOWN_CHARS))
     }
 }
 

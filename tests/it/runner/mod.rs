@@ -2,6 +2,7 @@ mod addresses;
 mod agents;
 mod check;
 mod ending;
+mod foreign_text;
 mod live_runners;
 mod records;
 mod send;
