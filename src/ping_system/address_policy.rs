@@ -1,13 +1,16 @@
 //! Which agent addresses are allowed: this program calls every registered address.
 
 use std::error::Error;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
+/// The longest wait for the addresses of a name that is registered.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest address that is kept.
 const MAX_URL_BYTES: usize = 2048;
 
@@ -25,6 +28,11 @@ pub(crate) enum AddressRejected {
     /// Outside the allowed networks.
     #[error("agent_url leads to {0}, which --allow-agents does not allow")]
     NotAllowed(IpAddr),
+    /// No address of an agent, unless somebody says so.
+    #[error(
+        "agent_url leads to {0}: link-local, metadata, multicast and unspecified addresses are refused, unless --allow-agents names a network of such"
+    )]
+    Special(IpAddr),
     /// A name that resolves to no address.
     #[error("agent_url: its host has no address")]
     NoAddress,
@@ -34,12 +42,46 @@ pub(crate) enum AddressRejected {
 pub(crate) fn is_refusal(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if let Some(AddressRejected::NotAllowed(_)) = error.downcast_ref() {
+        if let Some(AddressRejected::NotAllowed(_) | AddressRejected::Special(_)) =
+            error.downcast_ref()
+        {
             return true;
         }
         cause = error.source();
     }
     false
+}
+
+/// Where no agent is: link-local addresses, which clouds use for their metadata, the metadata of AWS over IPv6 and of
+/// Alibaba, multicast and broadcast, and no address at all.
+static SPECIAL: LazyLock<[IpNet; 9]> = LazyLock::new(|| {
+    [
+        "169.254.0.0/16",
+        "fe80::/10",
+        "fd00:ec2::254/128",
+        "100.100.100.200/32",
+        "224.0.0.0/4",
+        "ff00::/8",
+        "255.255.255.255/32",
+        "0.0.0.0/32",
+        "::/128",
+    ]
+    .map(|net| net.parse().expect("each of them is a network"))
+});
+
+/// The address that is reached: of an IPv6 address that stands for one of IPv4 (mapped, compatible, or translated by the
+/// well-known prefix of RFC 6052), that one.
+fn reached(ip: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = ip else { return ip };
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => IpAddr::V4(embedded(high, low)),
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => IpAddr::V4(embedded(high, low)),
+        _ => ip.to_canonical(),
+    }
+}
+
+fn embedded(high: u16, low: u16) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))
 }
 
 /// Which agent addresses are allowed.
@@ -67,17 +109,25 @@ impl AddressPolicy {
         let url = form(text)?;
         self.check(&url)?;
         let port = url.port_or_known_default().ok_or(AddressRejected::Form)?;
-        if port == self.own.port()
-            && let Some(host) = url.host_str()
-        {
-            let host = host.trim_matches(['[', ']']);
-            // A name that cannot be resolved now may be resolvable later.
-            let addresses = tokio::net::lookup_host((host, port)).await;
-            if addresses.is_ok_and(|mut found| found.any(|found| self.is_own(found))) {
-                return Err(AddressRejected::Itself);
-            }
+        let host = url.host_str().ok_or(AddressRejected::Form)?;
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let looked_up = tokio::net::lookup_host((host, port));
+        // A name that cannot be resolved now may be resolvable later: it is checked at each connection.
+        let found: Vec<SocketAddr> = match tokio::time::timeout(RESOLVE_TIMEOUT, looked_up).await {
+            Ok(Ok(found)) => found.collect(),
+            _ => return Ok(url),
+        };
+        if found.iter().any(|&address| self.is_own(address)) {
+            return Err(AddressRejected::Itself);
         }
-        Ok(url)
+        let refused = found.iter().map(|address| self.check_ip(address.ip()));
+        match refused.collect::<Vec<_>>()[..] {
+            // One address that is allowed is enough: only that will be connected to.
+            [Err(ref refused), ref others @ ..] if others.iter().all(Result::is_err) => {
+                Err(refused.clone())
+            }
+            _ => Ok(url),
+        }
     }
 
     /// Checks what needs no name resolution; names are checked when they are resolved.
@@ -94,11 +144,16 @@ impl AddressPolicy {
     }
 
     fn check_ip(&self, ip: IpAddr) -> Result<(), AddressRejected> {
-        let ip = ip.to_canonical();
-        if self.allowed.is_empty() || self.allowed.iter().any(|net| net.contains(&ip)) {
-            Ok(())
-        } else {
-            Err(AddressRejected::NotAllowed(ip))
+        let ip = reached(ip);
+        let special = SPECIAL.iter().find(|net| net.contains(&ip));
+        // A wide network does not open what lies in it by accident.
+        let opens =
+            |net: &IpNet| net.contains(&ip) && special.is_none_or(|special| special.contains(net));
+        match (self.allowed.iter().any(opens), special) {
+            (true, _) => Ok(()),
+            (false, Some(_)) => Err(AddressRejected::Special(ip)),
+            (false, None) if self.allowed.is_empty() => Ok(()),
+            (false, None) => Err(AddressRejected::NotAllowed(ip)),
         }
     }
 
@@ -223,7 +278,6 @@ mod tests {
         for (own, itself) in [
             ("127.0.0.1:8000", "http://127.0.0.1:8000"),
             ("127.0.0.1:8000", "http://localhost:8000/x"),
-            ("127.0.0.1:8000", "http://0.0.0.0:8000"),
             ("127.0.0.1:8000", "http://[::ffff:127.0.0.1]:8000"),
             ("0.0.0.0:8000", "http://127.0.0.1:8000"),
             ("0.0.0.0:8000", "http://127.8.8.8:8000"),
@@ -261,7 +315,7 @@ mod tests {
         }
         for bad in [
             "http://127.0.0.1:9000",
-            "http://169.254.169.254",
+            "http://localhost:9000",
             "http://192.0.2.8",
             "http://[::ffff:127.0.0.1]",
             "http://2130706433",
@@ -276,6 +330,47 @@ mod tests {
         let looked_up = address_policy.resolve("localhost".parse().unwrap()).await;
         let refused = looked_up.err().unwrap().to_string();
         assert!(refused.contains("--allow-agents"), "{refused}");
+    }
+
+    /// In any notation, and in a wide network that is allowed.
+    #[tokio::test]
+    async fn addresses_where_no_agent_is_are_refused_unless_they_are_named() {
+        for allowed in [&[][..], &["0.0.0.0/0", "::/0", "169.0.0.0/8", "fd00::/8"]] {
+            let address_policy = address_policy(allowed, "127.0.0.1:8000");
+            for bad in [
+                "http://169.254.169.254/latest/meta-data",
+                "http://2852039166",
+                "http://0xA9FEA9FE",
+                "http://0251.0376.0251.0376",
+                "http://169.254.43518",
+                "http://[::ffff:169.254.169.254]",
+                "http://[::169.254.169.254]",
+                "http://[64:ff9b::a9fe:a9fe]",
+                "http://[fe80::1]",
+                "http://[fd00:ec2::254]",
+                "http://100.100.100.200",
+                "http://224.0.0.1",
+                "http://[ff02::1]",
+                "http://0.0.0.0:8000",
+                "http://[::]",
+                "http://255.255.255.255",
+            ] {
+                let got = address_policy.check_registration(bad).await;
+                assert!(
+                    matches!(got, Err(AddressRejected::Special(_))),
+                    "{bad}: {got:?}"
+                );
+            }
+        }
+        let named = address_policy(&["169.254.7.0/24", "10.0.0.0/8"], "127.0.0.1:8000");
+        for (url, is_allowed) in [
+            ("http://169.254.7.1", true),
+            ("http://169.254.8.1", false),
+            ("http://10.0.0.1", true),
+        ] {
+            let got = named.check_registration(url).await;
+            assert_eq!(got.is_ok(), is_allowed, "{url}");
+        }
     }
 
     #[test]
