@@ -117,7 +117,7 @@ impl AgentOptions {
         check_exposure(
             listen,
             token.is_some() || self.allow_unauthenticated,
-            "AGENT_TOKEN",
+            "--token-file, AGENT_TOKEN",
         )?;
         let AgentId(agent_id) = self.agent_id;
         let checkpoint = match self.checkpoint {

@@ -1,15 +1,23 @@
 //! Bearer tokens and root certificates: where they are read from, how they are compared, and when one
 //! is required. No message and no `Debug` form shows a token.
 
+use std::env::VarError;
+use std::fs::OpenOptions;
+use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use reqwest::header::HeaderValue;
+use rustix::fs::OFlags;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use subtle::ConstantTimeEq;
+
+/// The largest token, and the largest file of one.
+const MAX_TOKEN_BYTES: u64 = 4 << 10;
 
 /// A bearer token that a server requires. Never printed.
 #[derive(Clone)]
@@ -35,12 +43,57 @@ impl Token {
     }
 }
 
-#[must_use]
-/// The token in this environment variable, unless it is not set or blank.
-pub(crate) fn token_in(variable: &str) -> Option<String> {
-    std::env::var(variable)
-        .ok()
-        .filter(|token| !token.trim().is_empty())
+/// The token in this environment variable, if it is set.
+///
+/// # Errors
+/// A variable that is empty or not UTF-8: whoever set it meant to give a token.
+fn token_in(variable: &str) -> anyhow::Result<Option<String>> {
+    match std::env::var(variable) {
+        Ok(token) => Ok(Some(token)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => bail!("{variable}: is not UTF-8, expected a token"),
+    }
+}
+
+/// Reads a small file of tokens: a regular one, however it is named. Others may never end, or not even open.
+///
+/// # Errors
+/// A file that cannot be read, is not a regular one, too large or not UTF-8.
+pub(crate) fn read_token_file(file: &Path, max_bytes: u64) -> anyhow::Result<String> {
+    // Without this flag a pipe would not open before somebody writes to it.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(file)
+        .context("cannot be read")?;
+    let metadata = opened.metadata().context("cannot be read")?;
+    ensure!(
+        metadata.is_file(),
+        "is not a regular file, expected one with tokens"
+    );
+    let mut text = String::new();
+    opened
+        .take(max_bytes + 1)
+        .read_to_string(&mut text)
+        .context("cannot be read")?;
+    ensure!(
+        text.len() as u64 <= max_bytes,
+        "is larger than {max_bytes} bytes, expected a token"
+    );
+    Ok(text)
+}
+
+/// Checks a token.
+///
+/// # Errors
+/// One that is empty or has spaces or other than visible ASCII characters.
+pub(crate) fn check_token(token: &str) -> anyhow::Result<()> {
+    ensure!(!token.is_empty(), "is empty, expected a token");
+    ensure!(
+        token.bytes().all(|byte| byte.is_ascii_graphic()),
+        "expected one token of visible ASCII characters without spaces"
+    );
+    Ok(())
 }
 
 /// The `Authorization` header for a token as [`secret`] finds it.
@@ -64,7 +117,8 @@ pub(crate) fn bearer(
 /// The token in `file`, or else in `variable`. `option` is what errors name; none shows the token.
 ///
 /// # Errors
-/// A file that cannot be read, or a token that is empty or has spaces or other than ASCII characters.
+/// A file that cannot be read, is not a regular one or larger than 4 KiB; a variable that is empty or not UTF-8; a token that is
+/// empty or has spaces or other than ASCII characters.
 pub(crate) fn secret(
     option: &str,
     file: Option<PathBuf>,
@@ -73,20 +127,19 @@ pub(crate) fn secret(
     let (source, token) = match file {
         Some(file) => {
             let source = format!("{option} {}", file.display());
-            let token = std::fs::read_to_string(&file)
-                .with_context(|| format!("{source}: cannot be read"))?;
+            let token = read_token_file(&file, MAX_TOKEN_BYTES).with_context(|| source.clone())?;
             (source, token)
         }
-        None => match token_in(variable) {
+        None => match token_in(variable)? {
             Some(token) => (variable.to_owned(), token),
             None => return Ok(None),
         },
     };
     let token = token.trim();
-    ensure!(!token.is_empty(), "{source}: is empty, expected a token");
+    check_token(token).context(source)?;
     ensure!(
-        token.bytes().all(|byte| byte.is_ascii_graphic()),
-        "{source}: expected one token of visible ASCII characters without spaces"
+        token.len() as u64 <= MAX_TOKEN_BYTES,
+        "{variable}: is larger than {MAX_TOKEN_BYTES} bytes, expected a token"
     );
     Ok(Some(token.to_owned()))
 }
@@ -115,11 +168,11 @@ pub(crate) fn roots(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>>
 pub(crate) fn check_exposure(
     listen: SocketAddr,
     allowed: bool,
-    variable: &str,
+    options: &str,
 ) -> anyhow::Result<()> {
     ensure!(
         allowed || listen.ip().is_loopback(),
-        "--listen {listen}: everybody who reaches it could ask: expected a token (--token-file, {variable}), an address such as 127.0.0.1, or --allow-unauthenticated"
+        "--listen {listen}: everybody who reaches it could ask: expected a token ({options}), an address such as 127.0.0.1, or --allow-unauthenticated"
     );
     Ok(())
 }

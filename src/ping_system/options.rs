@@ -150,8 +150,23 @@ impl PingSystemOptions {
         check_exposure(
             listen,
             tokens.write.is_some() || self.allow_unauthenticated,
-            "PING_TOKEN",
+            "--token-file, PING_TOKEN",
         )?;
+        // The write token reads, too, but reading would be open to everybody.
+        check_exposure(
+            listen,
+            tokens.read.is_some() || self.allow_unauthenticated,
+            "--read-token-file, PING_READ_TOKEN",
+        )?;
+        let agent_authorization = bearer(
+            "--agent-token-file",
+            self.agent_token_file,
+            "PING_AGENT_TOKEN",
+        )?;
+        ensure!(
+            agent_authorization.is_none() || tokens.write.is_some(),
+            "--agent-token-file (PING_AGENT_TOKEN): whoever may register an agent is shown that token: expected --token-file (PING_TOKEN) with it"
+        );
         let base = self.base_interval.get();
         let max = self.max_interval.get();
         ensure!(
@@ -193,11 +208,7 @@ impl PingSystemOptions {
             max_concurrent,
             retention: self.retention.get(),
             tokens,
-            agent_authorization: bearer(
-                "--agent-token-file",
-                self.agent_token_file,
-                "PING_AGENT_TOKEN",
-            )?,
+            agent_authorization,
             allowed: self.allow_agents.into_iter().map(|net| net.0).collect(),
         })
     }

@@ -336,3 +336,45 @@ fn help_names_every_option() {
         );
     }
 }
+
+/// A file that never ends, or never opens, must not hang the start.
+#[test]
+fn a_token_file_is_a_small_regular_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let fifo = std::process::Command::new("mkfifo")
+        .arg(at("fifo"))
+        .status();
+    assert!(fifo.unwrap().success());
+    std::os::unix::fs::symlink("/dev/zero", at("zero")).unwrap();
+    std::fs::write(at("empty"), " \n").unwrap();
+    std::fs::write(at("binary"), [0xff, 0xfe]).unwrap();
+    std::fs::write(at("two"), "one two").unwrap();
+    std::fs::write(at("lines"), "one\ntwo\n").unwrap();
+    std::fs::write(at("nul"), "a\0b").unwrap();
+    std::fs::write(at("large"), "x".repeat(5000)).unwrap();
+    std::fs::write(at("good"), "s3cret\n").unwrap();
+    std::os::unix::fs::symlink(at("good"), at("link")).unwrap();
+    let start = |name: &str| {
+        let mut command = crate::support::binary();
+        command.args(["check", "--agent", "a", "--ping-url", "http://127.0.0.1:9"]);
+        command.args(["--gateway-url", "http://127.0.0.1:9", "--ping-token-file"]);
+        let output = command.arg(at(name)).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    for bad in [
+        "fifo", "zero", "empty", "binary", "two", "lines", "nul", "large", ".", "missing",
+    ] {
+        let (code, said) = start(bad);
+        assert_eq!(code, Some(2), "{bad}: {said}");
+        assert!(said.contains("--ping-token-file"), "{bad}: {said}");
+    }
+    for good in ["good", "link"] {
+        let (code, said) = start(good);
+        assert_eq!(code, Some(1), "{good}: {said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}

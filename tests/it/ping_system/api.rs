@@ -749,6 +749,12 @@ fn bad_input_ends_the_start() {
         ("PING_DATABASE", "mysql://user:pa55@host/db"),
         ("PING_ALLOW_AGENTS", "10.0.0.0/33"),
         ("PING_TOKEN", "two words"),
+        ("PING_TOKEN", ""),
+        ("PING_READ_TOKEN", ""),
+        ("PING_READ_TOKEN", " "),
+        ("PING_AGENT_TOKEN", ""),
+        // Whoever may register an agent is shown it.
+        ("PING_AGENT_TOKEN", "secret"),
         ("PING_LISTEN", "nowhere"),
     ] {
         let (code, said) = ends(&[], Some((name, value)));
@@ -774,6 +780,10 @@ fn bad_input_ends_the_start() {
         said.contains("PING_TOKEN") && said.contains("--allow-unauthenticated"),
         "{said}"
     );
+    // Reading would be open to everybody.
+    let (code, said) = ends(&["--listen", "0.0.0.0:0"], Some(("PING_TOKEN", "secret")));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("PING_READ_TOKEN"), "{said}");
     let database = "sqlite:no/such/folder/x.db";
     let (code, said) = ends(&["--listen", "127.0.0.1:0", "--database", database], None);
     assert_eq!(code, Some(1), "{said}");
