@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -17,6 +17,7 @@ use serde_json::json;
 use super::application::ApplicationHealth;
 use super::monitor::AgentState;
 use super::tracker::RequestedWindow;
+use crate::net::browsers::is_of_another_page;
 use crate::net::credentials::Token;
 use crate::net::metrics::metrics_answer;
 use crate::net::server::{error, errors_as_json, guard};
@@ -102,11 +103,19 @@ impl UptimeQuery {
 async fn uptime(
     State(shared): State<Arc<AgentState>>,
     Query(query): Query<UptimeQuery>,
+    headers: HeaderMap,
 ) -> Response {
     let window = match query.window() {
         Ok(window) => window,
         Err(wrong) => return error(StatusCode::BAD_REQUEST, &wrong),
     };
+    // It begins a window, though it is a GET.
+    if window == RequestedWindow::SinceLastPing && is_of_another_page(&headers) {
+        return error(
+            StatusCode::FORBIDDEN,
+            "a page of another origin may not begin a window",
+        );
+    }
     let report = {
         let (mut tracker, now) = shared.tracker();
         tracker.report(now, window)

@@ -31,7 +31,9 @@ use self::probe::source::GpuSource;
 use self::registration::RegistrationConfig;
 use self::tracker::{TrackerConfig, UptimeTracker};
 use crate::clock::BootInstant;
-use crate::net::{self, credentials::Token};
+use crate::net;
+use crate::net::credentials::Token;
+use crate::net::server::ServerSettings;
 use crate::shutdown::Shutdown;
 use crate::wire::agent::is_agent_id;
 
@@ -53,6 +55,7 @@ pub struct AgentConfig {
     pub ready_also: Option<Url>,
     /// The bearer token that requests must carry.
     pub token: Option<Token>,
+    pub server: ServerSettings,
     /// The file that survives a restart.
     pub checkpoint: CheckpointFile,
     /// Checks between two whole checkpoints.
@@ -98,12 +101,13 @@ pub async fn run_at(
         restored,
     );
     let shared = Arc::new(AgentState::new(tracker, since_first_start));
+    let scheme = config.server.scheme();
     tracing::info!(
-        "agent {agent_id} answers at http://{}",
+        "agent {agent_id} answers at {scheme}://{}",
         listener.local_addr()?
     );
 
-    let registering = register(config.registration, &agent_id, &listener, shutdown)?;
+    let registering = register(config.registration, scheme, &agent_id, &listener, shutdown)?;
     let application = config
         .ready_also
         .map(|url| Arc::new(ApplicationHealth::new(url)));
@@ -113,7 +117,7 @@ pub async fn run_at(
     // ping during the start must not read as if there were no GPU.
     let served = async {
         let _ = timeout(FIRST_PROBE_TIMEOUT, shared.first_probe.notified()).await;
-        net::server::serve(listener, routes, shutdown.at_once.clone()).await;
+        net::server::serve(listener, routes, config.server, shutdown.at_once.clone()).await;
     };
     let watched = monitor::run(
         &shared,
@@ -157,6 +161,7 @@ fn watch_application(
 /// Registers the agent where that is wanted; ends only when something else has ended the agent.
 fn register(
     config: Option<RegistrationConfig>,
+    scheme: &str,
     agent_id: &str,
     listener: &TcpListener,
     shutdown: &Shutdown,
@@ -169,7 +174,7 @@ fn register(
                 .context("--register-at: the HTTP client cannot be set up")?;
             let agent_url = match &config.advertise {
                 Some(url) => url.clone(),
-                None => format!("http://{}", listener.local_addr()?).parse()?,
+                None => format!("{scheme}://{}", listener.local_addr()?).parse()?,
             };
             let stop = shutdown.gently.clone();
             let agent_id = agent_id.to_owned();

@@ -12,8 +12,10 @@ use super::registration::RegistrationConfig;
 use super::tracker::TrackerConfig;
 use crate::agent::probe::simulated::GpuScript;
 use crate::agent::probe::source::GpuSource;
-use crate::net::credentials::Token;
-use crate::net::credentials::{bearer, check_exposure, secret};
+use crate::net::browsers::AllowedHosts;
+use crate::net::credentials::{check_exposure, token, warn_of_clear_text};
+use crate::net::server::ServerSettings;
+use crate::net::server_tls::ServerTls;
 use crate::option_values::{Count, HttpUrl, ListenAddress};
 use crate::units::Span;
 use crate::wire::agent::AgentId;
@@ -83,6 +85,24 @@ pub struct AgentOptions {
     /// File with the bearer token for that (or the token itself in AGENT_REGISTER_TOKEN)
     #[arg(long, value_name = "FILE", env = "AGENT_REGISTER_TOKEN_FILE")]
     register_token_file: Option<PathBuf>,
+    /// Certificate in PEM form: the server speaks TLS. Read anew when it changes
+    #[arg(long, value_name = "PEM", env = "AGENT_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key in PEM form
+    #[arg(long, value_name = "PEM", env = "AGENT_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Name by which requests may call the server, beside localhost and IP addresses; may be repeated [default: any, on
+    /// loopback without a token none]
+    #[arg(long, value_name = "NAME", env = "AGENT_ALLOWED_HOSTS", value_delimiter = ',', num_args = 1..)]
+    allowed_hosts: Vec<String>,
+    /// Connections of one address at once: proxies and NAT share one
+    #[arg(
+        long,
+        value_name = "N",
+        env = "AGENT_MAX_CONNECTIONS_PER_ADDRESS",
+        default_value = "1024"
+    )]
+    max_connections_per_address: Count,
     /// Answer beyond loopback without a token
     #[arg(long)]
     allow_unauthenticated: bool,
@@ -112,20 +132,27 @@ impl AgentOptions {
     /// # Errors
     /// Bad input, in a message that names the option and what would be accepted.
     pub fn resolve(self) -> anyhow::Result<AgentConfig> {
-        let token = secret("--token-file", self.token_file, "AGENT_TOKEN")?;
+        let own_token = token("--token-file", self.token_file, "AGENT_TOKEN")?;
         let ListenAddress(listen) = self.listen;
         check_exposure(
             listen,
-            token.is_some() || self.allow_unauthenticated,
+            own_token.is_some() || self.allow_unauthenticated,
             "--token-file, AGENT_TOKEN",
         )?;
+        let count = |Count(n): Count| usize::try_from(n.get()).unwrap_or(usize::MAX);
+        let server = ServerSettings {
+            hosts: AllowedHosts::new(self.allowed_hosts, listen, own_token.is_some()),
+            tls: ServerTls::from_files(self.tls_cert, self.tls_key)?,
+            max_connections_per_address: count(self.max_connections_per_address),
+        };
+        server.warn_of_clear_text("--listen", listen, own_token.is_some());
         let AgentId(agent_id) = self.agent_id;
         let checkpoint = match self.checkpoint {
             Some(path) => CheckpointFile::new(path, agent_id.clone()),
             None => CheckpointFile::by_default(agent_id.clone()),
         };
         let checkpoint = checkpoint.lock().context("--checkpoint")?;
-        let register_authorization = bearer(
+        let register_token = token(
             "--register-token-file",
             self.register_token_file,
             "AGENT_REGISTER_TOKEN",
@@ -139,14 +166,16 @@ impl AgentOptions {
             self.register_at.is_none() || advertise.is_some() || !listen.ip().is_unspecified(),
             "--register-at needs --advertise where --listen is {listen}: the URL at which the ping system reaches the agent"
         );
+        if let (Some(HttpUrl(url)), Some(_)) = (&self.register_at, &register_token) {
+            warn_of_clear_text("--register-at", url);
+        }
         let registration = self
             .register_at
             .map(|HttpUrl(ping_system)| RegistrationConfig {
                 ping_system,
                 advertise,
-                authorization: register_authorization,
+                token: register_token,
             });
-        let count = |Count(n): Count| usize::try_from(n.get()).unwrap_or(usize::MAX);
         let gpu = match self.gpu {
             Gpu::Nvml => GpuSource::Nvml(self.nvml_library),
             Gpu::Simulated(script) => GpuSource::Simulated(script, Instant::now()),
@@ -155,7 +184,8 @@ impl AgentOptions {
             listen,
             registration,
             ready_also: self.ready_also.map(|HttpUrl(url)| url),
-            token: token.as_deref().map(Token::new),
+            token: own_token,
+            server,
             checkpoint,
             checkpoint_every: self.checkpoint_every.0.get(),
             rules: TrackerConfig {

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, StatusCode};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::net::client::{read_body, root_cause};
+use crate::net::credentials::Token;
 use crate::net::endpoint::with_path;
 use crate::text::foreign;
 
@@ -31,7 +32,7 @@ pub struct RegistrationConfig {
     pub ping_system: Url,
     /// Where the ping system reaches the agent; `None` for the address that it listens on.
     pub advertise: Option<Url>,
-    pub authorization: Option<HeaderValue>,
+    pub token: Option<Token>,
 }
 
 /// Registers the agent until `stop`, at once and again from time to time. Nothing that goes wrong here stops the agent.
@@ -96,8 +97,8 @@ async fn register(
         .post(url)
         .header("content-type", "application/json")
         .body(body.to_string());
-    if let Some(authorization) = &config.authorization {
-        request = request.header(AUTHORIZATION, authorization.clone());
+    if let Some(token) = &config.token {
+        request = request.header(AUTHORIZATION, token.header());
     }
     let exchange = async {
         let response = request.send().await.map_err(|error| root_cause(&error))?;

@@ -15,13 +15,26 @@ use rustix::fs::OFlags;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use subtle::ConstantTimeEq;
+use url::{Host, Url};
+
+use super::watched_file::WatchedFile;
 
 /// The largest token, and the largest file of one.
 const MAX_TOKEN_BYTES: u64 = 4 << 10;
 
-/// A bearer token that a server requires. Never printed.
+/// A bearer token, which a server requires or a client shows. Never printed. One of a file is replaced when that changes.
 #[derive(Clone)]
-pub struct Token(Arc<str>);
+pub struct Token(TokenSource);
+
+#[derive(Clone)]
+enum TokenSource {
+    Fixed(Secret),
+    File(Arc<WatchedFile<Secret>>),
+}
+
+/// A token as requests carry it. Never printed.
+#[derive(Clone)]
+pub(crate) struct Secret(HeaderValue);
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -29,17 +42,70 @@ impl std::fmt::Debug for Token {
     }
 }
 
-impl Token {
-    #[must_use]
-    pub fn new(secret: &str) -> Self {
-        Self(secret.into())
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Secret {
+    /// Checks a token.
+    ///
+    /// # Errors
+    /// One that is empty, over 4 KiB, or has spaces or other than visible ASCII characters.
+    pub(crate) fn new(token: &str) -> anyhow::Result<Self> {
+        ensure!(!token.is_empty(), "is empty, expected a token");
+        ensure!(
+            token.len() as u64 <= MAX_TOKEN_BYTES,
+            "is larger than {MAX_TOKEN_BYTES} bytes, expected a token"
+        );
+        ensure!(
+            token.bytes().all(|byte| byte.is_ascii_graphic()),
+            "expected one token of visible ASCII characters without spaces"
+        );
+        let mut header = HeaderValue::try_from(format!("Bearer {token}"))
+            .expect("visible ASCII characters are what a header may have");
+        header.set_sensitive(true);
+        Ok(Self(header))
     }
 
-    /// Whether an `Authorization` header carries it, compared in constant time.
+    /// The `Authorization` header that shows it.
+    #[must_use]
+    pub(crate) fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+
+    /// Whether an `Authorization` header shows it, compared in constant time.
+    #[must_use]
+    pub(crate) fn is_shown_by(&self, authorization: Option<&[u8]>) -> bool {
+        authorization.is_some_and(|shown| bool::from(shown.ct_eq(self.0.as_bytes())))
+    }
+}
+
+impl Token {
+    /// One that never changes.
+    #[must_use]
+    pub(crate) fn fixed(secret: Secret) -> Self {
+        Self(TokenSource::Fixed(secret))
+    }
+
+    fn secret(&self) -> Secret {
+        match &self.0 {
+            TokenSource::Fixed(secret) => secret.clone(),
+            TokenSource::File(file) => file.get(),
+        }
+    }
+
+    /// The `Authorization` header that shows it.
+    #[must_use]
+    pub(crate) fn header(&self) -> HeaderValue {
+        self.secret().header()
+    }
+
+    /// Whether an `Authorization` header shows it, compared in constant time.
     #[must_use]
     pub fn is_shown_by(&self, authorization: Option<&[u8]>) -> bool {
-        let shown = authorization.and_then(|header| header.strip_prefix(b"Bearer "));
-        shown.is_some_and(|shown| bool::from(shown.ct_eq(self.0.as_bytes())))
+        self.secret().is_shown_by(authorization)
     }
 }
 
@@ -83,65 +149,46 @@ pub(crate) fn read_token_file(file: &Path, max_bytes: u64) -> anyhow::Result<Str
     Ok(text)
 }
 
-/// Checks a token.
-///
-/// # Errors
-/// One that is empty or has spaces or other than visible ASCII characters.
-pub(crate) fn check_token(token: &str) -> anyhow::Result<()> {
-    ensure!(!token.is_empty(), "is empty, expected a token");
-    ensure!(
-        token.bytes().all(|byte| byte.is_ascii_graphic()),
-        "expected one token of visible ASCII characters without spaces"
-    );
-    Ok(())
-}
-
-/// The `Authorization` header for a token as [`secret`] finds it.
-///
-/// # Errors
-/// Those of [`secret`].
-pub(crate) fn bearer(
-    option: &str,
-    file: Option<PathBuf>,
-    variable: &str,
-) -> anyhow::Result<Option<HeaderValue>> {
-    let Some(token) = secret(option, file, variable)? else {
-        return Ok(None);
-    };
-    let mut header = HeaderValue::try_from(format!("Bearer {token}"))
-        .expect("visible ASCII characters are what a header may have");
-    header.set_sensitive(true);
-    Ok(Some(header))
-}
-
 /// The token in `file`, or else in `variable`. `option` is what errors name; none shows the token.
 ///
 /// # Errors
-/// A file that cannot be read, is not a regular one or larger than 4 KiB; a variable that is empty or not UTF-8; a token that is
-/// empty or has spaces or other than ASCII characters.
-pub(crate) fn secret(
+/// A file that cannot be read, is not a regular one or larger than 4 KiB; a variable that is empty or not UTF-8; a token
+/// that is empty or has spaces or other than ASCII characters.
+pub(crate) fn token(
     option: &str,
     file: Option<PathBuf>,
     variable: &str,
-) -> anyhow::Result<Option<String>> {
-    let (source, token) = match file {
-        Some(file) => {
-            let source = format!("{option} {}", file.display());
-            let token = read_token_file(&file, MAX_TOKEN_BYTES).with_context(|| source.clone())?;
-            (source, token)
-        }
-        None => match token_in(variable)? {
-            Some(token) => (variable.to_owned(), token),
-            None => return Ok(None),
-        },
+) -> anyhow::Result<Option<Token>> {
+    if let Some(file) = file {
+        let place = format!("{option} {}", file.display());
+        let watched = WatchedFile::open(vec![file], read_secret).context(place)?;
+        return Ok(Some(Token(TokenSource::File(Arc::new(watched)))));
+    }
+    let Some(token) = token_in(variable)? else {
+        return Ok(None);
     };
-    let token = token.trim();
-    check_token(token).context(source)?;
-    ensure!(
-        token.len() as u64 <= MAX_TOKEN_BYTES,
-        "{variable}: is larger than {MAX_TOKEN_BYTES} bytes, expected a token"
-    );
-    Ok(Some(token.to_owned()))
+    let secret = Secret::new(token.trim()).with_context(|| variable.to_owned())?;
+    Ok(Some(Token::fixed(secret)))
+}
+
+fn read_secret(files: &[PathBuf]) -> anyhow::Result<Secret> {
+    let text = read_token_file(&files[0], MAX_TOKEN_BYTES)?;
+    Secret::new(text.trim())
+}
+
+/// Warns where a token would be sent over a network in clear text.
+pub(crate) fn warn_of_clear_text(option: &str, url: &Url) {
+    let is_loopback = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        None => true,
+    };
+    if url.scheme() == "http" && !is_loopback {
+        tracing::warn!(
+            "{option} {url}: its token crosses the network in clear text, expected https://"
+        );
+    }
 }
 
 /// Reads additional root certificates for https.
@@ -183,7 +230,7 @@ mod tests {
 
     #[test]
     fn only_the_whole_token_is_the_token() {
-        let token = Token::new("s3cret");
+        let token = Token::fixed(Secret::new("s3cret").unwrap());
         assert!(token.is_shown_by(Some(b"Bearer s3cret")));
         for wrong in [
             "Bearer s3cre",

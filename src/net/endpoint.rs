@@ -1,15 +1,16 @@
 //! Addresses of HTTP servers that this program calls.
 
-use reqwest::header::HeaderValue;
 use url::Url;
+
+use super::credentials::Token;
 
 /// An HTTP server that this program calls.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// Its base URL.
     pub url: Url,
-    /// The bearer token, marked as sensitive so that it is never shown.
-    pub authorization: Option<HeaderValue>,
+    /// The bearer token.
+    pub token: Option<Token>,
 }
 
 /// `base` with `path` added by exactly one slash: a gateway redirects what has two of them, or none

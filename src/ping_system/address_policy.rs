@@ -120,12 +120,26 @@ impl AddressPolicy {
         if found.iter().any(|&address| self.is_own(address)) {
             return Err(AddressRejected::Itself);
         }
-        let checked = found.iter().map(|address| self.check_ip(address.ip()));
+        let mut checked = found.iter().map(|address| self.check_ip(address.ip()));
         let special = |checked| match checked {
             Err(special @ AddressRejected::Special(_)) => Some(special),
             _ => None,
         };
-        checked.filter_map(special).next().map_or(Ok(url), Err)
+        checked.find_map(special).map_or(Ok(url), Err)
+    }
+
+    /// Whether all that a URL's host stands for lies in a network.
+    pub(crate) async fn leads_into(&self, url: &Url, network: Option<IpNet>) -> bool {
+        let (Some(network), Some(host)) = (network, url.host_str()) else {
+            return false;
+        };
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let looked_up = tokio::net::lookup_host((host, 0));
+        let Ok(Ok(found)) = tokio::time::timeout(RESOLVE_TIMEOUT, looked_up).await else {
+            return false;
+        };
+        let mut found = found.peekable();
+        found.peek().is_some() && found.all(|address| network.contains(&reached(address.ip())))
     }
 
     /// Checks what needs no name resolution; names are checked when they are resolved.

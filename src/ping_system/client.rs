@@ -10,11 +10,13 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::address_policy::{self, AddressPolicy};
+use super::agent_tokens::AgentTokens;
 use super::clock::PingClock;
 use super::store::AgentRecord;
 use super::stretch::{self, BootInstant, MeasuredStretch};
 use crate::net;
 use crate::net::client::{BodyError, date_of, read_body, root_cause};
+use crate::net::credentials::Token;
 use crate::net::endpoint::with_path;
 use crate::text::foreign;
 use crate::units::{saturating_add, saturating_sub};
@@ -72,19 +74,34 @@ impl FailureKind {
 pub(crate) struct AgentClient {
     client: Client,
     address_policy: AddressPolicy,
-    authorization: Option<HeaderValue>,
+    tokens: AgentCredentials,
     timeout: Duration,
+}
+
+/// What agents are shown.
+#[derive(Debug, Clone, Default)]
+pub struct AgentCredentials {
+    /// All that have no token of their own.
+    pub common: Option<Token>,
+    pub(crate) own: Option<AgentTokens>,
+}
+
+impl AgentCredentials {
+    fn header(&self, agent_id: &str) -> Option<HeaderValue> {
+        let own = self.own.as_ref().and_then(|own| own.header(agent_id));
+        own.or_else(|| self.common.as_ref().map(Token::header))
+    }
 }
 
 impl AgentClient {
     /// A client for agents whose address `address_policy` allows. Each ping takes at most `timeout` and
-    /// carries `authorization`.
+    /// carries one of `tokens`.
     ///
     /// # Errors
     /// When the client cannot be set up.
     pub(crate) fn new(
         address_policy: AddressPolicy,
-        authorization: Option<HeaderValue>,
+        tokens: AgentCredentials,
         timeout: Duration,
     ) -> anyhow::Result<Self> {
         let build = |with_tls| -> anyhow::Result<_> {
@@ -105,7 +122,7 @@ impl AgentClient {
         Ok(Self {
             client,
             address_policy,
-            authorization,
+            tokens,
             timeout,
         })
     }
@@ -143,7 +160,12 @@ impl AgentClient {
         }
     }
 
-    async fn get(&self, route: &Url, stretch: Option<Stretch>) -> Result<Response, AttemptFailure> {
+    async fn get(
+        &self,
+        agent_id: &str,
+        route: &Url,
+        stretch: Option<Stretch>,
+    ) -> Result<Response, AttemptFailure> {
         let mut url = route.clone();
         if let Some(Stretch { since, length }) = stretch {
             let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
@@ -152,8 +174,8 @@ impl AgentClient {
                 .append_pair("since", &since);
         }
         let mut request = self.client.get(url);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
+        if let Some(token) = self.tokens.header(agent_id) {
+            request = request.header(AUTHORIZATION, token);
         }
         request.send().await.map_err(|error| {
             let what = if error.is_connect() {
@@ -185,7 +207,7 @@ impl AgentClient {
             .map_err(|refused| FailureKind::OwnRules.with(&refused))?;
         let route = with_path(&base, "agent/uptime-since-last-ping");
         let start = Instant::now();
-        let answer = self.get(&route, stretch).await?;
+        let answer = self.get(&agent.agent_id, &route, stretch).await?;
         let now_there = date_of(&answer);
         *told = now_there.map(|date| Told {
             date,
@@ -206,7 +228,7 @@ impl AgentClient {
             since: saturating_sub(now, length),
             length,
         });
-        read(self.get(&route, again).await?, agent).await
+        read(self.get(&agent.agent_id, &route, again).await?, agent).await
     }
 }
 

@@ -2,6 +2,7 @@
 //! answers, and serves the history. It only coordinates: no jobs, no rates, no payments.
 
 pub(crate) mod address_policy;
+pub(crate) mod agent_tokens;
 pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod clock;
@@ -30,7 +31,6 @@ use std::time::Duration;
 use anyhow::Context;
 use chrono::Utc;
 use ipnet::IpNet;
-use reqwest::header::HeaderValue;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ use tokio_util::task::TaskTracker;
 use self::address_policy::AddressPolicy;
 use self::api::Tokens;
 use self::api::state::AppState;
-use self::client::AgentClient;
+use self::client::{AgentClient, AgentCredentials};
 use self::clock::PingClock;
 use self::evaluate::PingPolicy;
 use self::feed::Feed;
@@ -54,6 +54,7 @@ use self::store::{Store, whole_micros};
 use self::void_queue::VoidQueue;
 use self::writer::PingWriter;
 use crate::net;
+use crate::net::server::ServerSettings;
 use crate::shutdown::Shutdown;
 
 /// How long pings under way are waited for at the end, so that the process is gone within 2 s.
@@ -82,8 +83,10 @@ pub struct PingSystemConfig {
     pub retention: Duration,
     /// Who may do what.
     pub tokens: Tokens,
+    /// How it treats its clients.
+    pub server: ServerSettings,
     /// What agents are shown.
-    pub agent_authorization: Option<HeaderValue>,
+    pub agent_tokens: AgentCredentials,
     /// Where agents may be; anywhere, where this is empty.
     pub allowed: Vec<IpNet>,
 }
@@ -138,14 +141,17 @@ pub async fn run_at(
     let watching = Arc::clone(&observer);
     helpers.spawn(async move { watching.run(helpers_stop).await });
     let tokens = config.tokens.clone();
+    let settings = config.server.clone();
     let state = Arc::new(state(
         config, address, store, feed, writer, clock, observer,
     )?);
     let pinger = Arc::clone(&state.pinger);
-    tracing::info!("the ping system answers at http://{address}");
+    let scheme = settings.scheme();
+    tracing::info!("the ping system answers at {scheme}://{address}");
     let served = net::server::serve(
         listener,
         api::routes(state, tokens),
+        settings,
         shutdown.at_once.clone(),
     );
     let working = async {
@@ -193,7 +199,7 @@ fn state(
     let address_policy = AddressPolicy::new(&config.allowed, address);
     let client = AgentClient::new(
         address_policy.clone(),
-        config.agent_authorization,
+        config.agent_tokens,
         config.response_timeout,
     )
     .context("the HTTP client cannot be set up")?;

@@ -7,15 +7,18 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 
 use super::address_policy::Network;
+use super::agent_tokens::{AgentTokens, RegisterTokens};
 use super::api::Tokens;
+use super::client::AgentCredentials;
 use super::evaluate::PingPolicy;
 use super::interval::IntervalRules;
 use super::store::postgres::PostgresOptions;
 use super::store::sqlite::Location;
 use super::{Database, PingSystemConfig};
-use crate::net::credentials::Token;
-use crate::net::credentials::{bearer, check_exposure, secret};
-use crate::net::server::MAX_CONNECTIONS;
+use crate::net::browsers::AllowedHosts;
+use crate::net::credentials::{check_exposure, token};
+use crate::net::server::{MAX_CONNECTIONS, ServerSettings};
+use crate::net::server_tls::ServerTls;
 use crate::open_files;
 use crate::option_values::{Count, ListenAddress};
 use crate::units::{Percent, Span};
@@ -119,6 +122,13 @@ pub struct PingSystemOptions {
     /// File with the bearer token that agents are shown (or the token itself in PING_AGENT_TOKEN)
     #[arg(long, value_name = "FILE", env = "PING_AGENT_TOKEN_FILE")]
     agent_token_file: Option<PathBuf>,
+    /// File of lines ID TOKEN [CIDR]: each agent may register itself with its token, at an address in the CIDR or the one
+    /// that it calls from, and read its own record
+    #[arg(long, value_name = "FILE", env = "PING_REGISTER_TOKENS")]
+    register_tokens: Option<PathBuf>,
+    /// File of lines ID TOKEN: the bearer token that each agent is shown in place of the common one
+    #[arg(long, value_name = "FILE", env = "PING_AGENT_TOKENS")]
+    agent_tokens: Option<PathBuf>,
     /// Networks that agents may be in, such as 10.0.0.0/8; may be repeated [default: any]
     #[arg(
         long,
@@ -131,6 +141,24 @@ pub struct PingSystemOptions {
     /// Let agents simulate their GPUs; otherwise their pings fail
     #[arg(long, env = "PING_ALLOW_SIMULATED", value_parser = clap::builder::FalseyValueParser::new())]
     allow_simulated: bool,
+    /// Certificate in PEM form: the server speaks TLS. Read anew when it changes
+    #[arg(long, value_name = "PEM", env = "PING_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key in PEM form
+    #[arg(long, value_name = "PEM", env = "PING_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Name by which requests may call the server, beside localhost and IP addresses; may be repeated [default: any, on
+    /// loopback without a token none]
+    #[arg(long, value_name = "NAME", env = "PING_ALLOWED_HOSTS", value_delimiter = ',', num_args = 1..)]
+    allowed_hosts: Vec<String>,
+    /// Connections of one address at once: proxies and NAT share one
+    #[arg(
+        long,
+        value_name = "N",
+        env = "PING_MAX_CONNECTIONS_PER_ADDRESS",
+        default_value = "1024"
+    )]
+    max_connections_per_address: Count,
     /// Answer beyond loopback without a token
     #[arg(long)]
     allow_unauthenticated: bool,
@@ -146,7 +174,17 @@ impl PingSystemOptions {
         let tokens = Tokens {
             write: token("--token-file", self.token_file, "PING_TOKEN")?,
             read: token("--read-token-file", self.read_token_file, "PING_READ_TOKEN")?,
+            register: tokens_of(
+                "--register-tokens",
+                self.register_tokens,
+                RegisterTokens::open,
+            )?,
         };
+        ensure!(
+            tokens.register.is_none() || tokens.write.is_some(),
+            "--register-tokens (PING_REGISTER_TOKENS): without --token-file (PING_TOKEN) anybody may register any agent: expected both"
+        );
+        let own_tokens = tokens_of("--agent-tokens", self.agent_tokens, AgentTokens::open)?;
         check_exposure(
             listen,
             tokens.write.is_some() || self.allow_unauthenticated,
@@ -158,15 +196,24 @@ impl PingSystemOptions {
             tokens.read.is_some() || self.allow_unauthenticated,
             "--read-token-file, PING_READ_TOKEN",
         )?;
-        let agent_authorization = bearer(
+        let agent_token = token(
             "--agent-token-file",
             self.agent_token_file,
             "PING_AGENT_TOKEN",
         )?;
         ensure!(
-            agent_authorization.is_none() || tokens.write.is_some(),
+            (agent_token.is_none() && own_tokens.is_none()) || tokens.write.is_some(),
             "--agent-token-file (PING_AGENT_TOKEN): whoever may register an agent is shown that token: expected --token-file (PING_TOKEN) with it"
         );
+        let Count(max_per_address) = self.max_connections_per_address;
+        let has_tokens = tokens.write.is_some() || tokens.read.is_some();
+        let server = ServerSettings {
+            hosts: AllowedHosts::new(self.allowed_hosts, listen, has_tokens),
+            tls: ServerTls::from_files(self.tls_cert, self.tls_key)?,
+            max_connections_per_address: usize::try_from(max_per_address.get())
+                .unwrap_or(usize::MAX),
+        };
+        server.warn_of_clear_text("--listen", listen, has_tokens);
         let base = self.base_interval.get();
         let max = self.max_interval.get();
         ensure!(
@@ -208,10 +255,24 @@ impl PingSystemOptions {
             max_concurrent,
             retention: self.retention.get(),
             tokens,
-            agent_authorization,
+            server,
+            agent_tokens: AgentCredentials {
+                common: agent_token,
+                own: own_tokens,
+            },
             allowed: self.allow_agents.into_iter().map(|net| net.0).collect(),
         })
     }
+}
+
+fn tokens_of<T>(
+    option: &str,
+    file: Option<PathBuf>,
+    open: fn(PathBuf) -> anyhow::Result<T>,
+) -> anyhow::Result<Option<T>> {
+    let Some(file) = file else { return Ok(None) };
+    let place = format!("{option} {}", file.display());
+    open(file).map(Some).context(place)
 }
 
 /// More retries would only keep an agent's ping from being stored.
@@ -222,10 +283,6 @@ const DATABASE_FILES: u64 = 40;
 
 /// More agents at once than there are ports to ask them from.
 const MOST_CONCURRENT: usize = 65_536;
-
-fn token(option: &str, file: Option<PathBuf>, variable: &str) -> anyhow::Result<Option<Token>> {
-    Ok(secret(option, file, variable)?.as_deref().map(Token::new))
-}
 
 /// The options whose variable names the unit of a bare number.
 const UNIT_VARIABLES: [(&str, &str, Duration); 3] = [

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use axum::routing::get;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -30,7 +31,7 @@ use self::agents::destinations::Destinations;
 use self::agents::fleet::{Fleet, terms};
 use self::agents::setup;
 use self::agents::submitter::SubmitterContext;
-use self::config::RunnerConfig;
+use self::config::{MetricsConfig, RunnerConfig};
 use self::discovery::Discovery;
 use self::events::database::RunDescription;
 use self::events::dispatcher::EventDispatcher;
@@ -184,9 +185,10 @@ impl Run {
         let mut helpers = JoinSet::new();
         let in_flight = Arc::clone(&shared.in_flight);
         let in_flight = move || in_flight.in_flight();
-        if let Some(listener) = metrics_listener {
-            let metrics = serve_metrics(listener, Arc::clone(&events), in_flight.clone())?;
-            helpers.spawn(metrics);
+        if let (Some(listener), Some(metrics)) = (metrics_listener, &config.output.metrics) {
+            let events = Arc::clone(&events);
+            let served = serve_metrics(listener, metrics.clone(), events, in_flight.clone())?;
+            helpers.spawn(served);
         }
         if config.output.format == OutputFormat::Text && terminal::columns().is_some() {
             helpers.spawn(show_status(Arc::clone(&events), text, in_flight, ends_at));
@@ -354,8 +356,8 @@ fn run_terms(config: &RunnerConfig) -> Value {
 }
 
 async fn listen_for_metrics(config: &RunnerConfig) -> anyhow::Result<Option<TcpListener>> {
-    Ok(match config.output.metrics_listen {
-        Some(address) => Some(net::server::listen("--metrics-listen", address).await?),
+    Ok(match &config.output.metrics {
+        Some(metrics) => Some(net::server::listen("--metrics-listen", metrics.listen).await?),
         None => None,
     })
 }
@@ -363,14 +365,18 @@ async fn listen_for_metrics(config: &RunnerConfig) -> anyhow::Result<Option<TcpL
 /// Serves metrics until it is dropped: the last figures stay readable while answers are awaited.
 fn serve_metrics(
     listener: TcpListener,
+    config: MetricsConfig,
     events: Arc<EventDispatcher>,
     in_flight: impl Fn() -> usize + Send + Sync + 'static,
 ) -> anyhow::Result<impl Future<Output = ()>> {
-    tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+    let (scheme, address) = (config.server.scheme(), listener.local_addr()?);
+    tracing::info!("metrics at {scheme}://{address}/metrics");
     let routes = net::metrics::metrics_routes(move || events.metrics_text(in_flight()));
+    let tokens = config.token.into_iter().collect();
     Ok(net::server::serve(
         listener,
-        routes,
+        net::server::guard(routes, tokens).route("/health", get(async || "ok\n")),
+        config.server,
         CancellationToken::new(),
     ))
 }

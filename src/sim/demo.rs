@@ -23,7 +23,9 @@ use crate::agent::tracker::TrackerConfig;
 use crate::agent::{self, AgentConfig};
 use crate::net;
 use crate::net::endpoint::with_path;
+use crate::net::server::ServerSettings;
 use crate::ping_system::api::Tokens;
+use crate::ping_system::client::AgentCredentials;
 use crate::ping_system::evaluate::PingPolicy;
 use crate::ping_system::interval::IntervalRules;
 use crate::ping_system::store::sqlite::Location;
@@ -243,6 +245,7 @@ fn agent_config(id: &str, script: GpuScript, folder: &Path, duration: Duration) 
         token: None,
         registration: None,
         ready_also: None,
+        server: ServerSettings::default(),
         checkpoint: CheckpointFile::new(folder.join(format!("{id}.json")), id.to_owned()),
         checkpoint_every: 1000,
     }
@@ -270,7 +273,8 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
         max_concurrent: 100,
         retention: Duration::from_hours(24),
         tokens: Tokens::default(),
-        agent_authorization: None,
+        server: ServerSettings::default(),
+        agent_tokens: AgentCredentials::default(),
         allowed: Vec::new(),
     }
 }

@@ -70,7 +70,8 @@ async fn simulate_agents() {
     let routes = Router::new().route("/{agent_id}/agent/uptime-since-last-ping", answer);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("{}", listener.local_addr().unwrap());
-    net::server::serve(listener, routes, CancellationToken::new()).await;
+    let settings = net::server::ServerSettings::default();
+    net::server::serve(listener, routes, settings, CancellationToken::new()).await;
 }
 
 /// A program of ours that says its address in a line, and is killed in the end.

@@ -5,6 +5,7 @@ mod agent;
 mod cli;
 mod deployment;
 mod end_to_end;
+mod hostile;
 mod net;
 mod ping_system;
 mod readme;

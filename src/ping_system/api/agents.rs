@@ -2,22 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Query, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::error::{ApiError, ApiResult};
-use super::pages::{self, Pages};
+use super::pages::{self, PAGE, Pages};
 use super::state::AppState;
-use crate::ping_system::store::{AgentPage, StoreError};
+use crate::ping_system::store::{AgentPage, AgentRecord, StoreError};
 use crate::wire::ping_system::served::Agent;
 
 /// The size of a page, at most.
 const MAX_LIMIT: usize = 1000;
-/// The size of the pages in which a list without a limit is read from the store.
-const STREAMED_PAGE: usize = 500;
 
 /// Which agents are listed, and what of them.
 #[derive(Debug, Deserialize)]
@@ -31,15 +28,6 @@ pub(super) struct ListQuery {
     metadata: Option<bool>,
 }
 
-#[derive(Serialize)]
-struct Page {
-    agents: Vec<Agent>,
-    count: usize,
-    /// The last id, if there are more agents.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<String>,
-}
-
 pub(super) async fn list(
     State(state): State<Arc<AppState>>,
     Query(query): Query<ListQuery>,
@@ -51,34 +39,16 @@ pub(super) async fn list(
             "after: expected an agent id".to_owned(),
         ));
     }
-    let Some(limit) = query.limit.as_deref().map(limit).transpose()? else {
-        let agents = AgentPages {
-            state,
-            after: query.after,
-            due_at: None,
-            with_metadata,
-        };
-        return Ok(pages::answer(r#"{"agents":"#.to_owned(), agents).await?);
-    };
-    let page = AgentPage {
-        after: &query.after,
+    let limit = query.limit.as_deref().map(limit).transpose()?;
+    let agents = AgentPages {
+        state,
+        after: query.after,
         due_at: None,
-        // One more shows whether there are more.
-        limit: limit + 1,
+        with_metadata,
+        left: limit.unwrap_or(usize::MAX),
+        has_more: false,
     };
-    let mut records = state.store.agents(page).await?;
-    let has_more = records.len() > limit;
-    records.truncate(limit);
-    let last = records.last().filter(|_| has_more);
-    Ok(Json(Page {
-        next: last.map(|last| last.agent.agent_id.clone()),
-        count: records.len(),
-        agents: records
-            .into_iter()
-            .map(|record| shown(record.agent, with_metadata))
-            .collect(),
-    })
-    .into_response())
+    Ok(pages::answer(r#"{"agents":"#.to_owned(), agents).await?)
 }
 
 pub(super) async fn due_for_ping(State(state): State<Arc<AppState>>) -> ApiResult<Response> {
@@ -87,6 +57,8 @@ pub(super) async fn due_for_ping(State(state): State<Arc<AppState>>) -> ApiResul
         state,
         after: String::new(),
         with_metadata: true,
+        left: usize::MAX,
+        has_more: false,
     };
     Ok(pages::answer(r#"{"agents":"#.to_owned(), agents).await?)
 }
@@ -115,6 +87,23 @@ struct AgentPages {
     after: String,
     due_at: Option<DateTime<Utc>>,
     with_metadata: bool,
+    /// How many more are wanted, and whether there are more than those.
+    left: usize,
+    has_more: bool,
+}
+
+impl AgentPages {
+    async fn is_followed(&self, records: &[AgentRecord]) -> Result<bool, StoreError> {
+        let Some(last) = records.last() else {
+            return Ok(false);
+        };
+        let page = AgentPage {
+            after: &last.agent.agent_id,
+            due_at: self.due_at,
+            limit: 1,
+        };
+        Ok(!self.state.store.agents(page).await?.is_empty())
+    }
 }
 
 impl Pages for AgentPages {
@@ -124,9 +113,20 @@ impl Pages for AgentPages {
         let page = AgentPage {
             after: &self.after,
             due_at: self.due_at,
-            limit: STREAMED_PAGE,
+            // One more shows whether there are more.
+            limit: PAGE.min(self.left.saturating_add(1)),
         };
-        let records = self.state.store.agents(page).await?;
+        if self.left == 0 {
+            return Ok(Vec::new());
+        }
+        let mut records = self.state.store.agents(page).await?;
+        self.has_more = records.len() > self.left;
+        records.truncate(self.left);
+        self.left -= records.len();
+        if self.left == 0 && !self.has_more {
+            // The page was as long as what was left: whether more follows is not known yet.
+            self.has_more = self.is_followed(&records).await?;
+        }
         if let Some(last) = records.last() {
             self.after.clone_from(&last.agent.agent_id);
         }
@@ -134,5 +134,9 @@ impl Pages for AgentPages {
         Ok(agents
             .map(|record| shown(record.agent, self.with_metadata))
             .collect())
+    }
+
+    fn following(&self) -> Option<String> {
+        self.has_more.then(|| self.after.clone())
     }
 }

@@ -10,7 +10,9 @@ use crate::ping_system::store::StoreError;
 /// An error of a route, which determines the response's status.
 pub(super) enum ApiError {
     BadRequest(String),
+    Forbidden(String),
     NoAgent,
+    NotJson,
     TooLarge,
     TooSlow,
     Conflict(String),
@@ -22,7 +24,12 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
             Self::BadRequest(text) => error(StatusCode::BAD_REQUEST, &text),
+            Self::Forbidden(text) => error(StatusCode::FORBIDDEN, &text),
             Self::NoAgent => error(StatusCode::NOT_FOUND, "no agent of that name"),
+            Self::NotJson => error(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "expected Content-Type: application/json",
+            ),
             Self::TooLarge => error(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "expected a body of up to 64 KiB",

@@ -3,22 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ApiResult};
-use super::pages::{self, Pages};
+use super::pages::{self, PAGE, Pages};
 use super::state::AppState;
 use crate::ping_system::store::{Cursor, StoreError};
 use crate::units::saturating_sub;
 use crate::wire::ping_system::served::Ping;
 
-/// Pings that are read from the store, and held in memory, at once; the size of a page, at most.
-const PAGE: usize = 2000;
+/// The size of a page of an answer, at most.
+const MAX_LIMIT: usize = 2000;
 const DEFAULT_HOURS: f64 = 24.0;
 
 /// Which pings are wanted.
@@ -60,7 +59,7 @@ impl HistoryQuery {
 
     fn limit(&self) -> ApiResult<Option<usize>> {
         let limit = |text: &str| match text.parse::<usize>() {
-            Ok(limit) if limit > 0 => Ok(limit.min(PAGE)),
+            Ok(limit) if limit > 0 => Ok(limit.min(MAX_LIMIT)),
             _ => Err(refused("limit", text, "a number over 0")),
         };
         self.limit.as_deref().map(limit).transpose()
@@ -89,21 +88,23 @@ pub(super) async fn history(
         _ => Cursor::before(begin),
     };
     let hours = shown_hours(hours);
-    if let Some(limit) = limit {
-        let (pings, next) = page(state.store.history(key, cursor, limit + 1).await?, limit);
-        let mut answer = json!({
-            "agent_id": agent_id, "hours": hours, "count": pings.len(), "pings": pings,
-        });
-        if let Some(next) = next {
-            answer["next"] = json!(next);
-        }
-        return Ok(Json(answer).into_response());
-    }
     let head = format!(
         r#"{{"agent_id":{},"hours":{hours},"pings":"#,
         json!(agent_id)
     );
-    let pings = HistoryPages { state, key, cursor };
+    let mut pings = HistoryPages {
+        state,
+        key,
+        cursor,
+        left: usize::MAX,
+        following: None,
+    };
+    if let Some(limit) = limit {
+        // Where the page ends is known before it is sent, so that only a part of it is in memory then.
+        let found = pings.state.store.history(key, cursor, limit + 1).await?;
+        let (of_page, next) = page(found, limit);
+        (pings.left, pings.following) = (of_page.len(), next);
+    }
     Ok(pages::answer(head, pings).await?)
 }
 
@@ -134,18 +135,32 @@ struct HistoryPages {
     state: Arc<AppState>,
     key: i64,
     cursor: Cursor,
+    /// How many more are wanted.
+    left: usize,
+    /// The time after which the next page begins.
+    following: Option<DateTime<Utc>>,
 }
 
 impl Pages for HistoryPages {
     type Item = Ping;
 
     async fn next(&mut self) -> Result<Vec<Ping>, StoreError> {
-        let pings = self.state.store.history(self.key, self.cursor, PAGE);
+        if self.left == 0 {
+            return Ok(Vec::new());
+        }
+        let limit = PAGE.min(self.left);
+        let pings = self.state.store.history(self.key, self.cursor, limit);
         let pings = pings.await?;
+        self.left -= pings.len();
         if let Some(&(cursor, _)) = pings.last() {
             self.cursor = cursor;
         }
         Ok(pings.into_iter().map(|(_, ping)| ping).collect())
+    }
+
+    fn following(&self) -> Option<String> {
+        let next = self.following?;
+        Some(json!(next).as_str().unwrap_or_default().to_owned())
     }
 }
 

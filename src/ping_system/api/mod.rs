@@ -1,5 +1,6 @@
 //! The ping system's routes (`.github/docs/protocol.md` section 1.3).
 
+mod access;
 mod agents;
 mod dashboard;
 mod error;
@@ -14,22 +15,29 @@ use std::time::Duration;
 
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio::sync::broadcast::Receiver;
 
+use self::access::Access;
 use self::dashboard::ListQuery;
 use self::error::{ApiError, ApiResult};
 use self::history::history;
 use self::state::AppState;
+use crate::net::browsers::is_of_browser;
 use crate::net::credentials::Token;
 use crate::net::metrics::metrics_answer;
-use crate::net::server::{error, errors_as_json, guard};
+use crate::net::server::{Peer, error, errors_as_json};
+use crate::ping_system::agent_tokens::{RegisterTokens, SelfRegistrar};
 use crate::ping_system::feed::{FeedEvent, Topic};
 use crate::ping_system::store::Registration;
 use crate::wire::ping_system::served::{Agent, Ping};
@@ -54,14 +62,13 @@ pub struct Tokens {
     pub write: Option<Token>,
     /// Required by calls that only read; without it they are open.
     pub read: Option<Token>,
+    /// Those with which each agent registers itself.
+    pub(crate) register: Option<RegisterTokens>,
 }
 
 /// All routes; the page and `/health` are open to everybody and reveal nothing about agents.
 pub(crate) fn routes(state: Arc<AppState>, tokens: Tokens) -> Router {
-    let readers: Vec<Token> = match tokens.read {
-        Some(read) => tokens.write.iter().cloned().chain([read]).collect(),
-        None => Vec::new(),
-    };
+    let access = Access::new(tokens);
     let reading = Router::new()
         .route("/ping-system/agents", get(agents::list))
         .route(
@@ -75,18 +82,24 @@ pub(crate) fn routes(state: Arc<AppState>, tokens: Tokens) -> Router {
         .route("/ping-system/dashboard", get(totals))
         .route("/ping-system/dashboard/agents", get(rows))
         .route("/metrics", get(metrics))
-        .with_state(Arc::clone(&state));
-    let writing = Router::new()
+        .with_state(Arc::clone(&state))
+        .layer(from_fn_with_state(Arc::clone(&access), access::reading));
+    let registering = Router::new()
         .route("/ping-system/agents/register", post(register))
+        .with_state(Arc::clone(&state))
+        .layer(from_fn_with_state(Arc::clone(&access), access::registering));
+    let writing = Router::new()
         .route("/ping-system/agents/{agent_id}", delete(remove))
         .route("/ping-system/agents/{agent_id}/ping", post(ping))
-        .with_state(Arc::clone(&state));
+        .with_state(Arc::clone(&state))
+        .layer(from_fn_with_state(access, access::writing));
     let open = Router::new()
         .route("/", get(page))
         .route("/health", get(health))
         .with_state(state);
-    let routes = guard(reading, readers)
-        .merge(guard(writing, tokens.write.into_iter().collect()))
+    let routes = reading
+        .merge(registering)
+        .merge(writing)
         .merge(open)
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path"))
         .method_not_allowed_fallback(async || {
@@ -107,13 +120,28 @@ async fn bound_path(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
+/// The page runs its own script, known by its hash, and contacts no other server.
+static PAGE_POLICY: LazyLock<String> = LazyLock::new(|| {
+    let (style, script) = (hash_of("style"), hash_of("script"));
+    format!(
+        "default-src 'none'; connect-src 'self'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+});
+
+/// The hash of what the page has in its one element of this name, as a content security policy names it.
+fn hash_of(element: &str) -> String {
+    let (begin, end) = (format!("<{element}>"), format!("</{element}>"));
+    let content = PAGE
+        .split_once(&begin)
+        .and_then(|(_, rest)| rest.split_once(&end))
+        .map_or("", |(content, _)| content);
+    STANDARD.encode(Sha256::digest(content))
+}
+
 async fn page() -> Response {
-    // The page runs its own script and contacts no other server.
-    let policy = "default-src 'none'; connect-src 'self'; img-src data:; \
-        style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; \
-        form-action 'none'; frame-ancestors 'none'";
     let headers = [
-        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY.as_str()),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
@@ -148,15 +176,42 @@ async fn agent(
     Ok(Json(state.find(&agent_id).await?.agent))
 }
 
-async fn register(State(state): State<Arc<AppState>>, request: Request) -> ApiResult<Json<Agent>> {
+async fn register(
+    State(state): State<Arc<AppState>>,
+    mut request: Request,
+) -> ApiResult<Json<Agent>> {
+    let registrar: Option<SelfRegistrar> = request.extensions_mut().remove();
+    let own_networks = registrar.as_ref().map(|registrar| {
+        let peer = request.extensions().get();
+        let peer = peer.map(|Peer(address)| IpNet::from(address.ip().to_canonical()));
+        registrar.network.or(peer)
+    });
+    if is_of_browser(request.headers()) && !is_json(request.headers()) {
+        return Err(ApiError::NotJson);
+    }
     let body = body(request).await?;
     let form =
         registration::read(&body).map_err(|wrong| ApiError::BadRequest(wrong.to_string()))?;
+    if let Some(registrar) = registrar.filter(|own| own.agent_id != form.agent_id) {
+        return Err(ApiError::Forbidden(format!(
+            "this token is that of '{}', which may register only itself",
+            registrar.agent_id
+        )));
+    }
     let url = state
         .address_policy
         .check_registration(&form.agent_url)
         .await
         .map_err(|refused| ApiError::BadRequest(refused.to_string()))?;
+    if let Some(own) = own_networks
+        && !state.address_policy.leads_into(&url, own).await
+    {
+        return Err(ApiError::Forbidden(format!(
+            "agent_url leads elsewhere than to {}: an agent registers itself where it is",
+            own.map_or("the address it calls from".to_owned(), |own| own
+                .to_string())
+        )));
+    }
     let new = Registration {
         agent_id: form.agent_id,
         agent_url: url.as_str().trim_end_matches('/').to_owned(),
@@ -173,6 +228,15 @@ async fn register(State(state): State<Arc<AppState>>, request: Request) -> ApiRe
     );
     state.pinger.wake.notify_one();
     Ok(Json(known.agent))
+}
+
+/// Whether a body is said to be JSON, which no page of another origin may say without being asked first.
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let kind = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim());
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"))
 }
 
 async fn body(request: Request) -> ApiResult<Bytes> {

@@ -125,7 +125,7 @@ fn gateway(config: &RunnerConfig) -> anyhow::Result<Gateway> {
     Ok(Gateway::new(
         gateway.urls().map(site).collect::<Result<_, _>>()?,
         gateway.capabilities.iter().map(Route::new).collect(),
-        gateway.endpoint.authorization.clone(),
+        gateway.endpoint.token.clone(),
     ))
 }
 

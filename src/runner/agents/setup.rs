@@ -43,7 +43,7 @@ pub(crate) fn ping_system(config: &RunnerConfig, client: Client) -> PingSystem {
     PingSystem {
         client,
         url: config.ping.endpoint.url.clone(),
-        authorization: config.ping.endpoint.authorization.clone(),
+        token: config.ping.endpoint.token.clone(),
         window: config.ping.window,
         timeout: config.ping.interval.min(MAX_POLL_TIMEOUT),
         permits: Semaphore::new(MAX_CONCURRENT_POLLS),

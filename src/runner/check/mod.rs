@@ -234,8 +234,8 @@ async fn gateway(config: &RunnerConfig, client: &Client) -> Vec<Finding> {
     for (url, capability) in asked {
         let mut request = client.post(job_url(url, capability)).timeout(TIMEOUT);
         request = request.headers(capability.headers.clone());
-        if let Some(authorization) = &config.gateway.endpoint.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
+        if let Some(token) = &config.gateway.endpoint.token {
+            request = request.header(AUTHORIZATION, token.header());
         }
         let finding = match request.send().await {
             Ok(answer) => answered(config, url, client, answer).await,
@@ -280,7 +280,7 @@ async fn answered(config: &RunnerConfig, url: &Url, client: &Client, answer: Res
         }
         Probed::TokenRefused => format!(
             "status {status}: {}. Name another one (--gateway-token-file)",
-            if config.gateway.endpoint.authorization.is_some() {
+            if config.gateway.endpoint.token.is_some() {
                 "the token is refused"
             } else {
                 "a token is asked for"

@@ -21,9 +21,11 @@ const PREFIX: &str = "UPTIME_RUNNER_";
 /// names.
 pub(super) const PING_TOKEN: &str = "UPTIME_RUNNER_PING_TOKEN";
 pub(super) const GATEWAY_TOKEN: &str = "UPTIME_RUNNER_GATEWAY_TOKEN";
-const TOKENS: [(&str, &str); 2] = [
+pub(super) const METRICS_TOKEN: &str = "UPTIME_RUNNER_METRICS_TOKEN";
+const TOKENS: [(&str, &str); 3] = [
     ("ping_token_file", PING_TOKEN),
     ("gateway_token_file", GATEWAY_TOKEN),
+    ("metrics_token_file", METRICS_TOKEN),
 ];
 /// Options that are no keys of the file: `capabilities` is a table there.
 const NOT_IN_FILE: [&str; 2] = ["config", "capabilities"];

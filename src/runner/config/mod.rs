@@ -14,20 +14,23 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use rustls::pki_types::CertificateDer;
 use url::Url;
 
 use self::checks::{agents, agents_capabilities, capabilities, prices, record, sharing};
 use self::file::{FileTables, FileText};
-use self::layers::{GATEWAY_TOKEN, PING_TOKEN};
-use self::options::{DEFAULT_RATE, EndpointOptions, RunnerOptions};
+use self::layers::{GATEWAY_TOKEN, METRICS_TOKEN, PING_TOKEN};
+use self::options::{DEFAULT_RATE, EndpointOptions, OutputOptions, RunnerOptions};
 use self::shard::Shard;
 use crate::money::{UnitPrice, Wei};
-use crate::net::credentials::{bearer, roots};
+use crate::net::browsers::AllowedHosts;
+use crate::net::credentials::{Token, roots, token, warn_of_clear_text};
 use crate::net::endpoint::{Endpoint, with_path};
 use crate::net::fingerprint::Fingerprint;
+use crate::net::server::ServerSettings;
+use crate::net::server_tls::ServerTls;
 use crate::open_files;
 use crate::option_values::{BaseRate, Budget, Count, HttpUrl, ListenAddress, OutputFormat, Whole};
 use crate::runner::events::require::Requirement;
@@ -140,8 +143,17 @@ pub struct OutputConfig {
     pub stats_every: u64,
     /// `--require`.
     pub requirements: Vec<Requirement>,
-    /// Where metrics are served.
-    pub metrics_listen: Option<SocketAddr>,
+    /// Where metrics are served, and how.
+    pub metrics: Option<MetricsConfig>,
+}
+
+/// Where metrics are served, and how.
+#[derive(Debug, Clone)]
+pub struct MetricsConfig {
+    pub listen: SocketAddr,
+    /// What requests must show.
+    pub token: Option<Token>,
+    pub server: ServerSettings,
 }
 
 /// What is recorded.
@@ -425,7 +437,7 @@ impl RunnerArgs {
             endpoints,
             uptime,
             end,
-            output,
+            mut output,
         } = self.options;
         let all = whom.all_agents.unwrap_or(false);
         let mut configured = agents(whom.agent, all, tables.agents, &source)?;
@@ -442,6 +454,7 @@ impl RunnerArgs {
         let insecure_orchestrators = endpoints.insecure_orchestrators.unwrap_or(false);
         let extra_roots = endpoints.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?;
         let (ping_system, gateway, further_urls) = resolve_endpoints(endpoints)?;
+        let metrics = metrics(&mut output)?;
         let base = rate.rate.map_or_else(|| DEFAULT_RATE.parse(), Ok);
         let BaseRate(base) = base.map_err(anyhow::Error::msg)?;
         let config = RunnerConfig {
@@ -480,7 +493,7 @@ impl RunnerArgs {
                 format: output.output,
                 stats_every: output.stats_every.0,
                 requirements: end.require.unwrap_or_default(),
-                metrics_listen: output.metrics_listen.map(|ListenAddress(address)| address),
+                metrics,
             },
             record: RecordConfig {
                 file: output.record,
@@ -495,6 +508,35 @@ impl RunnerArgs {
     }
 }
 
+/// The server of the metrics, if there is one.
+fn metrics(output: &mut OutputOptions) -> anyhow::Result<Option<MetricsConfig>> {
+    let token = token(
+        "--metrics-token-file",
+        output.metrics_token_file.take(),
+        METRICS_TOKEN,
+    )?;
+    let tls = ServerTls::from_files(output.tls_cert.take(), output.tls_key.take())?;
+    let Some(ListenAddress(listen)) = output.metrics_listen else {
+        return Ok(None);
+    };
+    let is_open = output.allow_unauthenticated.unwrap_or(false);
+    ensure!(
+        is_open || token.is_some() || listen.ip().is_loopback(),
+        "--metrics-listen {listen}: everybody who reaches it could ask: expected a token (--metrics-token-file, {METRICS_TOKEN}), an address such as 127.0.0.1, or --allow-unauthenticated"
+    );
+    let server = ServerSettings {
+        hosts: AllowedHosts::new(Vec::new(), listen, token.is_some()),
+        tls,
+        ..ServerSettings::default()
+    };
+    server.warn_of_clear_text("--metrics-listen", listen, token.is_some());
+    Ok(Some(MetricsConfig {
+        listen,
+        token,
+        server,
+    }))
+}
+
 /// Ping system and gateway.
 fn resolve_endpoints(options: EndpointOptions) -> anyhow::Result<(Endpoint, Endpoint, Vec<Url>)> {
     let HttpUrl(ping_url) = options.ping_url;
@@ -502,19 +544,28 @@ fn resolve_endpoints(options: EndpointOptions) -> anyhow::Result<(Endpoint, Endp
     let mut urls = urls.map(|HttpUrl(url)| with_path(&url, &options.gateway_prefix));
     let ping_system = Endpoint {
         url: ping_url,
-        authorization: bearer("--ping-token-file", options.ping_token_file, PING_TOKEN)?,
+        token: token("--ping-token-file", options.ping_token_file, PING_TOKEN)?,
     };
     let gateway = Endpoint {
         url: urls
             .next()
             .context("--gateway-url: expected at least one")?,
-        authorization: bearer(
+        token: token(
             "--gateway-token-file",
             options.gateway_token_file,
             GATEWAY_TOKEN,
         )?,
     };
-    Ok((ping_system, gateway, urls.collect()))
+    let further: Vec<Url> = urls.collect();
+    if ping_system.token.is_some() {
+        warn_of_clear_text("--ping-url", &ping_system.url);
+    }
+    if gateway.token.is_some() {
+        for url in further.iter().chain([&gateway.url]) {
+            warn_of_clear_text("--gateway-url", url);
+        }
+    }
+    Ok((ping_system, gateway, further))
 }
 
 /// One connection that polls and one that listens, for each agent, beside those of jobs.

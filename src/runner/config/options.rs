@@ -213,7 +213,23 @@ pub(super) struct OutputOptions {
     #[arg(long, value_name = "T", default_value = "400d")]
     pub(super) record_keep: Span,
 
-    /// Serve Prometheus metrics at /metrics of this address
+    /// Serve Prometheus metrics at /metrics of this address; beyond loopback needs a token, or --allow-unauthenticated
     #[arg(long, value_name = "ADDR")]
     pub(super) metrics_listen: Option<ListenAddress>,
+
+    /// File with the bearer token for the metrics (or the token itself in UPTIME_RUNNER_METRICS_TOKEN)
+    #[arg(long, value_name = "FILE")]
+    pub(super) metrics_token_file: Option<PathBuf>,
+
+    /// Certificate in PEM form: the metrics are served over TLS
+    #[arg(long, value_name = "PEM")]
+    pub(super) tls_cert: Option<PathBuf>,
+
+    /// The certificate's key in PEM form
+    #[arg(long, value_name = "PEM")]
+    pub(super) tls_key: Option<PathBuf>,
+
+    /// Serve metrics beyond loopback without a token
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) allow_unauthenticated: Option<bool>,
 }

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use super::*;
 use crate::mutation::mutated;
+use crate::net::credentials::Token;
 use proptest::prelude::*;
 
 const WHOLE: &str = r#"
@@ -92,7 +93,7 @@ fn ids(config: &RunnerConfig) -> String {
 
 /// The token is not shown by `Debug`.
 fn token(endpoint: &Endpoint) -> String {
-    let authorization = endpoint.authorization.as_ref();
+    let authorization = endpoint.token.as_ref().map(Token::header);
     authorization.map_or_else(String::new, |header| header.to_str().unwrap().to_owned())
 }
 
@@ -104,8 +105,43 @@ fn samples(folder: &Path) -> Vec<Sample> {
         path.to_str().unwrap().to_owned()
     };
     let root = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = file("own.pem", &root.cert.pem());
+    let key = file("own.key", &root.signing_key.serialize_pem());
+    // Samples are made once; what goes with them lives as long as the test.
+    let with = |option: &str| -> &'static [&'static str] {
+        let option: &'static str = option.to_owned().leak();
+        vec!["--agent=a", "--metrics-listen=127.0.0.1:74", option].leak()
+    };
+    let with_key = with(&format!("--tls-key={key}"));
+    let with_certificate = with(&format!("--tls-cert={certificate}"));
+    let is_tls = |c: &RunnerConfig| {
+        let metrics = c.output.metrics.as_ref();
+        debug(&metrics.is_some_and(|metrics| metrics.server.tls.is_some()))
+    };
 
     vec![
+        sample("tls-cert", certificate, with_key, is_tls, "true"),
+        sample("tls-key", key, with_certificate, is_tls, "true"),
+        sample(
+            "metrics-token-file",
+            file("metrics", "m3trics"),
+            &["--agent=a", "--metrics-listen=127.0.0.1:74"],
+            |c| {
+                let metrics = c.output.metrics.as_ref();
+                let token = metrics.and_then(|metrics| metrics.token.as_ref());
+                token.map_or_else(String::new, |token| {
+                    token.header().to_str().unwrap().to_owned()
+                })
+            },
+            "Bearer m3trics",
+        ),
+        sample(
+            "allow-unauthenticated",
+            "true",
+            &["--agent=a", "--metrics-listen=0.0.0.0:74"],
+            |c| debug(&c.output.metrics.is_some()),
+            "true",
+        ),
         sample("agent", "a", &[], ids, "a"),
         sample("all-agents", "true", &[], |c| debug(&c.agents.all), "true"),
         sample(
@@ -301,7 +337,7 @@ fn samples(folder: &Path) -> Vec<Sample> {
             "metrics-listen",
             "127.0.0.1:74",
             A,
-            |c| debug(&c.output.metrics_listen),
+            |c| debug(&c.output.metrics.as_ref().map(|metrics| metrics.listen)),
             "Some(127.0.0.1:74)",
         ),
         sample(

@@ -19,6 +19,7 @@ use super::answer::{
 use super::capability::Capability;
 use super::destination::{Job, SendJob};
 use super::orchestrators::OwnOrchestrator;
+use crate::net::credentials::Token;
 use crate::net::dial::watch_addresses;
 use crate::net::job_client::JobClient;
 use crate::runner::events::event::{JobAnswer, ThrottleScope};
@@ -41,7 +42,7 @@ pub(crate) struct Gateway {
     sites: Vec<Site>,
     /// By capability.
     routes: Vec<Route>,
-    authorization: Option<HeaderValue>,
+    token: Option<Token>,
 }
 
 /// One address of the gateway.
@@ -99,15 +100,11 @@ pub(crate) struct Route {
 impl Gateway {
     /// With one route for each capability, at each site.
     #[must_use]
-    pub(crate) fn new(
-        sites: Vec<Site>,
-        routes: Vec<Route>,
-        authorization: Option<HeaderValue>,
-    ) -> Self {
+    pub(crate) fn new(sites: Vec<Site>, routes: Vec<Route>, token: Option<Token>) -> Self {
         Self {
             sites,
             routes,
-            authorization,
+            token,
         }
     }
 
@@ -156,8 +153,8 @@ impl Gateway {
     ) -> Request<Full<Bytes>> {
         let mut request = post(uri, &route.headers, body);
         let headers = request.headers_mut();
-        if let Some(authorization) = &self.authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
+        if let Some(token) = &self.token {
+            headers.insert(AUTHORIZATION, token.header());
         }
         if let Some(job_header) = job_header {
             headers.insert(HeaderName::from_static(JOB_HEADER), job_header);

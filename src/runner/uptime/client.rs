@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ use super::estimate::{AgentSnapshot, ServerTime, newest_in_history, newest_in_li
 use super::outage::OutageLog;
 use crate::clock::AgeClock;
 use crate::net::client::{BodyError, date_of, read_body, root_cause};
+use crate::net::credentials::Token;
 use crate::wire::event_stream::{EventReader, ServerSentEvent};
 use crate::wire::ping_system::{
     HistoryPing, InvalidAnswer, ListedAgent, MAX_BODY_BYTES, read_agent, read_agents, read_event,
@@ -135,7 +136,7 @@ pub(crate) struct PingSystem {
     /// The base URL, to which `/ping-system/…` is appended.
     pub url: Url,
     /// The `Authorization` header, if reading needs one.
-    pub authorization: Option<HeaderValue>,
+    pub token: Option<Token>,
     /// How much history counts.
     pub window: Duration,
     /// The longest wait for an answer.
@@ -174,8 +175,8 @@ impl PingSystem {
 
     fn request(&self, url: &Url) -> RequestBuilder {
         let request = self.client.get(url.clone());
-        match &self.authorization {
-            Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
+        match &self.token {
+            Some(token) => request.header(AUTHORIZATION, token.header()),
             None => request,
         }
     }

@@ -558,7 +558,7 @@ fn huge_and_slow_bodies_hold_nobody_up() {
     system.with_agent("a", &agents);
     // Of 100 MB nothing is read but the announcement.
     let mut huge = TcpStream::connect(&system.address).unwrap();
-    huge.write_all(b"POST /ping-system/agents/register HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n{").unwrap();
+    huge.write_all(b"POST /ping-system/agents/register HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000000\r\n\r\n{").unwrap();
     let mut start = [0; 12];
     let _ = huge.write_all(&vec![b' '; 200_000]);
     huge.read_exact(&mut start).unwrap();
@@ -567,7 +567,7 @@ fn huge_and_slow_bodies_hold_nobody_up() {
     let slow: Vec<TcpStream> = (0..50)
         .map(|_| {
             let mut slow = TcpStream::connect(&system.address).unwrap();
-            slow.write_all(b"POST /ping-system/agents/register HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").unwrap();
+            slow.write_all(b"POST /ping-system/agents/register HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{").unwrap();
             slow
         })
         .collect();
@@ -799,7 +799,7 @@ impl Events {
         stream
             .set_read_timeout(Some(crate::support::PATIENCE))
             .unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
         let mut events = Self(std::io::BufReader::new(stream));
         assert!(events.line().unwrap().starts_with("HTTP/1.1 200"));
         events

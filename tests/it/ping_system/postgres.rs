@@ -317,7 +317,7 @@ impl Lines {
     fn of(system: &PingSystemProcess, path: &str) -> Self {
         let mut stream = TcpStream::connect(&system.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
         let mut lines = Self(BufReader::new(stream));
         lines.wait_for("\r\n");
         lines

@@ -19,7 +19,12 @@ pub(crate) struct Served {
 
 impl Served {
     /// Starts it, and waits until it says in its log where it answers.
-    pub(crate) fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(command: Command) -> Self {
+        Self::spawn_saying(command, "answers at http://", "\n")
+    }
+
+    /// The same, where its address stands between these in the log.
+    pub(crate) fn spawn_saying(mut command: Command, before: &str, after: &str) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr: Arc<Mutex<String>> = Arc::default();
         let told = Arc::clone(&stderr);
@@ -43,9 +48,8 @@ impl Served {
                 panic!("it ended with {status}: {log}");
             }
             let log = stderr.lock().unwrap();
-            let (_, after) = log.split_once("answers at http://")?;
-            after
-                .split_once('\n')
+            let (_, rest) = log.split_once(before)?;
+            rest.split_once(after)
                 .map(|(address, _)| address.trim().to_owned())
         });
         Self {
@@ -67,7 +71,7 @@ impl Served {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         )
         .ok()?;
