@@ -40,6 +40,7 @@ pub mod net;
 mod open_files;
 mod option_values;
 pub mod ping_system;
+mod private_files;
 pub mod records;
 pub mod report;
 pub mod runner;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction};
 
+use crate::private_files;
+
 /// Marks the file as one of ours ("UPRR").
 const APPLICATION_ID: i32 = 0x5550_5252;
 const SCHEMA_VERSION: i32 = 3;
@@ -189,6 +191,9 @@ pub enum RecordsError {
     /// Something else is in it.
     #[error("holds something else: expected a file that --record wrote, or none yet")]
     NotOurs,
+    /// It would be written through a link.
+    #[error("is a symbolic link, expected the file itself")]
+    Link,
     /// Its folder.
     #[error("its folder does not exist: expected a file in an existing folder")]
     NoFolder,
@@ -202,6 +207,7 @@ pub enum RecordsError {
 /// # Errors
 /// A file that cannot be written to, or holds something else.
 pub fn open_to_write(file: &Path) -> Result<Connection, RecordsError> {
+    private_files::ensure(file).map_err(RecordsError::Io)?;
     let mut connection = Connection::open(file)?;
     // Whoever holds the file for longer is waited for by trying again.
     connection.busy_timeout(Duration::from_secs(1))?;
@@ -265,6 +271,9 @@ pub fn check_usable(file: &Path) -> Result<(), RecordsError> {
     }
     if file.is_dir() {
         return Err(RecordsError::NotOurs);
+    }
+    if std::fs::symlink_metadata(file).is_ok_and(|metadata| metadata.is_symlink()) {
+        return Err(RecordsError::Link);
     }
     let is_empty = std::fs::metadata(file).is_ok_and(|metadata| metadata.len() == 0);
     if is_empty || !file.exists() {

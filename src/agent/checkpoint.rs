@@ -3,7 +3,6 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use uuid::Uuid;
 use super::known_gpus::KnownGpus;
 use super::ledger::Ledger;
 use crate::clock::BootInstant;
+use crate::private_files;
 
 const VERSION: u32 = 1;
 /// The longest checkpoint that is read: 10000 transitions need a tenth of it.
@@ -166,9 +166,9 @@ impl CheckpointFile {
     pub(crate) fn lock(mut self) -> Result<Self, LockError> {
         let path = with_suffix(&self.path, ".lock");
         let open = |path: &Path| {
-            let mut options = File::options();
+            let mut options = private_files::options();
             options.read(true).write(true).create(true).truncate(false);
-            options.mode(0o600).open(path)
+            options.open(path)
         };
         // A folder that takes no new files: the file itself is as good, since it is never replaced there.
         let lock = open(&path).or_else(|error| {
@@ -444,9 +444,14 @@ fn checksum(bytes: &[u8]) -> String {
 
 fn replace(path: &Path, bytes: &[u8], safely: bool) -> io::Result<()> {
     let new = with_suffix(path, ".new");
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&new)?;
+    // What lies there is left from before, or put there by somebody else.
+    if let Err(error) = fs::remove_file(&new)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut options = private_files::options();
+    let mut file = options.write(true).create_new(true).open(&new)?;
     file.write_all(bytes)?;
     if safely {
         file.sync_all()?;
@@ -460,8 +465,8 @@ fn replace(path: &Path, bytes: &[u8], safely: bool) -> io::Result<()> {
 }
 
 fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut options = File::options();
-    options.write(true).create(true).truncate(false).mode(0o600);
+    let mut options = private_files::options();
+    options.write(true).create(true).truncate(false);
     let mut file = options.open(path)?;
     file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;

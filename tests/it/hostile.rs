@@ -299,3 +299,74 @@ fn servers_speak_tls_and_take_new_certificates() {
         assert!(said.contains("--tls-"), "{said}");
     }
 }
+
+/// What is written is its owner's, and not written through somebody else's link.
+#[test]
+fn files_are_private_and_links_are_not_followed() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+    let run = |arguments: &[&str]| {
+        // With the usual umask others could read what is created.
+        let mut command = Command::new("sh");
+        let program = assert_cmd::cargo::cargo_bin!("uptime-runner");
+        command
+            .args(["-c", "umask 022; exec \"$0\" \"$@\""])
+            .arg(program);
+        command.args(arguments).current_dir(folder.path());
+        command
+    };
+    let system = Served::spawn(run(&["ping-system", "--listen", "127.0.0.1:0"]));
+    let agent = [
+        "agent",
+        "--agent-id",
+        "a",
+        "--listen",
+        "127.0.0.1:0",
+        "--gpu",
+        "simulated:up 1h",
+    ];
+    symlink(at("stolen"), at("uptime-agent-a.json.new")).unwrap();
+    symlink(at("stolen"), at("uptime-agent-a.json.watched.new")).unwrap();
+    let mut agent = Served::spawn(run(&[&agent[..], &["--check-interval", "50ms"]].concat()));
+    wait_until("a checkpoint", || {
+        at("uptime-agent-a.json").exists().then_some(())
+    });
+    agent.kill();
+    let recorded = |file: &str| {
+        let mut command = run(&["--agent", "a", "--gateway-url", "http://127.0.0.1:9"]);
+        command.args(["--ping-url", &format!("http://{}", system.address)]);
+        command.args(["--duration", "100ms", "--record", file]);
+        command.output().unwrap()
+    };
+    recorded("runs.db");
+    for file in [
+        "ping-system.db",
+        "ping-system.db.lock",
+        "uptime-agent-a.json",
+        "runs.db",
+    ] {
+        assert_eq!(mode(file), 0o600, "{file}");
+    }
+    symlink(at("stolen"), at("dangling.db")).unwrap();
+    symlink(at("runs.db"), at("link.db")).unwrap();
+    for link in ["dangling.db", "link.db"] {
+        let output = recorded(link);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("is a symbolic link"), "{said}");
+        let database = format!("sqlite:{link}");
+        let output = run(&[
+            "ping-system",
+            "--listen",
+            "127.0.0.1:0",
+            "--database",
+            &database,
+        ])
+        .output();
+        let said = String::from_utf8(output.unwrap().stderr).unwrap();
+        assert!(said.contains("is a symbolic link"), "{said}");
+    }
+    assert!(!at("stolen").exists());
+}

@@ -12,6 +12,8 @@ use super::super::StoreError;
 use super::super::schema::{self, Dialect, SELECT_LEGACY_VERSION, SELECT_VERSION, SchemaVersion};
 use super::file::{FileId, wal};
 
+use crate::private_files;
+
 /// A write-ahead log, so that readers do not wait; synced at each commit, so that what was acknowledged survives
 /// power loss.
 const SETTINGS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
@@ -79,6 +81,8 @@ impl Connection {
     /// # Errors
     /// A file that cannot be opened or written to, is no database, or has newer tables.
     pub(super) fn writer(path: &Path) -> Result<(Self, AcceptedFile), StoreError> {
+        private_files::ensure(path)
+            .map_err(|error| StoreError::Unusable(format!("{}: {error}", path.display())))?;
         let mut inner = open(path, OpenFlags::SQLITE_OPEN_CREATE)?;
         let commits = prepare(&mut inner)?;
         let id = existing(path)?;

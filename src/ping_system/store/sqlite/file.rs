@@ -8,6 +8,8 @@ use std::{io, thread};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::private_files;
+
 /// The longest wait for the previous owner of a file to release it.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -54,7 +56,12 @@ impl Owner {
     pub(super) fn lock(database: &Path) -> anyhow::Result<Self> {
         let path = with_suffix(database, ".lock");
         let shown = path.display();
-        let lock = File::create(&path).with_context(|| format!("{shown}: cannot be created"))?;
+        let lock = private_files::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .with_context(|| format!("{shown}: cannot be created"))?;
         let begin = Instant::now();
         loop {
             match lock.try_lock() {
