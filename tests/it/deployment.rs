@@ -61,8 +61,18 @@ fn prometheus_takes_the_configuration_and_the_alerts_do_what_they_say() {
                 .current_dir(&folder),
         );
     };
-    promtool(&["check", "config", "prometheus.yml"]);
     promtool(&["test", "rules", "alerts.test.yml"]);
+    // The token must be there for the configuration to be found valid.
+    let here = tempfile::tempdir().unwrap();
+    let token = here.path().join("read_token");
+    std::fs::write(&token, "token").unwrap();
+    let text = std::fs::read_to_string(folder.join("prometheus.yml")).unwrap();
+    let with_token = text.replace("/run/secrets/read_token", token.to_str().unwrap());
+    assert_ne!(with_token, text);
+    let configuration = here.path().join("prometheus.yml");
+    std::fs::write(&configuration, with_token).unwrap();
+    std::fs::copy(folder.join("alerts.yml"), here.path().join("alerts.yml")).unwrap();
+    promtool(&["check", "config", configuration.to_str().unwrap()]);
 }
 
 #[test]
