@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chrono::Utc;
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use url::Url;
@@ -53,6 +54,8 @@ pub struct AgentConfig {
     pub registration: Option<RegistrationConfig>,
     /// Where the application that uses the GPUs tells whether it is healthy.
     pub ready_also: Option<Url>,
+    /// Further roots for the ping system and the application at https.
+    pub extra_roots: Vec<CertificateDer<'static>>,
     /// The bearer token that requests must carry.
     pub token: Option<Token>,
     pub server: ServerSettings,
@@ -107,11 +110,36 @@ pub async fn run_at(
         listener.local_addr()?
     );
 
-    let registering = register(config.registration, scheme, &agent_id, &listener, shutdown)?;
+    let registering = match config.registration {
+        Some(registration) => {
+            let agent_url = match &registration.advertise {
+                Some(url) => url.clone(),
+                None => format!("{scheme}://{}", listener.local_addr()?).parse()?,
+            };
+            let with_tls = registration.ping_system.scheme() == "https";
+            let client = net::client::new(with_tls, config.extra_roots.clone())
+                .context("--register-at: the HTTP client cannot be set up")?;
+            let stop = shutdown.gently.clone();
+            let agent_id = agent_id.clone();
+            let run = registration::run(registration, client, agent_id, agent_url, stop);
+            Some(Box::pin(run))
+        }
+        None => None,
+    };
     let application = config
         .ready_also
         .map(|url| Arc::new(ApplicationHealth::new(url)));
-    let asking = watch_application(application.as_ref(), shutdown)?;
+    let watching = match application.clone() {
+        Some(application) => {
+            let client = net::client::new(application.is_https(), config.extra_roots)
+                .context("--ready-also: the HTTP client cannot be set up")?;
+            let stop = shutdown.gently.clone();
+            Some(Box::pin(
+                async move { application.watch(client, stop).await },
+            ))
+        }
+        None => None,
+    };
     let routes = api::routes(Arc::clone(&shared), application, agent_id, config.token);
     // The routes answer until the last checkpoint is written, and not before the first probe has ended: a
     // ping during the start must not read as if there were no GPU.
@@ -130,61 +158,16 @@ pub async fn run_at(
     tokio::select! {
         () = served => {}
         () = watched => {}
-        () = registering => {}
-        () = asking => {}
+        () = beside(registering) => {}
+        () = beside(watching) => {}
     }
     Ok(())
 }
 
-/// Asks for the application's health where that is wanted; ends only when something else has ended the agent.
-fn watch_application(
-    application: Option<&Arc<ApplicationHealth>>,
-    shutdown: &Shutdown,
-) -> anyhow::Result<impl Future<Output = ()> + use<>> {
-    let watched = match application {
-        None => None,
-        Some(application) => {
-            let client = net::client::new(application.is_https(), Vec::new())
-                .context("--ready-also: the HTTP client cannot be set up")?;
-            Some((Arc::clone(application), client))
-        }
-    };
-    let stop = shutdown.gently.clone();
-    Ok(async move {
-        if let Some((application, client)) = watched {
-            application.watch(client, stop).await;
-        }
-        std::future::pending::<()>().await;
-    })
-}
-
-/// Registers the agent where that is wanted; ends only when something else has ended the agent.
-fn register(
-    config: Option<RegistrationConfig>,
-    scheme: &str,
-    agent_id: &str,
-    listener: &TcpListener,
-    shutdown: &Shutdown,
-) -> anyhow::Result<impl Future<Output = ()> + use<>> {
-    let registering = match config {
-        None => None,
-        Some(config) => {
-            let with_tls = config.ping_system.scheme() == "https";
-            let client = net::client::new(with_tls, Vec::new())
-                .context("--register-at: the HTTP client cannot be set up")?;
-            let agent_url = match &config.advertise {
-                Some(url) => url.clone(),
-                None => format!("{scheme}://{}", listener.local_addr()?).parse()?,
-            };
-            let stop = shutdown.gently.clone();
-            let agent_id = agent_id.to_owned();
-            Some(registration::run(config, client, agent_id, agent_url, stop))
-        }
-    };
-    Ok(async move {
-        if let Some(registering) = registering {
-            registering.await;
-        }
-        std::future::pending::<()>().await;
-    })
+/// Does what is wanted, if anything is; ends only when something else has ended the agent.
+async fn beside<F: Future<Output = ()>>(wanted: Option<F>) {
+    if let Some(wanted) = wanted {
+        wanted.await;
+    }
+    std::future::pending::<()>().await;
 }

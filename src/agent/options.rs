@@ -13,7 +13,7 @@ use super::tracker::TrackerConfig;
 use crate::agent::probe::simulated::GpuScript;
 use crate::agent::probe::source::GpuSource;
 use crate::net::browsers::AllowedHosts;
-use crate::net::credentials::{check_exposure, token, warn_of_clear_text};
+use crate::net::credentials::{check_exposure, roots, token, warn_of_clear_text};
 use crate::net::server::ServerSettings;
 use crate::net::server_tls::ServerTls;
 use crate::option_values::{Count, HttpUrl, ListenAddress};
@@ -85,6 +85,9 @@ pub struct AgentOptions {
     /// File with the bearer token for that (or the token itself in AGENT_REGISTER_TOKEN)
     #[arg(long, value_name = "FILE", env = "AGENT_REGISTER_TOKEN_FILE")]
     register_token_file: Option<PathBuf>,
+    /// Further root certificate for https, beside the system's: of --register-at and --ready-also
+    #[arg(long, value_name = "PEM", env = "AGENT_CA_FILE")]
+    ca_file: Option<PathBuf>,
     /// Certificate in PEM form: the server speaks TLS. Read anew when it changes
     #[arg(long, value_name = "PEM", env = "AGENT_TLS_CERT")]
     tls_cert: Option<PathBuf>,
@@ -183,6 +186,7 @@ impl AgentOptions {
         Ok(AgentConfig {
             listen,
             registration,
+            extra_roots: self.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?,
             ready_also: self.ready_also.map(|HttpUrl(url)| url),
             token: own_token,
             server,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Client, Response, StatusCode};
+use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 use url::Url;
 
@@ -95,17 +96,18 @@ impl AgentCredentials {
 
 impl AgentClient {
     /// A client for agents whose address `address_policy` allows. Each ping takes at most `timeout` and
-    /// carries one of `tokens`.
+    /// carries one of `tokens`. `extra_roots` are trusted beside the system's.
     ///
     /// # Errors
     /// When the client cannot be set up.
     pub(crate) fn new(
         address_policy: AddressPolicy,
         tokens: AgentCredentials,
+        extra_roots: &[CertificateDer<'static>],
         timeout: Duration,
     ) -> anyhow::Result<Self> {
         let build = |with_tls| -> anyhow::Result<_> {
-            let builder = net::client::builder(with_tls, Vec::new())?
+            let builder = net::client::builder(with_tls, extra_roots.to_vec())?
                 .dns_resolver(address_policy.clone())
                 // Pings are so rare that agents close idle connections in between, and a ping on a
                 // connection that is being closed would look like an unreachable agent.

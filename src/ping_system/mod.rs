@@ -31,6 +31,7 @@ use std::time::Duration;
 use anyhow::Context;
 use chrono::Utc;
 use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -85,6 +86,8 @@ pub struct PingSystemConfig {
     pub tokens: Tokens,
     /// How it treats its clients.
     pub server: ServerSettings,
+    /// Further roots for agents at https.
+    pub extra_roots: Vec<CertificateDer<'static>>,
     /// What agents are shown.
     pub agent_tokens: AgentCredentials,
     /// Where agents may be; anywhere, where this is empty.
@@ -200,6 +203,7 @@ fn state(
     let client = AgentClient::new(
         address_policy.clone(),
         config.agent_tokens,
+        &config.extra_roots,
         config.response_timeout,
     )
     .context("the HTTP client cannot be set up")?;

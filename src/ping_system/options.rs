@@ -1,6 +1,6 @@
 //! The ping system's options (`.github/docs/operations.md`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::store::postgres::PostgresOptions;
 use super::store::sqlite::Location;
 use super::{Database, PingSystemConfig};
 use crate::net::browsers::AllowedHosts;
-use crate::net::credentials::{check_exposure, token};
+use crate::net::credentials::{check_exposure, roots, token};
 use crate::net::server::{MAX_CONNECTIONS, ServerSettings};
 use crate::net::server_tls::ServerTls;
 use crate::open_files;
@@ -141,6 +141,9 @@ pub struct PingSystemOptions {
     /// Let agents simulate their GPUs; otherwise their pings fail
     #[arg(long, env = "PING_ALLOW_SIMULATED", value_parser = clap::builder::FalseyValueParser::new())]
     allow_simulated: bool,
+    /// Further root certificate for agents at https, beside the system's, and for PostgreSQL where its URL has no sslrootcert
+    #[arg(long, value_name = "PEM", env = "PING_CA_FILE")]
+    ca_file: Option<PathBuf>,
     /// Certificate in PEM form: the server speaks TLS. Read anew when it changes
     #[arg(long, value_name = "PEM", env = "PING_TLS_CERT")]
     tls_cert: Option<PathBuf>,
@@ -233,7 +236,7 @@ impl PingSystemOptions {
         )?;
         Ok(PingSystemConfig {
             listen,
-            database: database(&self.database)?,
+            database: database(&self.database, self.ca_file.as_deref())?,
             rules: PingPolicy {
                 interval: IntervalRules {
                     base,
@@ -256,6 +259,7 @@ impl PingSystemOptions {
             retention: self.retention.get(),
             tokens,
             server,
+            extra_roots: self.ca_file.as_deref().map_or(Ok(Vec::new()), roots)?,
             agent_tokens: AgentCredentials {
                 common: agent_token,
                 own: own_tokens,
@@ -334,12 +338,12 @@ fn in_unit(text: &str, unit: Duration) -> Option<Span> {
 }
 
 /// The URL may hold a password: no error shows any of it.
-fn database(text: &str) -> anyhow::Result<Database> {
+fn database(text: &str, ca_file: Option<&Path>) -> anyhow::Result<Database> {
     let text = text.trim();
     let database = if let Some(location) = text.strip_prefix("sqlite:") {
         Location::parse(location).map(Database::Sqlite)
     } else if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        PostgresOptions::parse(text).map(Database::Postgres)
+        PostgresOptions::parse(text, ca_file).map(Database::Postgres)
     } else {
         Err(anyhow!(
             "expected sqlite:PATH or postgres://[USER@]HOST[:PORT][,HOST[:PORT]…]/DATABASE"
@@ -458,7 +462,7 @@ mod tests {
 
     #[test]
     fn databases_are_told_apart_by_their_scheme() {
-        let read = |text: &str| database(text);
+        let read = |text: &str| database(text, None);
         assert!(matches!(read("sqlite:a.db"), Ok(Database::Sqlite(_))));
         assert!(matches!(
             read("postgresql://u:secret@localhost:5432/db"),

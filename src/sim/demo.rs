@@ -245,6 +245,7 @@ fn agent_config(id: &str, script: GpuScript, folder: &Path, duration: Duration) 
         token: None,
         registration: None,
         ready_also: None,
+        extra_roots: Vec::new(),
         server: ServerSettings::default(),
         checkpoint: CheckpointFile::new(folder.join(format!("{id}.json")), id.to_owned()),
         checkpoint_every: 1000,
@@ -274,6 +275,7 @@ fn ping_system_config(folder: &Path, duration: Duration) -> PingSystemConfig {
         retention: Duration::from_hours(24),
         tokens: Tokens::default(),
         server: ServerSettings::default(),
+        extra_roots: Vec::new(),
         agent_tokens: AgentCredentials::default(),
         allowed: Vec::new(),
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::ping_system::PingSystemProcess;
 use crate::support::served::Served;
-use crate::support::{PATIENCE, binary, wait_until};
+use crate::support::{PATIENCE, binary, good_gateway, wait_until};
 use serde_json::json;
 
 /// A server of each kind, and a path of it that answers without a token.
@@ -241,7 +241,8 @@ fn two_thousand_hostile_connections_shut_nobody_out() {
 }
 
 fn new_certificate(folder: &Path, name: &str) -> String {
-    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+    let own = rcgen::generate_simple_self_signed(names).unwrap();
     let write = |extension: &str, text: &str| {
         let new = folder.join(format!("{name}.new"));
         std::fs::write(&new, text).unwrap();
@@ -252,7 +253,33 @@ fn new_certificate(folder: &Path, name: &str) -> String {
     own.cert.pem()
 }
 
-/// All parts over TLS, with certificates that are replaced while they run.
+/// A deployment of our own parts, each of which speaks TLS with a certificate that only its peers are told of.
+#[test]
+fn all_parts_speak_tls_to_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    new_certificate(folder.path(), "own");
+    let start = |arguments: &[&str]| {
+        let mut command = binary();
+        command.args(arguments);
+        command.args(["--listen", "127.0.0.1:0", "--ca-file", "own.pem"]);
+        command.args(["--tls-cert", "own.pem", "--tls-key", "own.key"]);
+        command.current_dir(folder.path());
+        Served::spawn_saying(command, "answers at https://", "\n")
+    };
+    let system = start(&["ping-system", "--allow-simulated"]);
+    let url = format!("https://{}", system.address);
+    let agent = ["agent", "--agent-id", "a", "--gpu", "simulated:up 1h"];
+    let _agent = start(&[&agent[..], &["--register-at", &url]].concat());
+    let gateway = good_gateway();
+    let mut runner = binary();
+    runner.args(["--agent", "a", "--ping-url", &url, "--ca-file", "own.pem"]);
+    runner.args(["--gateway-url", &gateway.url(), "--gateway-prefix", ""]);
+    runner.args(["--uptime-interval", "100ms", "--max-jobs", "1"]);
+    let output = runner.current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Certificates may be replaced while a server runs.
 #[test]
 #[cfg_attr(no_curl, ignore = "needs curl")]
 fn servers_speak_tls_and_take_new_certificates() {

@@ -537,6 +537,15 @@ fn the_servers_certificate_is_verified_as_the_url_says() {
         assert_eq!(server.query("tls", encrypted), is_encrypted, "{parameters}");
         assert_ends_in_time(system);
     }
+    // Where the URL names no roots, those of the other connections count.
+    let with_ca_file = [&SELDOM[..], &["--ca-file", "root.crt"]].concat();
+    let system = start(
+        &folder,
+        &url("localhost", "sslmode=verify-full"),
+        &with_ca_file,
+    );
+    assert_eq!(health(&system).0, 200);
+    assert_ends_in_time(system);
     for (host, parameters) in [
         ("127.0.0.1", format!("sslmode=verify-full&{root}")),
         ("localhost", format!("sslmode=verify-ca&{other_root}")),

@@ -643,7 +643,7 @@ async fn open_file(path: &Path) -> anyhow::Result<SqliteStore> {
 }
 
 async fn open_url(url: &str) -> anyhow::Result<PostgresStore> {
-    postgres::open(PostgresOptions::parse(url).unwrap()).await
+    postgres::open(PostgresOptions::parse(url, None).unwrap()).await
 }
 
 #[tokio::test]

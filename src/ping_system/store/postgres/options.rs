@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -42,15 +42,17 @@ impl fmt::Debug for PostgresOptions {
 impl PostgresOptions {
     /// Parses `postgres://…`; the password may be in `PGPASSWORD`. `sslmode`, `sslrootcert`, `sslcert` and `sslkey`
     /// mean what they mean to libpq, except that without `sslmode` a server beyond loopback must show a certificate
-    /// that is valid for its name (`verify-full`). Only servers that can be written to are used.
+    /// that is valid for its name (`verify-full`). `ca_file` has the roots where `sslrootcert` names none; it does not
+    /// change how strictly a server is verified. Only servers that can be written to are used.
     ///
     /// # Errors
     /// What is wrong, without any part of the URL, or a certificate file that cannot be read.
-    pub fn parse(url: &str) -> anyhow::Result<Self> {
+    pub fn parse(url: &str, ca_file: Option<&Path>) -> anyhow::Result<Self> {
         let (scheme, rest) = url.split_once("://").context(EXPECTED)?;
         ensure!(matches!(scheme, "postgres" | "postgresql"), EXPECTED);
         let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (parameters, tls) = TlsParameters::take_from(query)?;
+        let (parameters, mut tls) = TlsParameters::take_from(query)?;
+        tls.files.default_roots = ca_file.map(Path::to_owned);
         let (authority, path) = address
             .split_once('/')
             .map_or((address, String::new()), |(authority, database)| {
@@ -228,7 +230,7 @@ mod tests {
     fn modes(url: &str) -> Vec<(SslMode, Verify)> {
         let query = url.split_once('?').map_or("", |(_, query)| query);
         let (_, tls) = TlsParameters::take_from(query).unwrap();
-        let options = PostgresOptions::parse(url).unwrap();
+        let options = PostgresOptions::parse(url, None).unwrap();
         let servers = options.servers.iter();
         let modes = servers.map(|server| tls.for_server(Route::of(&server.config)));
         modes.collect()
@@ -237,7 +239,7 @@ mod tests {
     #[test]
     fn each_host_is_a_server() {
         let url = "postgres://u:p%40,ss@db-1:6432,db-2/uptime?connect_timeout=5&application_name=a%20b&sslmode=require";
-        let options = PostgresOptions::parse(url).unwrap();
+        let options = PostgresOptions::parse(url, None).unwrap();
         let names: Vec<String> = options.servers.iter().map(Server::name).collect();
         assert_eq!(names, ["db-1:6432", "db-2:5432"]);
         for server in &options.servers {
@@ -248,6 +250,28 @@ mod tests {
             assert_eq!(timeout, Some(&Duration::from_secs(5)));
         }
         assert!(!format!("{options:?}").contains("ss@"));
+    }
+
+    /// Where to look for the issuer is one question, whether to ask for it another.
+    #[test]
+    fn a_ca_file_changes_no_mode() {
+        let root = rcgen::generate_simple_self_signed(["db".to_owned()]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), root.cert.pem()).unwrap();
+        for url in [
+            "postgres://u@localhost/d",
+            "postgres://u@db/d",
+            "postgres://u@db/d?sslmode=require",
+        ] {
+            let mode_with = |ca_file| {
+                let options = PostgresOptions::parse(url, ca_file).unwrap();
+                options.servers[0].config.get_ssl_mode()
+            };
+            assert_eq!(mode_with(Some(file.path())), mode_with(None), "{url}");
+        }
+        let url = "postgres://u@db/d";
+        let error = PostgresOptions::parse(url, Some(Path::new("/missing"))).unwrap_err();
+        assert!(format!("{error:#}").contains("--ca-file /missing"));
     }
 
     #[test]
@@ -301,7 +325,7 @@ mod tests {
             "postgres://u:secret@h/d?target_session_attrs=read-only",
             "postgres://u:sec?ret@h/d",
         ] {
-            let error = PostgresOptions::parse(url).unwrap_err();
+            let error = PostgresOptions::parse(url, None).unwrap_err();
             let error = format!("{error:#}");
             assert!(!error.contains("sec"), "{error}");
         }

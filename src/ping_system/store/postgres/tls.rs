@@ -37,8 +37,10 @@ pub(super) enum Verify {
 /// Files in PEM format.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Files {
-    /// `sslrootcert`: the trusted roots; `system` for the system's, which are the default.
+    /// `sslrootcert`: the trusted roots; `system` for the system's.
     pub(super) roots: Option<PathBuf>,
+    /// `--ca-file`: the trusted roots where `sslrootcert` names none. Without either they are the system's.
+    pub(super) default_roots: Option<PathBuf>,
     /// `sslcert`: our own certificate.
     pub(super) certificate: Option<PathBuf>,
     /// `sslkey`: its key.
@@ -54,9 +56,11 @@ impl Files {
 /// # Errors
 /// A file that cannot be read, or holds no certificate or key.
 pub(super) fn connector(verify: Verify, files: &Files) -> anyhow::Result<Tls> {
-    let roots = match &files.roots {
-        Some(path) if !files.roots_of_the_system() => Some(certificates("sslrootcert", path)?),
-        _ => None,
+    let roots = match (&files.roots, &files.default_roots) {
+        _ if files.roots_of_the_system() => None,
+        (Some(path), _) => Some(certificates("sslrootcert", path)?),
+        (None, Some(path)) => Some(certificates("--ca-file", path)?),
+        (None, None) => None,
     };
     let verifier = match verify {
         Verify::Nothing => tls::accept_any(),
