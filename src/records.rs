@@ -198,6 +198,8 @@ pub enum RecordsError {
     #[error("its folder does not exist: expected a file in an existing folder")]
     NoFolder,
     /// A later version of this program wrote it.
+    #[error("{column} is out of range: expected times that --record writes")]
+    Time { column: &'static str },
     #[error("has form {0}, expected at most {SCHEMA_VERSION}: it was written by another version")]
     OtherVersion(i32),
 }
@@ -288,6 +290,49 @@ pub fn check_usable(file: &Path) -> Result<(), RecordsError> {
         }
         Ok(_) | Err(_) => Ok(()),
     }
+}
+
+/// The times that reports read.
+pub(crate) const REPORT_TIMES: [&str; 7] = [
+    "runs.started_at",
+    "runs.ended_at",
+    "runs.alive_at",
+    "jobs.sent_at",
+    "polls.at",
+    "rates.at",
+    "discoveries.at",
+];
+/// The times that only statements read.
+pub(crate) const STATEMENT_TIMES: [&str; 4] = [
+    "slots.at",
+    "pings.timestamp",
+    "pings.covers_from",
+    "jobs_in_flight.sent_at",
+];
+/// The latest time, the end of the year 9999 in microseconds. Differences and sums of a few such do not overflow.
+const LATEST: i64 = 253_402_300_800_000_000;
+
+/// Checks that times, named by table and column, are those of a file that --record wrote: from 1970 to the year 9999.
+///
+/// # Errors
+/// The first that is not, or a file that cannot be read.
+pub(crate) fn check_times(
+    connection: &Connection,
+    columns: impl IntoIterator<Item = &'static str>,
+) -> Result<(), RecordsError> {
+    for column in columns {
+        let (table, name) = column
+            .split_once('.')
+            .expect("each names a table and a column");
+        // A time that is no number compares as greater than all numbers.
+        let query = format!(
+            "SELECT EXISTS (SELECT 1 FROM {table} WHERE {name} < 0) OR EXISTS (SELECT 1 FROM {table} WHERE {name} > {LATEST})"
+        );
+        if connection.query_row(&query, (), |row| row.get(0))? {
+            return Err(RecordsError::Time { column });
+        }
+    }
+    Ok(())
 }
 
 fn version(connection: &Connection) -> Result<i32, RecordsError> {

@@ -41,6 +41,15 @@ pub(crate) fn foreign(text: &str, max_chars: usize) -> String {
     shown
 }
 
+/// How much of a name is shown: ids and capabilities of up to 256 bytes are shown whole.
+const MAX_NAME_CHARS: usize = 256;
+
+/// A name that was recorded or stated by another program, for a line of text.
+#[must_use]
+pub(crate) fn foreign_name(name: &str) -> String {
+    foreign(name, MAX_NAME_CHARS)
+}
+
 /// Whether a character is seen as itself, wherever it stands. Spaces are not.
 #[must_use]
 pub(crate) fn is_printable(c: char) -> bool {

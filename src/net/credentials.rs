@@ -227,6 +227,8 @@ pub(crate) fn check_exposure(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
+    use proptest::prelude::*;
 
     #[test]
     fn only_the_whole_token_is_the_token() {
@@ -244,5 +246,23 @@ mod tests {
         }
         assert!(!token.is_shown_by(None));
         assert!(!format!("{token:?}").contains("s3cret"));
+    }
+
+    proptest! {
+        /// What is taken for a token can be shown, and is what the file says.
+        #[test]
+        fn any_file_is_a_token_or_refused(bytes in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..60),
+            prop::collection::vec(Just(b'x'), 4090..4100),
+            mutated(&["s3cret-token_0123456789abcdef\n"]),
+        ]) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), &bytes).unwrap();
+            if let Ok(secret) = read_secret(&[file.path().to_owned()]) {
+                let text = String::from_utf8(bytes).unwrap();
+                let shown = format!("Bearer {}", text.trim());
+                prop_assert!(secret.is_shown_by(Some(shown.as_bytes())) && shown.len() <= 7 + 4096);
+            }
+        }
     }
 }

@@ -156,6 +156,7 @@ fn entry(line: &str, with_networks: bool) -> anyhow::Result<(String, Entry)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     fn registrar(text: &str, token: &str) -> Option<SelfRegistrar> {
@@ -204,6 +205,15 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in "[a-z0-9./: \n]{0,60}|.{0,60}", networks in any::<bool>()) {
             let _ = parse(&text, networks);
+        }
+
+        #[test]
+        fn nearly_right_lists_are_read_or_refused(bytes in mutated(&["agent-001 one\nagent two  second 10.0.0.0/8\na ::1 ::1\n"])) {
+            let text = String::from_utf8_lossy(&bytes);
+            let read = parse(&text, true);
+            // Nobody is let in by a line that has no token.
+            let agents = read.map(|entries| entries.len()).unwrap_or_default();
+            prop_assert!(agents <= text.split_whitespace().count() / 2);
         }
     }
 }

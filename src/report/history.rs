@@ -12,6 +12,7 @@ use super::tally::{JobRecord, RunTerms, Tally};
 use super::timeline::{Micros, RateStep, Timeline, UptimeIntegral};
 use crate::runner::events::event::RateReason;
 use crate::runner::rate::policy::Policy;
+use crate::text::foreign;
 use crate::units::{JobsPerMinute, Percent};
 use crate::wire::charge::{ChargedPer, Price, Work};
 use crate::wire::outcome::Outcome;
@@ -40,6 +41,9 @@ pub struct AgentHistory {
     pub jobs: Tally,
 }
 
+/// How much is shown of a value that cannot be read.
+const MAX_SHOWN_CHARS: usize = 64;
+
 /// Why records cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
@@ -47,7 +51,7 @@ pub enum HistoryError {
     #[error("{0}")]
     Database(#[from] rusqlite::Error),
     /// A value that is never recorded.
-    #[error("{column} '{}': expected one that --record writes", .value.escape_debug())]
+    #[error("{column} '{}': expected one that --record writes", foreign(.value, MAX_SHOWN_CHARS))]
     Unknown {
         column: &'static str,
         /// What stands there.

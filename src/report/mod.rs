@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use chrono::Utc;
 use serde::Serialize;
 
@@ -31,7 +31,7 @@ use self::statement::jobs::JobsFile;
 use self::statement::{StatementFile, StatementQuery};
 use self::summary::{Queries, Report};
 use crate::money::Wei;
-use crate::records;
+use crate::records::{self, RecordsError};
 use crate::runner::rate::policy::Policy;
 use crate::terminal;
 
@@ -128,6 +128,7 @@ pub fn run(options: &ReportOptions) -> anyhow::Result<()> {
         pictures: options.html.is_some().then_some((SLICES, CHARTED)),
     };
     let connection = records::open_to_read(file).with_context(context)?;
+    records::check_times(&connection, records::REPORT_TIMES).with_context(context)?;
     let history = RecordedRuns::read(&connection, reading).with_context(context)?;
     let report = Report::of(
         &history,
@@ -152,8 +153,15 @@ fn state(options: &ReportOptions) -> anyhow::Result<()> {
     let open = |path: &PathBuf| -> anyhow::Result<StatementFile> {
         // Before it is opened as a database, whose locks closing another handle would end.
         let is_written = records::is_written(path);
-        let connection = records::open_to_read(path)
-            .with_context(|| format!("{}: cannot be reported", path.display()))?;
+        let read = || {
+            let connection = records::open_to_read(path)?;
+            let times = records::REPORT_TIMES.into_iter();
+            records::check_times(&connection, times.chain(records::STATEMENT_TIMES))?;
+            Ok(connection)
+        };
+        let connection = read().map_err(|error: RecordsError| {
+            anyhow!(error).context(format!("{}: cannot be reported", path.display()))
+        })?;
         Ok(StatementFile {
             path: path.clone(),
             connection,

@@ -81,6 +81,7 @@ impl EventReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     fn event(kind: &str, data: &str) -> ServerSentEvent {
@@ -128,6 +129,16 @@ mod tests {
             for piece in pieces {
                 let _ = reader.push(&piece);
             }
+        }
+
+        #[test]
+        fn nearly_right_streams_are_read_or_refused(bytes in mutated(&[
+            ": \n\nevent: ping\ndata: {\"a\":1}\n\nevent: resync\ndata\r\n\r\ndata: last\n\n",
+        ])) {
+            let events = EventReader::default().push(&bytes).unwrap_or_default();
+            let told: usize = events.iter().map(|event| event.data.len()).sum();
+            // Bytes that are no UTF-8 are shown by three.
+            prop_assert!(told <= 3 * bytes.len());
         }
     }
 }

@@ -193,6 +193,7 @@ fn whole_wei(number: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     fn read(text: &str) -> (StreamState, Option<Outcome>, Option<String>) {
@@ -286,6 +287,23 @@ mod tests {
         #[test]
         fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
             let _ = JobStream::default().push(&bytes);
+        }
+
+        /// However an answer goes on after its end: what it was stays what it was.
+        #[test]
+        fn nearly_right_streams_are_read(bytes in mutated(&[
+            "data: {\"token\":\"a\"}\n\nevent: error\ndata: {\"error\":\"x\"}\n\ndata: {\"balance\": -7}\n\ndata: [DONE]\n\n",
+            ": waiting\r\ndata: 1\r\n\r\nevent: insufficient balance\ndata: [DONE]\n",
+        ])) {
+            let mut stream = JobStream::default();
+            let state = stream.push(&bytes);
+            let failed = stream.failure().map(|(outcome, _)| outcome);
+            prop_assert!(state != StreamState::Done || bytes.windows(12).any(|line| line == b"data: [DONE]"));
+            if state == StreamState::GoesOn {
+                stream.push(b"\nevent: error\ndata: {}\n\ndata: [DONE]\n");
+                prop_assert!(failed.is_none() || stream.failure().map(|(outcome, _)| outcome) == failed);
+            }
+            prop_assert!(stream.balance_wei().is_none_or(|wei| wei.len() <= bytes.len()));
         }
     }
 }

@@ -233,6 +233,7 @@ pub fn listed_path(runner: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
     use proptest::prelude::*;
 
     fn own(status: u16) -> AnswerHead<'static> {
@@ -343,6 +344,14 @@ mod tests {
             for head in [own(status), json(status)] {
                 let _ = of_answer(head, &body);
             }
+        }
+
+        #[test]
+        fn nearly_right_lists_are_read_or_refused(body in mutated(&[
+            r#"[{"address":"https://o:1","runners":[{"url":"https://o:1/apps/a/app","mode":"single-shot","capacity":2,"capacity_used":1,"price_info":{"price":7,"currency":"wei","unit":"fixed"}}]}]"#,
+        ])) {
+            let listed = listed_runners(&body).unwrap_or_default();
+            prop_assert!(listed.iter().all(|runner| runner.url.len() <= body.len()));
         }
     }
 }

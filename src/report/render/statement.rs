@@ -6,7 +6,7 @@ use csv::{Terminator, WriterBuilder};
 
 use crate::report::statement::jobs::cell;
 use crate::report::statement::{AgentStatement, AmountSource, Statements};
-use crate::text;
+use crate::text::{self, foreign_name};
 
 /// The columns of [`csv`].
 const COLUMNS: [&str; 19] = [
@@ -167,7 +167,7 @@ fn write_one(
     let head = &statements.statement;
     let uptime = agent.uptime_percent;
     let sum = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
-    writeln!(text, "🧾 STATEMENT FOR {}", agent.agent_id)?;
+    writeln!(text, "🧾 STATEMENT FOR {}", foreign_name(&agent.agent_id))?;
     writeln!(text, "=====================================")?;
     writeln!(text, "  🕐 From {} until {}", head.from, head.until)?;
     writeln!(
@@ -207,7 +207,7 @@ fn write_one(
         writeln!(
             text,
             "     💶 {}: {} jobs, {} s × {} wei = {} wei",
-            charged.capability,
+            foreign_name(&charged.capability),
             charged.jobs,
             charged.seconds,
             charged.price_wei,

@@ -12,7 +12,7 @@ use crate::report::effect::{Effect, HourAround};
 use crate::report::forecast::{Chance, TierForecast};
 use crate::report::suggest::Suggestion;
 use crate::report::summary::{AgentReport, JobsReport, Report, WhatIf};
-use crate::text;
+use crate::text::{self, foreign_name};
 use crate::units::Percent;
 
 pub(crate) fn lines(report: &Report) -> String {
@@ -50,7 +50,7 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         )?;
     }
     for (name, agent) in &report.agents {
-        writeln!(text, "\n🖥️  {name}")?;
+        writeln!(text, "\n🖥️  {}", foreign_name(name))?;
         writeln!(text, "-----------------------------------------")?;
         write_agent(agent, text)?;
     }
@@ -122,7 +122,8 @@ fn write_agent(agent: &AgentReport, text: &mut String) -> std::fmt::Result {
 fn write_jobs(name: &str, jobs: &JobsReport, text: &mut String) -> std::fmt::Result {
     writeln!(
         text,
-        "  🎯 {name}: {} jobs, {} good",
+        "  🎯 {}: {} jobs, {} good",
+        foreign_name(name),
         jobs.jobs,
         percent(jobs.success_rate_percent)
     )?;

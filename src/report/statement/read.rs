@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
@@ -28,6 +29,8 @@ use crate::wire::ping_system::HistoryPing;
 const ALIVE: Micros = 10_000_000;
 /// Slots are recorded every second: jobs that were sent so long before a row are all in it.
 const SLOTS_LAG: Micros = 3_000_000;
+/// More slots than a run can have; sums of a few such do not overflow.
+const MAX_SLOTS: u64 = 1 << 53;
 /// The reasons of dropped slots, in the order of their columns.
 const DROPPED: [&str; 3] = ["in_flight", "late", "budget"];
 
@@ -38,6 +41,13 @@ pub(crate) struct StatementFile {
     pub connection: Connection,
     /// Whether a runner has it open.
     pub is_written: bool,
+}
+
+impl StatementFile {
+    /// What an error begins with.
+    fn context(&self) -> String {
+        format!("{}: cannot be reported", self.path.display())
+    }
 }
 
 /// Which statements are wanted.
@@ -106,37 +116,45 @@ pub(crate) fn read<W: Write>(
     };
     let mut numbers = Vec::new();
     for file in files {
-        numbers.push(reader.read_runs(file)?);
+        numbers.push(reader.read_runs(file).with_context(|| file.context())?);
     }
     reader.settle_period();
     let mut in_order: Vec<usize> = (0..files.len()).collect();
-    let first_row = |file: &StatementFile| -> rusqlite::Result<Option<Micros>> {
+    let first_row = |file: &StatementFile| -> anyhow::Result<Option<Micros>> {
         let first = "SELECT MIN(at) FROM slots";
-        file.connection.query_row(first, (), |row| row.get(0))
+        let row = file.connection.query_row(first, (), |row| row.get(0));
+        row.with_context(|| file.context())
     };
     let firsts: Vec<_> = files.iter().map(first_row).collect::<Result<_, _>>()?;
     in_order.sort_by_key(|&file| firsts[file]);
     let contents: Vec<FileContent<'_>> = in_order
         .into_iter()
-        .map(|index| FileContent::read(&files[index].connection, &numbers[index], query))
-        .collect::<rusqlite::Result<_>>()?;
+        .map(|index| {
+            let content = FileContent::read(&files[index], &numbers[index], query);
+            content.with_context(|| files[index].context())
+        })
+        .collect::<anyhow::Result<_>>()?;
     for content in &contents {
-        reader.read_slots(content)?;
-        reader.read_pings(content)?;
-        reader.read_old(content)?;
+        let read = reader
+            .read_slots(content)
+            .and_then(|()| reader.read_pings(content))
+            .and_then(|()| reader.read_old(content));
+        read.with_context(|| content.file.context())?;
     }
     for content in &contents {
-        reader.read_jobs(content)?;
+        let read = reader.read_jobs(content);
+        read.with_context(|| content.file.context())?;
     }
     for content in &contents {
-        reader.read_in_flight(content)?;
+        let read = reader.read_in_flight(content);
+        read.with_context(|| content.file.context())?;
     }
     reader.finish()
 }
 
 /// What stands for runs, agents and capabilities in a file.
 struct FileContent<'a> {
-    connection: &'a Connection,
+    file: &'a StatementFile,
     runs: &'a HashMap<i64, RunId>,
     agents: HashMap<i64, String>,
     capabilities: HashMap<i64, String>,
@@ -145,10 +163,11 @@ struct FileContent<'a> {
 
 impl<'a> FileContent<'a> {
     fn read(
-        connection: &'a Connection,
+        file: &'a StatementFile,
         runs: &'a HashMap<i64, RunId>,
         query: &StatementQuery,
     ) -> rusqlite::Result<Self> {
+        let connection = &file.connection;
         let names = |query: &str| -> rusqlite::Result<HashMap<i64, String>> {
             let mut statement = connection.prepare(query)?;
             let rows = statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -171,11 +190,23 @@ impl<'a> FileContent<'a> {
             }
         }
         Ok(Self {
-            connection,
+            file,
             runs,
             agents,
             capabilities: names("SELECT capability, name FROM capabilities")?,
             prices,
+        })
+    }
+
+    fn connection(&self) -> &'a Connection {
+        &self.file.connection
+    }
+
+    fn capability(&self, number: i64) -> Result<&str, HistoryError> {
+        let name = self.capabilities.get(&number).map(String::as_str);
+        name.ok_or_else(|| HistoryError::Unknown {
+            column: "jobs.capability",
+            value: number.to_string(),
         })
     }
 
@@ -250,7 +281,9 @@ impl<W: Write> Reader<'_, W> {
         let end = match ended_at.or(alive_at) {
             Some(end) => end,
             // The last record belongs to the run.
-            None => last_record(&file.connection, number)?.unwrap_or(started_at) + 1,
+            None => last_record(&file.connection, number)?
+                .unwrap_or(started_at)
+                .saturating_add(1),
         };
         let is_alive =
             |at: Micros| file.is_written && self.query.now.timestamp_micros() - at < ALIVE;
@@ -312,7 +345,7 @@ impl<W: Write> Reader<'_, W> {
         let columns = "run, agent, at, base_rate, rate, reason, asked, withheld, dropped_in_flight, dropped_late, \
              dropped_budget";
         // What was counted before the period.
-        let mut before = file.connection.prepare(&format!(
+        let mut before = file.connection().prepare(&format!(
             "SELECT {columns} FROM slots WHERE agent = ?1 AND run = ?2 AND at <= ?3 ORDER BY at DESC LIMIT 1"
         ))?;
         for (number, id) in file.runs {
@@ -340,7 +373,7 @@ impl<W: Write> Reader<'_, W> {
                 }
             }
         }
-        let mut statement = file.connection.prepare(&format!(
+        let mut statement = file.connection().prepare(&format!(
             "SELECT {columns} FROM slots WHERE agent IN ({}) AND at > ?1 AND at <= ?2 ORDER BY agent, at",
             file.agents_sql()
         ))?;
@@ -402,7 +435,7 @@ impl<W: Write> Reader<'_, W> {
     fn read_pings(&mut self, file: &FileContent<'_>) -> anyhow::Result<()> {
         let Period { from, until } = self.period;
         // One before the period, on which the first one in it may depend, and all that may speak for its end.
-        let mut statement = file.connection.prepare(
+        let mut statement = file.connection().prepare(
             "SELECT timestamp, covers_from, success, is_void, first_ping, gpu_available, uptime_percent, window_seconds \
              FROM pings WHERE agent = ?1 AND timestamp >= COALESCE((SELECT MAX(timestamp) FROM pings WHERE agent = ?1 \
              AND timestamp <= ?2), ?2) AND (timestamp <= ?3 OR COALESCE(covers_from < ?3, TRUE)) ORDER BY timestamp",
@@ -428,7 +461,7 @@ impl<W: Write> Reader<'_, W> {
             period: self.period,
             pictures: None,
         };
-        let history = RecordedRuns::read(file.connection, reading)?;
+        let history = RecordedRuns::read(file.connection(), reading)?;
         for (name, agent) in history.agents {
             if !file.agents.values().any(|wanted| *wanted == name) {
                 continue;
@@ -489,7 +522,7 @@ impl<W: Write> Reader<'_, W> {
         let Period { from, until } = self.period;
         let mut balances: HashMap<i64, OrchestratorBalances> = HashMap::new();
         // In the order of their ends, which that of the rows is; the sign keeps the index of times in use.
-        let mut statement = file.connection.prepare(&format!(
+        let mut statement = file.connection().prepare(&format!(
             "SELECT run, agent, capability, job_id, sent_at, outcome, COALESCE(is_stream, outcome = 'unpaid' AND status = 200), \
              COALESCE(worked_us, MAX(latency_us - send_lag_us, 0)), COALESCE(timeout_seconds, 4294967295), orchestrator, \
              sent_to, balance_wei FROM jobs WHERE sent_at >= ?1 AND sent_at < ?2 AND agent IN ({}) ORDER BY +rowid",
@@ -541,7 +574,7 @@ impl<W: Write> Reader<'_, W> {
                 });
                 sums.balance.add(&change);
             }
-            let capability = &file.capabilities[&capability];
+            let capability = file.capability(capability)?;
             let sent_to: Option<String> = row.get(10)?;
             let job = Job {
                 id: job_id,
@@ -567,7 +600,7 @@ impl<W: Write> Reader<'_, W> {
 
     fn read_in_flight(&mut self, file: &FileContent<'_>) -> anyhow::Result<()> {
         let Period { from, until } = self.period;
-        let mut statement = file.connection.prepare(&format!(
+        let mut statement = file.connection().prepare(&format!(
             "SELECT run, agent, capability, job_id, sent_at FROM jobs_in_flight WHERE sent_at >= ?1 AND sent_at < ?2 \
              AND agent IN ({}) ORDER BY sent_at, job_id",
             file.agents_sql()
@@ -587,7 +620,7 @@ impl<W: Write> Reader<'_, W> {
             let job = Job {
                 id: job_id,
                 agent: name,
-                capability: &file.capabilities[&row.get(2)?],
+                capability: file.capability(row.get(2)?)?,
                 orchestrator: String::new(),
                 sent_at,
                 outcome: UNKNOWN,
@@ -693,15 +726,32 @@ fn last_record(connection: &Connection, run: i64) -> rusqlite::Result<Option<Mic
     connection.query_row(query, [run], |row| row.get(0))
 }
 
-fn counts(row: &Row<'_>) -> rusqlite::Result<SlotCounts> {
-    let count =
-        |index: usize| -> rusqlite::Result<u64> { Ok(row.get::<_, i64>(index)?.unsigned_abs()) };
-    Ok(SlotCounts {
+fn counts(row: &Row<'_>) -> Result<SlotCounts, HistoryError> {
+    let count = |index: usize, column: &'static str| -> Result<u64, HistoryError> {
+        let count: i64 = row.get(index)?;
+        let known = u64::try_from(count).ok().filter(|&n| n <= MAX_SLOTS);
+        known.ok_or_else(|| HistoryError::Unknown {
+            column,
+            value: count.to_string(),
+        })
+    };
+    let counts = SlotCounts {
         at: row.get(2)?,
-        asked: count(6)?,
-        withheld: count(7)?,
-        dropped: [count(8)?, count(9)?, count(10)?],
-    })
+        asked: count(6, "slots.asked")?,
+        withheld: count(7, "slots.withheld")?,
+        dropped: [
+            count(8, "slots.dropped_in_flight")?,
+            count(9, "slots.dropped_late")?,
+            count(10, "slots.dropped_budget")?,
+        ],
+    };
+    if counts.asked < counts.withheld + counts.dropped.iter().sum::<u64>() {
+        return Err(HistoryError::Unknown {
+            column: "slots.asked",
+            value: counts.asked.to_string(),
+        });
+    }
+    Ok(counts)
 }
 
 fn ping(row: &Row<'_>) -> rusqlite::Result<HistoryPing> {

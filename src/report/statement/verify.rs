@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::jobs::{COLUMNS, sha256, text_of};
 use super::sums::UNKNOWN;
 use crate::money::Wei;
+use crate::text::foreign;
 use crate::wire::charge::ChargedPer;
 use crate::wire::outcome::Outcome;
 
@@ -54,7 +55,8 @@ struct Job {
     capability: String,
     sent_at: String,
     outcome: String,
-    seconds: u64,
+    /// No job takes longer; so no sum overflows.
+    seconds: u32,
     price_wei: String,
     amount_wei: String,
 }
@@ -65,7 +67,7 @@ impl Job {
         let outcome = Outcome::named(&self.outcome);
         let is_charged = outcome.is_some_and(|outcome| outcome.is_charged(false));
         price.times(match per {
-            ChargedPer::Second => self.seconds,
+            ChargedPer::Second => self.seconds.into(),
             ChargedPer::Job => is_charged.into(),
         })
     }
@@ -129,9 +131,9 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, seconds: u64, amount: &Wei) {
+    fn add(&mut self, seconds: u32, amount: &Wei) {
         self.jobs += 1;
-        self.seconds += seconds;
+        self.seconds += u64::from(seconds);
         self.amount += amount;
     }
 
@@ -183,7 +185,7 @@ pub(crate) fn compare(statement: &Value, csv: &[u8]) -> anyhow::Result<Verified>
         let at = &*job.sent_at;
         let text = |key: &str| head[key].as_str().unwrap_or_default();
         if at < text("from") || at >= text("until") {
-            checks.differs(format!(
+            checks.differs(&format!(
                 "the job in line {line} was sent at {at}, outside of the period"
             ));
         }
@@ -199,7 +201,7 @@ pub(crate) fn compare(statement: &Value, csv: &[u8]) -> anyhow::Result<Verified>
         sums.compare(name, agent, &mut checks);
     }
     if let Some(name) = agents.keys().next() {
-        checks.differs(format!("{name} has jobs, but no statement"));
+        checks.differs(&format!("{name} has jobs, but no statement"));
     }
     Ok(checks.0.map_or(Verified::Equal, Verified::Differs))
 }
@@ -287,17 +289,51 @@ impl Sums {
     }
 }
 
+/// How much of a difference is told.
+const MAX_DIFFERENCE_CHARS: usize = 1000;
+
 /// Keeps the first difference.
 struct Checks(Option<String>);
 
 impl Checks {
     fn equal(&mut self, what: &str, stated: &Value, computed: &Value) {
         if stated != computed {
-            self.differs(format!("{what}: stated {stated}, computed {computed}"));
+            self.differs(&format!("{what}: stated {stated}, computed {computed}"));
         }
     }
 
-    fn differs(&mut self, difference: String) {
-        self.0.get_or_insert(difference);
+    fn differs(&mut self, difference: &str) {
+        // Both files are somebody else's.
+        self.0
+            .get_or_insert_with(|| foreign(difference, MAX_DIFFERENCE_CHARS));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutation::mutated;
+    use crate::text::is_printable;
+    use proptest::prelude::*;
+
+    /// As `report --statement --json` and `--jobs` write them.
+    const STATEMENT: &str = r#"{"statement":{"format":1,"from":"2026-11-24T00:00:00.000000Z","until":"2026-11-25T00:00:00.000000Z"},"jobs_sha256":"00","agents":[{"agent_id":"a","slots":{"asked":2,"sent":2,"withheld":{"uptime":0},"dropped":{"late":0},"unaccounted":0},"jobs":{"sent":2,"succeeded":1,"unknown":0,"outcomes":{"success":{"jobs":1,"seconds":1,"amount_wei":"7"}}},"charged":[{"capability":"c","price_wei":"7","per":"second","jobs":2,"seconds":2,"amount_wei":"14"}],"days":[{"day":"2026-11-24","jobs":2,"succeeded":1,"amount_wei":"14"}],"amount_from":"price","amount_wei":"14","amount_eth":"0.000000000000000014"}]}"#;
+    const JOBS: &str = "job_id,agent_id,capability,orchestrator,sent_at,outcome,seconds,price_wei,amount_wei\r\n\
+        604ece01-64f5-467d-835e-a26303a42e02,a,c,,2026-11-24T10:00:00.000000Z,success,1,7,7\r\n\
+        604ece01-64f5-467d-835e-a26303a42e03,a,c,https://o,2026-11-24T11:00:00.000000Z,timeout,1,7,7\r\n";
+
+    proptest! {
+        /// An owner reads what the operator sent, and the operator what the owner says it was.
+        #[test]
+        fn nearly_right_files_are_compared_or_refused(
+            statement in mutated(&[STATEMENT]),
+            jobs in prop_oneof![mutated(&[JOBS]), prop::collection::vec(any::<u8>(), 0..100)],
+        ) {
+            if let Ok(statement) = serde_json::from_slice(&statement)
+                && let Ok(Verified::Differs(difference)) = compare(&statement, &jobs)
+            {
+                prop_assert!(difference.chars().all(|c| c == ' ' || is_printable(c)), "{difference:?}");
+            }
+        }
     }
 }

@@ -407,6 +407,8 @@ fn failure(error: &hyper_util::client::legacy::Error) -> Unread {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::mutated;
+    use proptest::prelude::*;
 
     #[test]
     fn a_retry_is_asked_for_in_seconds_or_at_a_time_by_the_servers_clock() {
@@ -438,5 +440,36 @@ mod tests {
         assert_eq!(said(502, b" \n"), "Bad Gateway");
         assert_eq!(said(599, b""), "no text");
         assert_eq!(said(500, &vec![b'x'; 8192]).chars().count(), SHOWN_CHARS);
+    }
+
+    proptest! {
+        /// Of whatever stands in the headers only what can be used is kept, and no more of it than was said.
+        #[test]
+        fn any_headers_are_read(
+            values in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 0..60),
+                    prop::collection::vec(Just(b'9'), 0..6000),
+                    mutated(&["-999999000000000000", "120", "Tue, 24 Nov 2026 12:00:30 GMT", "https://orch-1.example:8935"]),
+                ],
+                5,
+            ),
+        ) {
+            let names = [BALANCE_HEADER, ORCHESTRATOR_HEADER, METADATA_HEADER, "retry-after", "date"];
+            let mut headers = HeaderMap::new();
+            for (name, value) in names.into_iter().zip(values) {
+                if let Ok(value) = HeaderValue::from_bytes(&value) {
+                    headers.insert(name, value);
+                }
+            }
+            let KeptHeaders { orchestrator, balance_wei, metadata } = KeptHeaders::of_gateway(&headers);
+            for text in [&orchestrator, &metadata].into_iter().flatten() {
+                prop_assert!(text.len() <= MAX_HEADER_BYTES && !text.contains(|c: char| c.is_control() && c != '\t'));
+            }
+            let digits = balance_wei.iter().flat_map(|wei| wei.strip_prefix('-').unwrap_or(wei).bytes());
+            prop_assert!(digits.clone().all(|digit| digit.is_ascii_digit()) && digits.count() <= 78);
+            let now = "2026-11-24T12:00:00Z".parse().unwrap();
+            prop_assert!(retry_after(&headers, now).is_none_or(|delay| delay <= MAX_RETRY_AFTER));
+        }
     }
 }

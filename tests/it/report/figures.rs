@@ -9,7 +9,7 @@ use uptime_runner::records::open_to_write;
 
 /// One run of two minutes: agent-001 at 100 % for a minute, at 96 % for half of one, at 80 % for
 /// the rest; agent-002 never known.
-fn fixture(file: &Path) {
+pub(super) fn fixture(file: &Path) {
     let connection = open_to_write(file).unwrap();
     let second = 1_000_000;
     connection
@@ -432,4 +432,26 @@ fn what_cannot_be_reported_is_told() {
         err.contains("--what-if") && err.contains("expected tiers:"),
         "{err}"
     );
+}
+
+/// Releases up to 0.1.0 recorded whatever ids a ping system listed.
+#[test]
+fn names_in_a_record_cannot_act_on_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("runs.db");
+    fixture(&file);
+    let connection = open_to_write(&file).unwrap();
+    let hostile = "a\u{1b}[31m\n\u{202e}b";
+    for (table, column, row) in [("agents", "agent_id", 1), ("capabilities", "name", 1)] {
+        let update = format!("UPDATE {table} SET {column} = ?1 WHERE rowid = ?2");
+        connection.execute(&update, (hostile, row)).unwrap();
+    }
+    drop(connection);
+    let file = file.to_str().unwrap();
+    for arguments in [&[file][..], &[file, "--statement"]] {
+        let (code, out, err) = report(arguments);
+        assert_eq!(code, Some(0), "{err}");
+        assert!(out.contains("a\\u{1b}[31m \\u{202e}b"), "{out}");
+        assert!(!out.contains(['\u{1b}', '\u{202e}']), "{out}");
+    }
 }
