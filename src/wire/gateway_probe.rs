@@ -25,14 +25,20 @@ pub fn probed(status: u16, body: &[u8]) -> Probed {
     match status {
         400 if body.starts_with(b"Unable to parse job request, err=") => Probed::Gateway,
         400 if body.starts_with(b"Could not verify job creds") => Probed::Orchestrator,
-        400 if body.starts_with(b"Client sent an HTTP request to an HTTPS server.") => {
-            Probed::NeedsTls
-        }
+        400 if wants_tls(body) => Probed::NeedsTls,
         404 if body == b"404 page not found\n" => Probed::NoSuchPath,
         401 | 403 | 407 => Probed::TokenRefused,
         502..=504 | 520..=530 => Probed::GatewayDown,
         _ => Probed::SomethingElse,
     }
+}
+
+/// The words in which Go's servers (Caddy among them), nginx and Apache refuse clear text on a port for TLS.
+fn wants_tls(body: &[u8]) -> bool {
+    let page = String::from_utf8_lossy(body);
+    page.starts_with("Client sent an HTTP request to an HTTPS server.")
+        || page.contains("The plain HTTP request was sent to HTTPS port")
+        || page.contains("speaking plain HTTP to an SSL-enabled server port")
 }
 
 #[cfg(test)]
@@ -53,6 +59,16 @@ mod tests {
             (
                 400,
                 "Client sent an HTTP request to an HTTPS server.\n",
+                Probed::NeedsTls,
+            ),
+            (
+                400,
+                "<html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n",
+                Probed::NeedsTls,
+            ),
+            (
+                400,
+                "Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />\n",
                 Probed::NeedsTls,
             ),
             (401, "", Probed::TokenRefused),

@@ -127,6 +127,10 @@ fn a_self_signed_certificate_is_compared_and_its_name_checked() {
         check.args(["--gateway-url", &url, "--timeout", "77s"]);
         let said = String::from_utf8(check.output().unwrap().stdout).unwrap();
         assert!(said.contains("its certificate is not trusted"), "{said}");
+        check.arg("--ca-file").arg(&file);
+        let said = String::from_utf8(check.output().unwrap().stdout).unwrap();
+        let is_misnamed = said.contains("Name the gateway as its certificate does");
+        assert_eq!(is_misnamed, name != "localhost", "{said}");
     }
 }
 

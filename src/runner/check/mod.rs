@@ -279,11 +279,11 @@ async fn answered(config: &RunnerConfig, url: &Url, client: &Client, answer: Res
                 .to_owned()
         }
         Probed::TokenRefused => format!(
-            "status {status}: {}. Name another one (--gateway-token-file)",
+            "status {status}: {} (--gateway-token-file)",
             if config.gateway.endpoint.token.is_some() {
-                "the token is refused"
+                "the token is refused. Name another one"
             } else {
-                "a token is asked for"
+                "a token is asked for. Name one"
             }
         ),
         Probed::GatewayDown => format!(
@@ -326,6 +326,10 @@ fn unreachable_gateway(url: &Url, error: &reqwest::Error) -> Finding {
     let is_clear = ["InvalidContentType", "corrupt message", "handshake eof"];
     let advice = if is_clear.iter().any(|sign| why.contains(sign)) {
         "it speaks clear text. Name it by http:// (--gateway-url)"
+    } else if why.contains("not valid for name") {
+        "Name the gateway as its certificate does (--gateway-url)"
+    } else if why.contains("certificate expired") {
+        "Renew its certificate, or set this machine's clock"
     } else if why.contains("certificate") {
         "its certificate is not trusted. Give the root that signed it, or the certificate itself (--ca-file)"
     } else if error.is_timeout() {
