@@ -325,9 +325,8 @@ pub(crate) fn check_times(
             .split_once('.')
             .expect("each names a table and a column");
         // A time that is no number compares as greater than all numbers.
-        let query = format!(
-            "SELECT EXISTS (SELECT 1 FROM {table} WHERE {name} < 0) OR EXISTS (SELECT 1 FROM {table} WHERE {name} > {LATEST})"
-        );
+        let query =
+            format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {name} < 0 OR {name} > {LATEST})");
         if connection.query_row(&query, (), |row| row.get(0))? {
             return Err(RecordsError::Time { column });
         }

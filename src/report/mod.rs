@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use chrono::Utc;
 use serde::Serialize;
 
@@ -153,15 +153,14 @@ fn state(options: &ReportOptions) -> anyhow::Result<()> {
     let open = |path: &PathBuf| -> anyhow::Result<StatementFile> {
         // Before it is opened as a database, whose locks closing another handle would end.
         let is_written = records::is_written(path);
-        let read = || {
+        let read = || -> Result<_, RecordsError> {
             let connection = records::open_to_read(path)?;
             let times = records::REPORT_TIMES.into_iter();
             records::check_times(&connection, times.chain(records::STATEMENT_TIMES))?;
             Ok(connection)
         };
-        let connection = read().map_err(|error: RecordsError| {
-            anyhow!(error).context(format!("{}: cannot be reported", path.display()))
-        })?;
+        let connection =
+            read().with_context(|| format!("{}: cannot be reported", path.display()))?;
         Ok(StatementFile {
             path: path.clone(),
             connection,
