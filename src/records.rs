@@ -263,7 +263,7 @@ pub fn is_written(file: &Path) -> bool {
 /// Checks before a run that a file can be one of records. What may pass by itself, a lock or a full disk, is no error.
 ///
 /// # Errors
-/// A folder that does not exist, a file that holds something else or was written by a later release.
+/// A folder that does not exist, a file that holds something else, was written by a later release or is damaged.
 pub fn check_usable(file: &Path) -> Result<(), RecordsError> {
     let folder = file
         .parent()
@@ -281,13 +281,18 @@ pub fn check_usable(file: &Path) -> Result<(), RecordsError> {
     if is_empty || !file.exists() {
         return Ok(());
     }
-    match open_to_read(file) {
+    let read = || -> Result<i64, RecordsError> {
+        let connection = open_to_read(file)?;
+        // Reads the schema.
+        Ok(connection.query_row("SELECT COUNT(*) FROM runs", (), |row| row.get(0))?)
+    };
+    match read() {
         Err(error @ (RecordsError::NotOurs | RecordsError::OtherVersion(_))) => Err(error),
-        Err(RecordsError::Database(error))
-            if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) =>
-        {
-            Err(RecordsError::NotOurs)
-        }
+        Err(RecordsError::Database(error)) => match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => Err(RecordsError::NotOurs),
+            Some(ErrorCode::DatabaseCorrupt) => Err(error.into()),
+            _ => Ok(()),
+        },
         Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -293,7 +293,14 @@ fn a_file_that_is_something_else_is_refused() {
         "no database at all, but long enough to be looked at by one",
     )
     .unwrap();
+    // One of ours, of which a disk has lost all but the first page.
+    let damaged = folder.path().join("damaged.db");
+    drop(uptime_runner::records::open_to_write(&damaged).unwrap());
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    bytes[4096..].fill(0);
+    std::fs::write(&damaged, bytes).unwrap();
     for (file, reason) in [
+        (damaged, "malformed"),
         (other, "something else"),
         (text, "something else"),
         (folder.path().join("no/such/x.db"), "folder does not exist"),
