@@ -7,6 +7,7 @@ use csv::{Terminator, WriterBuilder};
 use crate::report::statement::jobs::cell;
 use crate::report::statement::{AgentStatement, AmountSource, Statements};
 use crate::text::{self, foreign_name};
+use crate::wire::charge::ChargedPer;
 
 /// The columns of [`csv`].
 const COLUMNS: [&str; 19] = [
@@ -204,12 +205,15 @@ fn write_one(
         )?;
     }
     for charged in &agent.charged {
+        let seconds = match charged.per {
+            per if per == ChargedPer::Job.name() => String::new(),
+            _ => format!(", {} s", charged.seconds),
+        };
         writeln!(
             text,
-            "     💶 {}: {} jobs, {} s × {} wei = {} wei",
+            "     💶 {}: {} jobs{seconds} × {} wei = {} wei",
             foreign_name(&charged.capability),
             charged.jobs,
-            charged.seconds,
             charged.price_wei,
             charged.amount_wei
         )?;
@@ -222,7 +226,19 @@ fn write_one(
         )?;
     }
     let source = match agent.amount_from {
-        AmountSource::Price => "from the price of each second begun",
+        AmountSource::Price => {
+            let is_for = |per: ChargedPer| {
+                agent
+                    .charged
+                    .iter()
+                    .any(|charged| charged.per == per.name())
+            };
+            match (is_for(ChargedPer::Second), is_for(ChargedPer::Job)) {
+                (_, false) => "from the price of each second begun",
+                (false, true) => "from the price of each job",
+                (true, true) => "from the prices of seconds begun and of jobs",
+            }
+        }
         AmountSource::Balance => "from the balances in answers",
         AmountSource::None => "no price and no balances are known",
     };

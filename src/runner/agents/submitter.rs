@@ -358,8 +358,10 @@ impl<D: SendJob + Clone> Submitter<D> {
         let timeout = job.timeout;
         let own = orchestrator.as_ref().map(|own| own.index());
         let in_flight = self.job_stats.sent(own, Instant::now().into_std());
+        // One time for both events: between them a row of slots may be recorded, which counts the job or does not.
+        let ts = shared.events.now();
         shared.events.record(&Event::Sent(JobSent {
-            ts: shared.events.now(),
+            ts,
             agent,
             job_id,
             capability: index,
@@ -370,7 +372,6 @@ impl<D: SendJob + Clone> Submitter<D> {
         jobs.spawn(async move {
             let sent_at = Instant::now();
             let send_lag = sent_at.saturating_duration_since(slot);
-            let ts = shared.events.now();
             let answer = tokio::select! {
                 biased;
                 answer = destination.send(job) => answer,

@@ -160,6 +160,12 @@ fn assert_statement(record: &Path, folder: &Path, jobs: &[Vec<Value>]) {
         (&by_price[0]["per"], &by_price[0]["jobs"]),
         (&json!("job"), &json!(charged))
     );
+    let mut report = binary();
+    let output = report.args(["report", "--statement"]).arg(record).output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let line = format!("gpu-check: {charged} jobs × 7 wei = {} wei", 7 * charged);
+    assert!(text.contains(&line), "{text}");
+    assert!(text.contains("from the price of each job\n"), "{text}");
     let verify = || {
         let mut verify = binary();
         verify.arg("verify").arg(&statement);

@@ -74,6 +74,15 @@ fn all_that_was_printed_is_in_the_file() {
             }
         }
         assert_eq!(jobs.len(), printed.len());
+        // A kill after any row of slots would leave no job out that the row counts.
+        let uncounted = rows(
+            &file,
+            &format!(
+                "SELECT at, asked FROM slots AS s WHERE run = {run} AND asked - withheld - dropped_in_flight - dropped_late \
+                 - dropped_budget > (SELECT COUNT(*) FROM jobs WHERE run = s.run AND agent = s.agent AND sent_at <= s.at)"
+            ),
+        );
+        assert!(uncounted.is_empty(), "{uncounted:?}");
         let changes = rows(
             &file,
             &format!(
