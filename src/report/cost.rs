@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::tally::Tally;
 use super::timeline::Slots;
 use crate::money::Wei;
+use crate::wire::charge::ChargedPer;
 
 /// The normal distribution's quantile of 97.5 %: intervals hold the truth in 95 of 100 cases.
 const Z: f64 = 1.959_963_985;
@@ -28,8 +29,10 @@ pub struct Cost {
     pub spent_wei: Wei,
     /// The jobs for which it was spent.
     pub jobs: u64,
-    /// Their seconds that were charged, where there is a price.
+    /// Their seconds that were charged, where there is a price of seconds.
     pub seconds_charged: Option<u64>,
+    /// Those that were charged, where there is a price of jobs.
+    pub jobs_charged: Option<u64>,
     /// For each job that succeeded, rounded up.
     pub per_good_job_wei: Option<Wei>,
     /// What the slots would have cost that punishment withheld, if as much as those jobs.
@@ -81,7 +84,8 @@ pub(crate) fn cost(jobs: &Tally, punished: Slots) -> Option<Cost> {
             CostSource::Balance
         },
         jobs: of_jobs,
-        seconds_charged: by_price.then(|| jobs.charged.iter().map(|c| c.seconds).sum()),
+        seconds_charged: units(jobs, ChargedPer::Second),
+        jobs_charged: units(jobs, ChargedPer::Job),
         per_good_job_wei: spent.for_each_of(good),
         not_spent_wei: spent.part(numerator, denominator * u128::from(of_jobs)),
         good_jobs_per_eth: per_eth(good, all, &spent),
@@ -90,6 +94,12 @@ pub(crate) fn cost(jobs: &Tally, punished: Slots) -> Option<Cost> {
         books_forgotten: jobs.balance.forgotten,
         spent_wei: spent,
     })
+}
+
+/// How many units were charged at prices for such units, if there are any.
+fn units(jobs: &Tally, per: ChargedPer) -> Option<u64> {
+    let charged = jobs.charged.iter().filter(|c| c.price.per == per);
+    charged.map(|c| c.units).reduce(u64::saturating_add)
 }
 
 /// How many good jobs an ETH gave: the share of good ones lies within Wilson's interval, so that of few

@@ -143,9 +143,14 @@ fn write_jobs(name: &str, jobs: &JobsReport, text: &mut String) -> std::fmt::Res
 }
 
 fn write_cost(cost: &Cost, text: &mut String) -> std::fmt::Result {
-    let from = match (cost.source, cost.seconds_charged) {
-        (CostSource::Price, Some(seconds)) => format!("{seconds} s charged"),
-        _ => format!("by the balances of {} jobs", cost.jobs),
+    let from = match cost.source {
+        CostSource::Price => {
+            let seconds = cost.seconds_charged.map(|seconds| format!("{seconds} s"));
+            let jobs = cost.jobs_charged.map(|jobs| format!("{jobs} jobs"));
+            let units: Vec<String> = seconds.into_iter().chain(jobs).collect();
+            format!("{} charged", units.join(" and "))
+        }
+        CostSource::Balance => format!("by the balances of {} jobs", cost.jobs),
     };
     writeln!(text, "  💰 Spent: {} ({from})", money(&cost.spent_wei))?;
     if let Some(each) = &cost.per_good_job_wei {

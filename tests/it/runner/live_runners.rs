@@ -161,6 +161,13 @@ fn assert_statement(record: &Path, folder: &Path, jobs: &[Vec<Value>]) {
         (&json!("job"), &json!(charged))
     );
     let mut report = binary();
+    let text = report.arg("report").arg(record).output().unwrap().stdout;
+    let text = String::from_utf8(text).unwrap();
+    assert!(
+        text.contains(&format!("({charged} jobs charged)")),
+        "{text}"
+    );
+    let mut report = binary();
     let output = report.args(["report", "--statement"]).arg(record).output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
     let line = format!("gpu-check: {charged} jobs × 7 wei = {} wei", 7 * charged);

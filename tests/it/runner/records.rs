@@ -12,6 +12,16 @@ fn micros(ts: &Value) -> i64 {
     instant(ts).timestamp_micros()
 }
 
+/// A kill after any row of slots would leave no job out that the row counts.
+fn assert_slots_count_recorded_jobs(file: &Path) {
+    let uncounted = rows(
+        file,
+        "SELECT at, asked FROM slots AS s WHERE asked - withheld - dropped_in_flight - dropped_late - dropped_budget \
+         > (SELECT COUNT(*) FROM jobs WHERE run = s.run AND agent = s.agent AND sent_at <= s.at)",
+    );
+    assert!(uncounted.is_empty(), "{uncounted:?}");
+}
+
 #[test]
 fn all_that_was_printed_is_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -74,15 +84,7 @@ fn all_that_was_printed_is_in_the_file() {
             }
         }
         assert_eq!(jobs.len(), printed.len());
-        // A kill after any row of slots would leave no job out that the row counts.
-        let uncounted = rows(
-            &file,
-            &format!(
-                "SELECT at, asked FROM slots AS s WHERE run = {run} AND asked - withheld - dropped_in_flight - dropped_late \
-                 - dropped_budget > (SELECT COUNT(*) FROM jobs WHERE run = s.run AND agent = s.agent AND sent_at <= s.at)"
-            ),
-        );
-        assert!(uncounted.is_empty(), "{uncounted:?}");
+        assert_slots_count_recorded_jobs(&file);
         let changes = rows(
             &file,
             &format!(
