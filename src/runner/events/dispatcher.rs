@@ -45,6 +45,8 @@ struct RecorderState {
     /// Whether it was told that jobs go to a path that no node has.
     is_wrong_path_told: bool,
     rejections: RejectionLog,
+    /// Whether the summary was written.
+    is_closed: bool,
 }
 
 impl RecorderState {
@@ -120,6 +122,7 @@ impl EventDispatcher {
                 lines: Vec::new(),
                 lines_skipped: 0,
                 has_known_uptime: false,
+                is_closed: false,
                 is_wrong_path_told: false,
                 rejections: RejectionLog::default(),
             }),
@@ -149,12 +152,15 @@ impl EventDispatcher {
         self.record(&Event::AgentJoined(AgentJoined { ts, agent, id }));
     }
 
-    /// Applies an event.
+    /// Applies an event. What happens after the run was closed is in no account, and not told: the summary comes last.
     pub(crate) fn record(&self, event: &Event) {
+        let mut state = self.state.lock();
+        if state.is_closed {
+            return;
+        }
         if let Some(recorder) = &self.recorder {
             recorder.record(event);
         }
-        let mut state = self.state.lock();
         state.metrics.apply(event);
         state.accounts.apply(event);
         match event {
@@ -232,19 +238,23 @@ impl EventDispatcher {
         }
     }
 
+    /// Writes the final accounts, after which nothing is taken in. Returns the totals.
+    fn write_summary(&self) -> CapabilityStatistics {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        let statistics = state.accounts.statistics(self.now(), self.clock.elapsed());
+        let mut lines = Vec::new();
+        self.output.summary(&statistics, &mut lines);
+        self.writer.write(&lines);
+        state.accounts.total()
+    }
+
     /// Writes the final accounts and waits until all is written. Returns the totals.
     ///
     /// # Errors
     /// When standard output did not take all lines.
     pub(crate) async fn close(&self) -> std::io::Result<CapabilityStatistics> {
-        let total = {
-            let state = self.state.lock();
-            let statistics = state.accounts.statistics(self.now(), self.clock.elapsed());
-            let mut lines = Vec::new();
-            self.output.summary(&statistics, &mut lines);
-            self.writer.write(&lines);
-            state.accounts.total()
-        };
+        let total = self.write_summary();
         if let Some(recorder) = &self.recorder {
             match recorder.close().await? {
                 0 => {}
@@ -312,5 +322,27 @@ impl EventDispatcher {
             }
         };
         self.writer.set_status(text.status(&progress, columns));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::testing::recorder;
+
+    #[tokio::test]
+    async fn the_summary_comes_last() {
+        let (events, sink) = recorder(60);
+        let left = || Event::AgentLeft {
+            ts: events.now(),
+            agent: AgentIndex(0),
+        };
+        events.record(&left());
+        events.write_summary();
+        // Of a task that has not ended yet.
+        events.record(&left());
+        events.writer.close().await.unwrap();
+        assert_eq!(sink.events("agent_left").len(), 1);
+        assert_eq!(sink.events("summary").len(), 1);
     }
 }
