@@ -88,7 +88,7 @@ pub struct AgentOptions {
     /// Further root certificate for https, beside the system's: of --register-at and --ready-also
     #[arg(long, value_name = "PEM", env = "AGENT_CA_FILE")]
     ca_file: Option<PathBuf>,
-    /// Certificate in PEM form: the server speaks TLS. Read anew when it changes
+    /// Certificate in PEM form: the server speaks TLS. Reloaded when it changes
     #[arg(long, value_name = "PEM", env = "AGENT_TLS_CERT")]
     tls_cert: Option<PathBuf>,
     /// The certificate's key in PEM form

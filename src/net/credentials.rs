@@ -112,7 +112,7 @@ impl Token {
 /// The token in this environment variable, if it is set.
 ///
 /// # Errors
-/// A variable that is empty or not UTF-8: whoever set it meant to give a token.
+/// A variable that is empty or not UTF-8: it was meant to hold a token.
 fn token_in(variable: &str) -> anyhow::Result<Option<String>> {
     match std::env::var(variable) {
         Ok(token) => Ok(Some(token)),

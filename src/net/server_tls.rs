@@ -1,4 +1,4 @@
-//! TLS of our servers, with a certificate that is read anew when it changes.
+//! TLS of our servers, with a certificate that is reloaded when it changes.
 
 use std::fmt;
 use std::path::PathBuf;

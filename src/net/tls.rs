@@ -108,7 +108,7 @@ pub(crate) fn accept_any() -> Arc<dyn ServerCertVerifier> {
     })
 }
 
-/// Accepts one certificate, whatever it says and whoever issued it.
+/// Accepts one certificate, whatever it says and no matter who issued it.
 pub(crate) fn pinned(fingerprint: Fingerprint) -> Arc<dyn ServerCertVerifier> {
     Arc::new(Unverified {
         provider: provider(),
@@ -116,7 +116,7 @@ pub(crate) fn pinned(fingerprint: Fingerprint) -> Arc<dyn ServerCertVerifier> {
     })
 }
 
-/// The fingerprint of the certificate that a server shows, whoever vouches for it; `None` if it shows none.
+/// The fingerprint of the certificate that a server shows, trusted or not; `None` if it shows none.
 pub(crate) async fn shown_certificate(url: &Url) -> Option<Fingerprint> {
     let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
     let port = url.port_or_known_default()?;

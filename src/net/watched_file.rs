@@ -1,4 +1,4 @@
-//! Values that are read from files, and read anew when these change: tokens and certificates are replaced without a restart.
+//! Values that are read from files, and reloaded when these change: tokens and certificates are replaced without a restart.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -79,7 +79,7 @@ impl<T: Clone> WatchedFile<T> {
                 match (self.read)(&self.paths) {
                     Ok(value) => {
                         state.value = value;
-                        tracing::info!("{self:?} has changed, and is read anew");
+                        tracing::info!("{self:?} has changed, and is reloaded");
                     }
                     Err(error) => tracing::warn!(
                         "{self:?} has changed, and cannot be used: what it held before stays in use: {error:#}"
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_changes_is_read_anew_and_one_that_is_bad_is_not() {
+    fn a_file_that_changes_is_reloaded_and_one_that_is_bad_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("number");
         let read = |paths: &[PathBuf]| -> anyhow::Result<u32> {

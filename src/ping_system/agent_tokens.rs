@@ -1,5 +1,5 @@
 //! Tokens of single agents: those with which each registers itself, and those that each is shown. Both are files of lines
-//! that are read anew when they change.
+//! that are reloaded when they change.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

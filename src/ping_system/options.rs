@@ -144,7 +144,7 @@ pub struct PingSystemOptions {
     /// Further root certificate for agents at https, beside the system's, and for PostgreSQL where its URL has no sslrootcert
     #[arg(long, value_name = "PEM", env = "PING_CA_FILE")]
     ca_file: Option<PathBuf>,
-    /// Certificate in PEM form: the server speaks TLS. Read anew when it changes
+    /// Certificate in PEM form: the server speaks TLS. Reloaded when it changes
     #[arg(long, value_name = "PEM", env = "PING_TLS_CERT")]
     tls_cert: Option<PathBuf>,
     /// The certificate's key in PEM form
@@ -206,7 +206,7 @@ impl PingSystemOptions {
         )?;
         ensure!(
             (agent_token.is_none() && own_tokens.is_none()) || tokens.write.is_some(),
-            "--agent-token-file (PING_AGENT_TOKEN): whoever may register an agent is shown that token: expected --token-file (PING_TOKEN) with it"
+            "--agent-token-file (PING_AGENT_TOKEN): anybody who may register an agent is shown that token: expected --token-file (PING_TOKEN) with it"
         );
         let Count(max_per_address) = self.max_connections_per_address;
         let has_tokens = tokens.write.is_some() || tokens.read.is_some();

@@ -149,7 +149,7 @@ pub(super) struct EndpointOptions {
     #[arg(long, value_name = "PEM")]
     pub(super) ca_file: Option<PathBuf>,
 
-    /// Accept any certificate of the orchestrators of live runners: whoever stands between can read and answer the jobs
+    /// Accept any certificate of the orchestrators of live runners: anybody in between can read and answer the jobs
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) insecure_orchestrators: Option<bool>,
 }

@@ -1,4 +1,4 @@
-//! Sends a job's request and reads its answer, whoever gives it: what is common to gateways and live runners.
+//! Sends a job's request and reads its answer: what is common to gateways and live runners.
 
 use std::future::Future;
 use std::pin::pin;
